@@ -1,0 +1,260 @@
+"""What a run is: its validated specification, its name, and the files that hold its results.
+
+A run's results are `<policy>-seed<k>.csv` and `.json`; while it is under way its checkpoint is `.partial/<name>.pt`.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import filelock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class RunError(ValueError):
+    """A specification or a results folder that cannot be used; the message is one line for the user."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Bounded(_Frozen):
+    base_lr: Rate
+    max_lr: Rate
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.base_lr > self.max_lr:
+            raise ValueError(f"base_lr must not exceed max_lr: base_lr={self.base_lr!r}, max_lr={self.max_lr!r}")
+        return self
+
+
+class Cyclic(_Bounded):
+    """`schedulers.CyclicLR` in one of its modes."""
+
+    name: Literal["triangular", "triangular2", "exp_range", "exp_range_both"] = "triangular"
+    step_size: Count
+    gamma: Rate = 1.0
+
+
+class CustomCyclic(_Bounded):
+    """`schedulers.CyclicLR` with a named scale function."""
+
+    name: Literal["custom"] = "custom"
+    step_size: Count
+    scale_fn: Literal["sinusoidal", "inverse_power_of_5"]
+    scale_mode: Literal["cycle", "iterations"] = "cycle"
+
+
+class Fixed(_Frozen):
+    """`schedulers.fixed`: a rate with its cuts."""
+
+    name: Literal["fixed"] = "fixed"
+    lr: Rate = 0.001
+    milestones: tuple[Count, ...] = (60_000, 65_000)
+    gamma: Rate = 0.1
+
+    @model_validator(mode="after")
+    def _increasing(self):
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must be increasing iterations: milestones={list(self.milestones)!r}")
+        return self
+
+
+class Decay(_Bounded):
+    """`schedulers.decay`."""
+
+    name: Literal["decay"] = "decay"
+    step_size: Count
+
+
+class Exponential(_Frozen):
+    """`schedulers.exponential`."""
+
+    name: Literal["exp"] = "exp"
+    lr: Rate
+    gamma: Rate
+
+
+class RangeTest(_Frozen):
+    """`schedulers.RangeTestLR` over the whole run."""
+
+    name: Literal["range_test"] = "range_test"
+    min_lr: Rate
+    max_lr: Rate
+    ramp: Literal["linear", "exponential"] = "linear"
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr must not exceed max_lr: min_lr={self.min_lr!r}, max_lr={self.max_lr!r}")
+        return self
+
+
+Policy = Annotated[Cyclic | CustomCyclic | Fixed | Decay | Exponential | RangeTest, Field(discriminator="name")]
+
+
+class Spec(_Frozen):
+    """Everything that decides a run's results: same spec, same data, same machine, same bytes.
+
+    Attributes:
+        dataset: a name of `datasets.NAMES`.
+        model, pooling, init: as in `models.build`.
+        policy: one of the policy classes above, by its `name`.
+        optimizer: `sgd` (with `momentum`), `adam` or `rmsprop`.
+        weight_decay: L2 penalty.
+        bias_lr_mult: learning rate multiplier of the biases.
+        batch_size: images an iteration.
+        iterations: length of the run.
+        evaluate_every: iterations between evaluations on the whole test set.
+        seed: of the initial weights and, together with the epoch, of the order of the images.
+        precision: of the training step, `float32` or `bfloat16`; evaluation is in float32.
+    """
+
+    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "images"]
+    model: Annotated[str, Field(pattern=r"^(cifar10_quick|cifar10_full|lenet|mlp|wide_resnet-\d+-\d+)$")] = "cifar10_quick"
+    pooling: Literal["floor", "caffe"] = "floor"
+    init: Literal["torch", "caffe"] = "torch"
+    policy: Policy
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.004
+    bias_lr_mult: Rate = 1.0
+    batch_size: Count = 100
+    iterations: Count
+    evaluate_every: Count
+    seed: Annotated[int, Field(ge=0)]
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy.name}-seed{self.seed}"
+
+
+def spec(**settings) -> Spec:
+    """Validate settings into a `Spec`.
+
+    Raises:
+        RunError: one line that names each wrong setting and its value.
+    """
+    try:
+        return Spec(**settings)
+    except ValidationError as error:
+        raise RunError("; ".join(_complaint(item) for item in error.errors())) from None
+
+
+def _complaint(item: dict) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error":
+        return item["msg"].removeprefix("Value error, ")
+    if item["type"] == "union_tag_invalid":
+        return f"unknown policy {item['ctx']['tag']!r}: choose {item['ctx']['expected_tags']}"
+    # Only the last part of the location is a name that the user wrote; a policy's own tag precedes it.
+    name = where.rpartition(".")[2] if where.startswith("policy.") else where
+    return f"{name}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def differences(a: Spec, b: Spec) -> list[str]:
+    """The settings in which two specs differ, each as `name: a's value, not b's`."""
+    flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    keys = sorted(flat_a.keys() | flat_b.keys())
+    return [f"{key}: {flat_a.get(key)!r}, not {flat_b.get(key)!r}" for key in keys if flat_a.get(key) != flat_b.get(key)]
+
+
+def _flat(nested: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in nested.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return out
+
+
+class RunFiles:
+    """Where one run's results live in a folder.
+
+    Args:
+        folder: the experiment's results folder.
+        name: the run's name, `<policy>-seed<k>`.
+    """
+
+    def __init__(self, folder: str | Path, name: str) -> None:
+        folder = Path(folder)
+        self.csv = folder / f"{name}.csv"
+        self.json = folder / f"{name}.json"
+        self.checkpoint = folder / ".partial" / f"{name}.pt"
+
+    @property
+    def complete(self) -> bool:
+        """The CSV is written last, so it is there only when everything is."""
+        return self.csv.exists()
+
+    def check(self, asked: Spec, fingerprint: str) -> None:
+        """Raise RunError when a complete run here is not the one asked for; it is never overwritten."""
+        if not self.complete:
+            return
+        try:
+            record = json.loads(self.json.read_text())
+            stored = Spec(**record["spec"])
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{self.csv} has no readable {self.json.name} beside it ({type(error).__name__})") from error
+        found = differences(stored, asked)
+        if record["data"]["fingerprint"] != fingerprint:
+            found.append(f"data: fingerprint {record['data']['fingerprint'][:12]}, not {fingerprint[:12]}")
+        if found:
+            raise RunError(f"{self.csv} is a complete run with other settings ({'; '.join(found)}): move it or use another folder")
+
+    def finish(self, rows: Iterable[tuple], record: dict) -> None:
+        """Write a complete run: JSON first, CSV last, then the checkpoint goes."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+        atomic_write(self.json, json.dumps(record, indent=2) + "\n")
+        atomic_write(self.csv, table.getvalue())
+        self.checkpoint.unlink(missing_ok=True)
+        try:
+            self.checkpoint.parent.rmdir()
+        except OSError:  # other runs are still in there, or it never was
+            pass
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[Path]:
+    """Hold a results folder for writing; it is created when missing.
+
+    Raises:
+        RunError: the folder cannot be written, or another process holds it.
+    """
+    folder = Path(folder)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunError(f"{folder} is being written by another process") from None
+    except OSError as error:
+        raise RunError(f"results folder {folder} cannot be written: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        lock.release()

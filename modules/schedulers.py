@@ -1,0 +1,297 @@
+"""Learning rate policies of Smith, *Cyclical Learning Rates for Training Neural Networks* (arXiv:1506.01186).
+
+Every policy is a closed formula of the iteration, so a schedule never drifts and can be resumed anywhere.
+What torch has already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used from torch.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, MultiStepLR
+
+MODES = ("triangular", "triangular2", "exp_range", "exp_range_both")
+
+#: Scale functions that can be asked for by name; a named one survives `state_dict()` whole.
+SCALE_FUNCTIONS: dict[str, Callable[[float], float]] = {
+    "sinusoidal": lambda cycle: 0.5 * (1 + math.sin(cycle * math.pi / 2)),
+    "inverse_power_of_5": lambda t: 1 / 5 ** (t * 1e-4),
+}
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
+
+
+def _bounds(base_lr: float, max_lr: float) -> None:
+    _positive("base_lr", base_lr)
+    _positive("max_lr", max_lr)
+    if base_lr > max_lr:
+        raise ValueError(f"base_lr must not exceed max_lr: base_lr={base_lr!r}, max_lr={max_lr!r}")
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set every parameter group to `lr` times its `lr_mult` (1 where the group has none), as the group's initial rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr * group.get("lr_mult", 1.0)
+
+
+class _PolicyLR(LRScheduler):
+    """A learning rate that is one formula of the iteration, multiplied in each parameter group by its `lr_mult`."""
+
+    def lr_at(self, t: float) -> float:
+        """Learning rate `t` iterations after the start of the policy, before any `lr_mult`."""
+        raise NotImplementedError
+
+    def _start(self, optimizer: Optimizer, last_epoch: int) -> None:
+        set_lr(optimizer, self.lr_at(max(last_epoch, 0)))
+        super().__init__(optimizer, last_epoch)
+
+    def _iteration(self) -> int:
+        return self.last_epoch
+
+    def get_lr(self) -> list[float]:
+        lr = self.lr_at(self._iteration())
+        return [lr * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
+
+
+class CyclicLR(_PolicyLR):
+    """Cycle the learning rate between two bounds; call `step()` once an iteration, after `optimizer.step()`.
+
+    With `cycle = floor(1 + t / (2 step_size))`, `x = |t / step_size - 2 cycle + 1|` and `h = max(0, 1 - x)`:
+
+    * `triangular`: `base_lr + (max_lr - base_lr) h`
+    * `triangular2`: the amplitude halves with each cycle, `... h / 2^(cycle - 1)`
+    * `exp_range`: the amplitude decays, `... h gamma^t` (as in bckenstler/CLR and torch)
+    * `exp_range_both`: both bounds decay, `(base_lr + (max_lr - base_lr) h) gamma^t` (the paper's wording, coxy1989/clr)
+    * `scale_fn` given: `... h scale_fn(cycle)` or `... h scale_fn(t)`; `mode` is then ignored (bckenstler/CLR)
+
+    Equal to `torch.optim.lr_scheduler.CyclicLR` with `cycle_momentum=False` in the first three modes. Beyond that
+    it takes per-group multipliers, can be reset, keeps a history and restores completely from its `state_dict()`.
+
+    Args:
+        optimizer: any torch optimizer. A parameter group's `lr_mult` key, where there is one, multiplies its rate
+            (Caffe's multipliers). The optimizer's own learning rate is replaced by `base_lr` at once.
+        base_lr: lower bound of the cycle, the rate at iteration 0.
+        max_lr: upper bound of the cycle, reached after `step_size` iterations.
+        step_size: iterations in half a cycle; the paper (3.2) advises 2 to 10 epochs.
+        mode: one of `triangular`, `triangular2`, `exp_range`, `exp_range_both`.
+        gamma: decay per iteration for the `exp_range` modes.
+        scale_fn: function of one number giving a factor in [0, 1], or the name of one in `SCALE_FUNCTIONS`.
+        scale_mode: what `scale_fn` is called with: `cycle` (1, 2, ...) or `iterations` (since the cycle's start).
+        last_epoch: iterations already done, minus one sense as in torch; -1 starts afresh.
+
+    Raises:
+        ValueError: for a bound, step size, gamma, mode or scale function that makes no sense; the message shows it.
+
+    Source: the paper, section 3; bckenstler/CLR for the arguments, `reset` and `history`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        base_lr: float = 0.001,
+        max_lr: float = 0.006,
+        step_size: float = 2000,
+        mode: str = "triangular",
+        gamma: float = 1.0,
+        scale_fn: Callable[[float], float] | str | None = None,
+        scale_mode: str = "cycle",
+        last_epoch: int = -1,
+    ) -> None:
+        _bounds(base_lr, max_lr)
+        _positive("step_size", step_size)
+        _positive("gamma", gamma)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+        if scale_mode not in ("cycle", "iterations"):
+            raise ValueError(f"scale_mode must be cycle or iterations, not {scale_mode!r}")
+        if isinstance(scale_fn, str) and scale_fn not in SCALE_FUNCTIONS:
+            raise ValueError(f"scale_fn must be a function or one of {', '.join(SCALE_FUNCTIONS)}, not {scale_fn!r}")
+        self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
+        self.mode, self.gamma, self.scale_mode = mode, float(gamma), scale_mode
+        self._use_scale_fn(scale_fn)
+        self.cycle_start = 0
+        self.history: dict[str, list] = {"iteration": [], "lr": []}
+        self._start(optimizer, last_epoch)
+
+    def _use_scale_fn(self, scale_fn: Callable[[float], float] | str | None) -> None:
+        if isinstance(scale_fn, str):
+            self._scale_name, self._scale_fn = scale_fn, SCALE_FUNCTIONS[scale_fn]
+        elif scale_fn is None:
+            self._scale_name = self._scale_fn = None
+        else:
+            self._scale_name = getattr(scale_fn, "__qualname__", type(scale_fn).__qualname__)
+            self._scale_fn = scale_fn
+
+    def lr_at(self, t: float) -> float:
+        """Learning rate `t` iterations after the start of the cycles (after the last reset), before any `lr_mult`."""
+        cycle = math.floor(1 + t / (2 * self.step_size))
+        x = abs(t / self.step_size - 2 * cycle + 1)
+        height = (self.max_lr - self.base_lr) * max(0.0, 1 - x)
+        if self._scale_fn is not None:
+            return self.base_lr + height * self._scale_fn(cycle if self.scale_mode == "cycle" else t)
+        if self.mode == "triangular2":
+            return self.base_lr + height / 2.0 ** (cycle - 1)
+        if self.mode == "exp_range":
+            return self.base_lr + height * self.gamma**t
+        if self.mode == "exp_range_both":
+            return (self.base_lr + height) * self.gamma**t
+        return self.base_lr + height
+
+    def _iteration(self) -> int:
+        return self.last_epoch - self.cycle_start
+
+    def step(self, epoch: int | None = None, *, metrics: dict[str, float] | None = None) -> None:
+        """Move to the next iteration's rate, and write the one just finished into `history`.
+
+        Args:
+            epoch: as in torch, deprecated there; leave it out.
+            metrics: numbers measured in the iteration just finished, e.g. `{"loss": 1.2}`; kept in `history`, where an
+                iteration that did not report a metric holds None.
+        """
+        if self._step_count > 0:
+            self._record(metrics or {})
+        super().step(epoch)
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        done = len(self.history["iteration"])
+        row = {"iteration": self.last_epoch, "lr": self.lr_at(self._iteration()), **metrics}
+        for key in row.keys() | self.history.keys():
+            self.history.setdefault(key, [None] * done).append(row.get(key))
+
+    def reset(self, base_lr: float | None = None, max_lr: float | None = None, step_size: float | None = None) -> None:
+        """Start a new first cycle now, with new bounds or step size where given. `history` runs on.
+
+        Raises:
+            ValueError: for bounds or a step size that make no sense; the scheduler then stays as it was.
+        """
+        base_lr = self.base_lr if base_lr is None else base_lr
+        max_lr = self.max_lr if max_lr is None else max_lr
+        step_size = self.step_size if step_size is None else step_size
+        _bounds(base_lr, max_lr)
+        _positive("step_size", step_size)
+        self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
+        self.cycle_start = self.last_epoch
+        self._apply()
+
+    def _apply(self) -> None:
+        """Write the current iteration's rates into the optimizer."""
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+    _STATE = ("base_lr", "max_lr", "step_size", "mode", "gamma", "scale_mode", "cycle_start", "last_epoch", "_step_count")
+
+    def state_dict(self) -> dict:
+        """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.
+
+        A custom `scale_fn` is stored by name only.
+        """
+        state = {key: getattr(self, key) for key in self._STATE}
+        state["scale_fn"] = self._scale_name
+        state["history"] = {key: list(values) for key, values in self.history.items()}
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore every parameter and the optimizer's rates; training goes on bit for bit.
+
+        Raises:
+            ValueError: when the state was saved with a custom `scale_fn` that this scheduler was not constructed with.
+        """
+        name = state_dict["scale_fn"]
+        if name != self._scale_name:
+            if name is not None and name not in SCALE_FUNCTIONS:
+                raise ValueError(
+                    f"the saved scheduler used the scale function {name!r}, which is not stored with it: "
+                    f"construct CyclicLR with that function before loading (this one has {self._scale_name!r})"
+                )
+            self._use_scale_fn(name)
+        for key in self._STATE:
+            setattr(self, key, state_dict[key])
+        self.history = {key: list(values) for key, values in state_dict["history"].items()}
+        self._apply()
+
+
+class RangeTestLR(_PolicyLR):
+    """Learning rate range test: one ramp from `min_lr` to `max_lr`, then `max_lr`.
+
+    Args:
+        optimizer: any torch optimizer; groups may have an `lr_mult`.
+        min_lr: rate at iteration 0.
+        max_lr: rate at iteration `iterations` and after.
+        iterations: length of the ramp.
+        ramp: `linear` (the paper 3.3, coxy1989/clr) or `exponential` (best_lr).
+        last_epoch: as in torch.
+
+    Raises:
+        ValueError: `min_lr` above `max_lr`, a number that is not positive, an unknown ramp.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        min_lr: float,
+        max_lr: float,
+        iterations: int,
+        ramp: str = "linear",
+        last_epoch: int = -1,
+    ) -> None:
+        _positive("min_lr", min_lr)
+        _positive("max_lr", max_lr)
+        _positive("iterations", iterations)
+        if min_lr > max_lr:
+            raise ValueError(f"min_lr must not exceed max_lr: min_lr={min_lr!r}, max_lr={max_lr!r}")
+        if ramp not in ("linear", "exponential"):
+            raise ValueError(f"ramp must be linear or exponential, not {ramp!r}")
+        self.min_lr, self.max_lr, self.iterations, self.ramp = float(min_lr), float(max_lr), iterations, ramp
+        self._start(optimizer, last_epoch)
+
+    def lr_at(self, t: float) -> float:
+        """Learning rate at iteration `t`, before any `lr_mult`."""
+        part = min(t / self.iterations, 1.0)
+        if self.ramp == "linear":
+            return self.min_lr + (self.max_lr - self.min_lr) * part
+        return self.min_lr * (self.max_lr / self.min_lr) ** part
+
+
+def decay(optimizer: Optimizer, base_lr: float, max_lr: float, step_size: float) -> LambdaLR:
+    """`max_lr` falling linearly to `base_lr` over `step_size` iterations, then `base_lr` (the paper's 4.1.1 control).
+
+    Raises:
+        ValueError: bounds or a step size that make no sense.
+    """
+    _bounds(base_lr, max_lr)
+    _positive("step_size", step_size)
+    set_lr(optimizer, max_lr)
+    low = base_lr / max_lr
+    return LambdaLR(optimizer, lambda t: 1 - (1 - low) * min(t / step_size, 1.0))
+
+
+def exponential(optimizer: Optimizer, lr: float, gamma: float) -> ExponentialLR:
+    """`lr gamma^t` (the paper's `exp` policy), torch's ExponentialLR stepped once an iteration.
+
+    Raises:
+        ValueError: `lr` or `gamma` not positive.
+    """
+    _positive("lr", lr)
+    _positive("gamma", gamma)
+    set_lr(optimizer, lr)
+    return ExponentialLR(optimizer, gamma)
+
+
+def fixed(
+    optimizer: Optimizer, lr: float = 0.001, milestones: tuple[int, ...] = (60_000, 65_000), gamma: float = 0.1
+) -> MultiStepLR:
+    """`lr`, multiplied by `gamma` at each milestone: Caffe's CIFAR-10 `quick` solver, coxy1989/clr's baseline.
+
+    Raises:
+        ValueError: `lr` or `gamma` not positive, milestones not increasing.
+    """
+    _positive("lr", lr)
+    _positive("gamma", gamma)
+    if any(a >= b for a, b in zip(milestones, milestones[1:], strict=False)) or any(m < 1 for m in milestones):
+        raise ValueError(f"milestones must be increasing iterations, not {milestones!r}")
+    set_lr(optimizer, lr)
+    return MultiStepLR(optimizer, list(milestones), gamma)

@@ -1,0 +1,321 @@
+"""One run: the training loop, its evaluations and checkpoints.
+
+A run is bound by its convolutions. What surrounds them is kept small: images stay uint8 in one memory-mapped array,
+the network and its batches are channels_last, one run has one thread (several runs share the cores better than
+several threads share one run), and denormal numbers, which the momentum buffers would fill with, are flushed to zero.
+"""
+
+import json
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from modules import models, schedulers
+from modules.datasets import Dataset, load
+from modules.runs import RunError, RunFiles, Spec, atomic_write, differences
+
+EVALUATION_BATCH = 250
+REPORT_SECONDS = 1.0
+
+#: Called with (iterations done, last test accuracy or None) about once a second and at every evaluation.
+Report = Callable[[int, float | None], None]
+
+
+class Data:
+    """A data set on a device, ready to be cut into batches.
+
+    Args:
+        dataset: the data set.
+        device: where batches are wanted; on the CPU the uint8 images stay memory-mapped and shared.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.mean = torch.from_numpy(dataset.channel_mean()).view(1, -1, 1, 1).to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the arrays are read-only, and nothing here writes to them
+            self.train_images, self.train_labels, self.test_images, self.test_labels = (
+                torch.from_numpy(array).to(device)
+                for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+            )
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 `[B, C, H, W]` to float32 in [0, 1] minus the training set's channel means, channels_last."""
+        return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(self.mean)
+
+
+def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Endless indices of training images, `[batch_size]` each, from iteration `start`.
+
+    Every epoch is a new permutation drawn from (seed, epoch) alone, so a resumed run replays nothing. The images left
+    over when `batch_size` does not divide `count` sit that epoch out.
+    """
+    per_epoch = count // batch_size
+    epoch, first = divmod(start, per_epoch)
+    while True:
+        order = np.random.default_rng((seed, epoch)).permutation(count)
+        for index in range(first, per_epoch):
+            yield order[index * batch_size : (index + 1) * batch_size]
+        epoch, first = epoch + 1, 0
+
+
+def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
+    """The spec's optimizer over the model's parameter groups; its rate is set by the scheduler."""
+    groups = models.parameter_groups(model, spec.bias_lr_mult)
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    if spec.optimizer == "adam":
+        return torch.optim.Adam(groups, weight_decay=spec.weight_decay)
+    return torch.optim.RMSprop(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
+
+
+def make_scheduler(spec: Spec, optimizer: Optimizer) -> LRScheduler:
+    """The spec's policy on an optimizer."""
+    policy = spec.policy
+    settings = policy.model_dump(exclude={"name"})
+    if policy.name == "fixed":
+        return schedulers.fixed(optimizer, **settings)
+    if policy.name == "decay":
+        return schedulers.decay(optimizer, **settings)
+    if policy.name == "exp":
+        return schedulers.exponential(optimizer, **settings)
+    if policy.name == "range_test":
+        return schedulers.RangeTestLR(optimizer, iterations=spec.iterations, **settings)
+    if policy.name == "custom":
+        return schedulers.CyclicLR(optimizer, **settings)
+    return schedulers.CyclicLR(optimizer, mode=policy.name, **settings)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread and no denormals, put back afterwards: both belong to the numbers a run gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+
+
+def autocast(spec: Spec, device: torch.device):
+    """The context of a training step's forward pass in the spec's precision."""
+    return torch.autocast(device.type, torch.bfloat16) if spec.precision == "bfloat16" else nullcontext()
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
+    """Mean cross entropy and accuracy over the whole test set, in float32."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=data.mean.device)
+    correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
+    for start in range(0, len(data.test_labels), EVALUATION_BATCH):
+        labels = data.test_labels[start : start + EVALUATION_BATCH]
+        logits = model(data.pixels(data.test_images[start : start + EVALUATION_BATCH]))
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    model.train()
+    count = len(data.test_labels)
+    return loss.item() / count, correct.item() / count
+
+
+def train(
+    spec: Spec,
+    folder: str | Path,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    report: Report | None = None,
+    stop_after: int | None = None,
+) -> Path:
+    """Train one run to its end, from its checkpoint where there is one, and write its files.
+
+    Args:
+        spec: what to train.
+        folder: results folder; must exist.
+        data_dir: where the data set lies, as for `datasets.load`.
+        device: `cpu` or `cuda`; by default `cuda` where there is one.
+        report: called about once a second with (iterations done, last accuracy).
+        stop_after: stop at the first checkpoint at or after this many iterations, leaving the run unfinished.
+
+    Returns:
+        The path of the CSV.
+
+    Raises:
+        RunError: a complete or partial run of other settings lies in the folder, or the batch exceeds the data.
+        DataError: the data cannot be read.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    files = RunFiles(folder, spec.name)
+    dataset = load(spec.dataset, data_dir)
+    check(spec, dataset)
+    files.check(spec, dataset.fingerprint)
+    if files.complete:
+        return files.csv
+    with _one_thread():
+        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after)
+
+
+def check(spec: Spec, dataset: Dataset) -> None:
+    """Raise RunError when the spec does not fit the data set."""
+    if spec.batch_size > len(dataset.train_labels):
+        raise RunError(f"batch_size={spec.batch_size} exceeds the {len(dataset.train_labels)} training images")
+    try:
+        with torch.device("meta"):
+            _build(spec, dataset)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _build(spec: Spec, dataset: Dataset) -> nn.Module:
+    return models.build(
+        spec.model, dataset.channels, dataset.size, len(dataset.classes), spec.pooling, spec.init
+    )
+
+
+class _State:
+    """What changes while a run goes on: network, optimizer, scheduler, rows, seconds; saved and restored whole."""
+
+    def __init__(self, spec: Spec, dataset: Dataset, device: torch.device) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.seed)
+            model = _build(spec, dataset)
+        self.spec, self.fingerprint = spec, dataset.fingerprint
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(spec, self.model)
+        self.scheduler = make_scheduler(spec, self.optimizer)
+        self.iteration, self.seconds = 0, 0.0
+        self.rows: list[list] = []
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        state = {
+            "spec": self.spec.model_dump_json(),
+            "fingerprint": self.fingerprint,
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def restore(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        found = differences(Spec(**json.loads(state["spec"])), self.spec)
+        if state["fingerprint"] != self.fingerprint:
+            found.append("data: another fingerprint")
+        if found:
+            raise RunError(f"{path} is an unfinished run with other settings ({'; '.join(found)}): delete it to start anew")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
+
+
+def _train(
+    spec: Spec, files: RunFiles, dataset: Dataset, device: torch.device, report: Report, stop_after: int | None
+) -> Path:
+    state = _State(spec, dataset, device)
+    if files.checkpoint.exists():
+        state.restore(files.checkpoint)
+    data = Data(dataset, device)
+    model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
+    accuracy = state.rows[-1][-1] if state.rows else None
+    order = batches(len(dataset.train_labels), spec.batch_size, spec.seed, state.iteration)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    since, diverged = 0, False
+    # Taken now: these are the sources the run was trained with, whatever happens to the files meanwhile.
+    source = revision()
+    started = reported = time.monotonic()
+    while state.iteration < spec.iterations:
+        lr = scheduler.get_last_lr()[0]
+        index = torch.from_numpy(next(order)).to(device)
+        with autocast(spec, device):
+            loss = F.cross_entropy(model(data.pixels(data.train_images[index])), data.train_labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        loss_sum += loss.detach()
+        since += 1
+        state.iteration += 1
+        if state.iteration % spec.evaluate_every == 0 or state.iteration == spec.iterations:
+            train_loss = loss_sum.item() / since
+            val_loss, accuracy = evaluate(model, data)
+            if not (np.isfinite(train_loss) and np.isfinite(val_loss)):
+                diverged = True
+                break
+            state.rows.append([state.iteration, lr, train_loss, val_loss, accuracy])
+            loss_sum.zero_()
+            since = 0
+            now = time.monotonic()
+            state.seconds, started = state.seconds + now - started, now
+            state.save(files.checkpoint)
+            if stop_after is not None and stop_after <= state.iteration < spec.iterations:
+                return files.csv
+        if time.monotonic() - reported > REPORT_SECONDS or since == 0:
+            reported = time.monotonic()
+            report(state.iteration, accuracy)
+    state.seconds += time.monotonic() - started
+    files.finish(state.rows, record(spec, dataset, device, source, state, diverged))
+    return files.csv
+
+
+def record(
+    spec: Spec, dataset: Dataset, device: torch.device, source: str | None, state: _State, diverged: bool
+) -> dict:
+    """What a run's JSON says of how its numbers came about; nothing in it names a host, a user or a path."""
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "diverged": diverged,
+        "iterations": state.iteration,
+        "seconds": round(state.seconds, 1),
+        "data": {
+            "label": dataset.label,
+            "fingerprint": dataset.fingerprint,
+            "train": len(dataset.train_labels),
+            "test": len(dataset.test_labels),
+        },
+        "processor": processor(),
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+        "revision": source,
+    }
+
+
+def processor() -> str:
+    """The processor's model and the instruction set torch uses on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def revision() -> str | None:
+    """The project's git commit, with `+` when files differ from it; None outside a clone."""
+    where = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=where, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
