@@ -1,0 +1,206 @@
+"""The learning rate range test (the paper, 3.3): run it on any model, and read bounds off its curve as numbers."""
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modules.analysis import RESAMPLES, AnalysisError
+from modules.schedulers import RangeTestLR
+
+
+def range_test(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    evaluate: Callable[[nn.Module], float],
+    min_lr: float,
+    max_lr: float,
+    iterations: int,
+    evaluate_every: int,
+    ramp: str = "linear",
+) -> pd.DataFrame:
+    """Train while the learning rate climbs, and measure accuracy on the way; model and optimizer are put back afterwards.
+
+    Args:
+        model: the network; trained in place, on whatever device it is on.
+        optimizer: over the model's parameters.
+        loss_fn: called as `loss_fn(model(inputs), targets)`.
+        batches: pairs of inputs and targets, e.g. a DataLoader; gone through again whenever it ends.
+        evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters.
+        min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`.
+        iterations: length of the ramp; the paper lets it run for several epochs.
+        evaluate_every: iterations between evaluations; `iterations / evaluate_every` of at least 20 is sensible.
+
+    Returns:
+        Columns `lr`, `accuracy`; shorter when the loss stops being finite. `suggest_bounds` takes both columns.
+
+    Raises:
+        ValueError: rates, ramp or intervals that make no sense, or `batches` that are empty.
+
+    Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one.
+    """
+    if not 0 < evaluate_every <= iterations:
+        raise ValueError(f"evaluate_every must be between 1 and iterations={iterations}, not {evaluate_every!r}")
+    before = deepcopy((model.state_dict(), optimizer.state_dict(), model.training))
+    rows: list[tuple[float, float]] = []
+    try:
+        scheduler = RangeTestLR(optimizer, min_lr, max_lr, iterations, ramp)
+        stream = _endless(batches)
+        for iteration in range(1, iterations + 1):
+            model.train()
+            inputs, targets = next(stream)
+            optimizer.zero_grad()
+            loss = loss_fn(model(inputs), targets)
+            if not loss.isfinite():
+                break
+            loss.backward()
+            optimizer.step()
+            lr = scheduler.get_last_lr()[0]
+            scheduler.step()
+            if iteration % evaluate_every == 0:
+                rows.append((lr, evaluate(model)))
+    finally:
+        model.load_state_dict(before[0])
+        optimizer.load_state_dict(before[1])
+        model.train(before[2])
+    return pd.DataFrame(rows, columns=["lr", "accuracy"])
+
+
+def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("batches is empty, or an iterator that can be gone through only once: pass a DataLoader or a list")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Learning rate bounds read off a range test, with bootstrap intervals over its runs."""
+
+    base_lr: float
+    max_lr: float
+    base_low: float
+    base_high: float
+    max_low: float
+    max_high: float
+
+
+def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> Bounds:
+    """Read `base_lr` and `max_lr` off a range test.
+
+    The accuracy, averaged over runs, is fitted by least squares with a continuous line of four straight pieces: flat,
+    rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
+    rising piece ends: accuracy slows, turns ragged or falls (the paper, 3.3). The joints are tried at all measured
+    rates, a piece spanning three of them at least. The intervals are the same fit on resampled runs.
+
+    Args:
+        lr: learning rates in increasing order, `[points]`.
+        accuracy: accuracy at those rates, `[points]` or `[points, runs]`, 0 to 1.
+        log: whether the ramp was exponential; pieces are then straight over log(lr).
+
+    Raises:
+        AnalysisError: fewer than 12 points, numbers that are not finite, or an accuracy that does not rise clear of
+            its own noise.
+    """
+    lr = np.asarray(lr, dtype=float)
+    accuracy = np.asarray(accuracy, dtype=float).reshape(len(lr), -1)
+    if len(lr) < 12:
+        raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {len(lr)}")
+    if not (np.isfinite(lr).all() and np.isfinite(accuracy).all() and (lr > 0).all() and (np.diff(lr) > 0).all()):
+        raise AnalysisError("a range test needs finite accuracies at increasing positive learning rates")
+    fit = _four_pieces(np.log(lr) if log else lr)
+    base, top, rise, noise = fit(accuracy.mean(axis=1))
+    if not rise > 4 * noise:
+        raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
+    intervals = [np.nan] * 4
+    runs = accuracy.shape[1]
+    if runs > 1:
+        cached = lru_cache(maxsize=None)(lambda chosen: fit(accuracy[:, chosen].mean(axis=1))[:2])
+        intervals = []
+        for which in (0, 1):
+            boot = stats.bootstrap(
+                (np.arange(runs),),
+                lambda chosen, which=which: lr[cached(tuple(sorted(chosen.astype(int))))[which]],
+                n_resamples=RESAMPLES,
+                vectorized=False,
+                method="percentile",
+                rng=0,
+            )
+            intervals += boot.confidence_interval
+    return Bounds(*(float(value) for value in (lr[base], lr[top], *intervals)))
+
+
+def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, float, float]]:
+    """Least squares with a flat, a rising and two free pieces over `x` `[points]`.
+
+    Returns:
+        A function of accuracies `[points]` giving the indices of the rising piece's two ends, its height, and the
+        standard deviation of what the fit leaves over. The height is NaN when no rising fit exists.
+    """
+    last = len(x) - 1
+    candidates = np.unique(np.linspace(0, last, min(len(x), 50)).round().astype(int))
+    joints = np.array([j for j in combinations(candidates, 3) if min(j[1] - j[0], j[2] - j[1], last - j[2]) >= 2])
+    scaled = (x - x[0]) / (x[-1] - x[0])
+    hinges = np.maximum(0, scaled[None, :, None] - scaled[joints][:, None, :])
+    design = np.concatenate([np.ones_like(hinges[..., :1]), hinges], axis=2)
+    solve = np.linalg.pinv(design)
+
+    def fit(y: np.ndarray) -> tuple[int, int, float, float]:
+        weights = solve @ y
+        left_over = ((np.einsum("mpk,mk->mp", design, weights) - y) ** 2).sum(axis=1)
+        # The second piece rises, and what follows it rises less.
+        left_over[(weights[:, 1] <= 0) | (weights[:, 2] >= 0)] = np.inf
+        best = left_over.argmin()
+        first, second, _ = joints[best]
+        if not np.isfinite(left_over[best]):
+            return int(first), int(second), np.nan, np.nan
+        height = weights[best, 1] * (scaled[second] - scaled[first])
+        return int(first), int(second), float(height), float(np.sqrt(left_over[best] / (len(y) - 7)))
+
+    return fit
+
+
+def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The range test's curve and the bounds suggested from it.
+
+    A run that diverged stands at its first accuracy, chance, from there on: that is the fall the test looks for.
+
+    Args:
+        runs: as `read_runs` gives them, of the policy `range_test`.
+        log: whether the ramp was exponential.
+
+    Returns:
+        The curve (`lr`, `mean`, `low`, `high`: lowest and highest run) and the bounds (`bound`, `value`, `low`, `high`).
+
+    Raises:
+        AnalysisError: no range test here, or no rise in it.
+    """
+    tests = runs[runs.policy == "range_test"]
+    if tests.empty:
+        raise AnalysisError("no range test among these runs")
+    rates = tests.groupby("iteration").lr.first()
+    accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
+    accuracy = accuracy.fillna(accuracy.iloc[0])
+    found = suggest_bounds(rates.to_numpy(), accuracy.to_numpy(), log)
+    curve = pd.DataFrame({"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)})
+    bounds = pd.DataFrame(
+        {
+            "bound": ["base_lr", "max_lr"],
+            "value": [found.base_lr, found.max_lr],
+            "low": [found.base_low, found.max_low],
+            "high": [found.base_high, found.max_high],
+        }
+    )
+    return curve.reset_index(drop=True), bounds
