@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from modules.runs import COLUMNS
+from modules.runs import COLUMNS, atomic_write
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -197,3 +197,33 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     ]
     table = pd.DataFrame(rows, columns=["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"])
     return table.astype({"diverged": "Int64"})
+
+
+def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy by policy and iteration: columns `policy`, `iteration`, `lr`, `runs`, `mean`, `std`, `low`, `high`.
+
+    `low` and `high` are the lowest and the highest run; diverged runs are left out.
+    """
+    grouped = runs[~runs.diverged].groupby(["policy", "iteration"])
+    table = grouped.val_acc.agg(runs="count", mean="mean", std="std", low="min", high="max")
+    table.insert(0, "lr", grouped.lr.first())
+    return table.reset_index()
+
+
+def read_bounds(results: str | Path) -> tuple[float, float]:
+    """The bounds that the range test wrote into a results folder: `base_lr`, `max_lr`.
+
+    Raises:
+        AnalysisError: the range test has not been run there.
+    """
+    path = Path(results) / "tables" / "range_test_bounds.csv"
+    if not path.exists():
+        raise AnalysisError(f"no bounds in {path}: run the range test there first, or give base_lr and max_lr")
+    values = pd.read_csv(path).set_index("bound").value
+    return float(values["base_lr"]), float(values["max_lr"])
+
+
+def write(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as CSV, whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(Path(path), table.to_csv(index=False, lineterminator="\n"))

@@ -54,6 +54,23 @@ def run_all(
         RunError: bad settings, a folder in use or holding other runs, or a run that failed for good.
         DataError: the data cannot be read.
     """
+    check_all(specs, folder, data_dir, workers)
+    files = [RunFiles(folder, spec.name) for spec in specs]
+    pending = [spec for spec, file in zip(specs, files, strict=True) if not file.complete]
+    if pending:
+        with writing(folder) as held:
+            _run(pending, held.resolve(), Path(data_dir).resolve() if data_dir else None, workers, device)
+    print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
+    return files
+
+
+def check_all(
+    specs: Sequence[Spec], folder: str | Path, data_dir: str | Path | None = None, workers: int | None = None
+) -> None:
+    """Look for everything that can be wrong with a call of `run_all`, and change nothing.
+
+    Arguments and errors as for `run_all`.
+    """
     if workers is not None and workers < 1:
         raise RunError(f"workers={workers}: at least 1 is needed")
     names = [spec.name for spec in specs]
@@ -64,13 +81,6 @@ def run_all(
         for spec in (spec for spec in specs if spec.dataset == name):
             check(spec, dataset)
             RunFiles(folder, spec.name).check(spec, dataset.fingerprint)
-    files = [RunFiles(folder, name) for name in names]
-    pending = [spec for spec, file in zip(specs, files, strict=True) if not file.complete]
-    if pending:
-        with writing(folder) as held:
-            _run(pending, held.resolve(), Path(data_dir).resolve() if data_dir else None, workers, device)
-    print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
-    return files
 
 
 @contextmanager

@@ -165,6 +165,17 @@ def _complaint(item: dict) -> str:
     return f"{name}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
+def seeds(runs: int) -> range:
+    """Seeds 1 to `runs`.
+
+    Raises:
+        RunError: `runs` is not a positive whole number.
+    """
+    if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
+        raise RunError(f"runs={runs!r}: a whole number of at least 1 is needed")
+    return range(1, runs + 1)
+
+
 def differences(a: Spec, b: Spec) -> list[str]:
     """The settings in which two specs differ, each as `name: a's value, not b's`."""
     flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
@@ -258,3 +269,8 @@ def writing(folder: str | Path) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+def at_root() -> None:
+    """Make the project's folder the working directory, so that a notebook's relative paths mean the same anywhere."""
+    os.chdir(Path(__file__).resolve().parents[1])

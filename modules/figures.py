@@ -1,0 +1,120 @@
+"""Pictures from tables. Each function draws one message on new axes and returns the figure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from modules.analysis import Crossing
+
+COLOURS = sns.color_palette("colorblind")
+BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
+POLICY_NAMES = {"fixed": "fixed", "triangular": "CLR (triangular)"}
+
+
+def style() -> None:
+    """The look of every figure: light background, sizes that stay readable at a README's width."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.figsize": (8, 4.5), "figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight"})
+
+
+def policy_name(policy: str) -> str:
+    """What a policy is called in legends."""
+    return POLICY_NAMES.get(policy, f"CLR ({policy})")
+
+
+def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Learning rate against iteration, one line a schedule.
+
+    Args:
+        schedules: by legend name, tables with columns `iteration` and `lr`.
+        title: the figure's title.
+    """
+    figure, axes = plt.subplots()
+    for name, table in schedules.items():
+        axes.plot(table.iteration, table.lr, label=name)
+    axes.set(xlabel="iteration", ylabel="learning rate", title=title)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if len(schedules) > 1:
+        axes.legend(loc="best")
+    figure.tight_layout()
+    return figure
+
+
+def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str) -> Figure:
+    """Test accuracy against iteration for two policies: mean, range over runs, and where the challenger catches up.
+
+    Args:
+        runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
+        cross: as `analysis.crossing` gives it.
+        baseline, challenger: names of two policies.
+    """
+    figure, axes = plt.subplots()
+    for policy, colour in ((baseline, BASELINE), (challenger, CHALLENGER)):
+        table = runs[(runs.policy == policy) & ~runs.diverged]
+        lost = runs[(runs.policy == policy) & runs.diverged].seed.nunique()
+        count = table.seed.nunique()
+        name = f"{policy_name(policy)}, mean of {count} run{'s' * (count > 1)}" + (f" ({lost} diverged)" if lost else "")
+        sns.lineplot(table, x="iteration", y="val_acc", errorbar=("pi", 100), color=colour, label=name, ax=axes)
+    axes.axhline(cross.target, color="0.35", linestyle="--", linewidth=1)
+    right = runs.iteration.max()
+    axes.annotate(
+        f"best mean of {policy_name(baseline)}: {cross.target:.1%}",
+        (right, cross.target),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize="small",
+    )
+    if cross.iteration == cross.iteration:
+        axes.axvline(cross.iteration, color="0.35", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"reached at {cross.iteration:,.0f}",
+            (cross.iteration, axes.get_ylim()[0]),
+            xytext=(5, 8),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    axes.set(xlabel="iteration", ylabel="test accuracy", title=f"{runs.label.iloc[0]}: fixed learning rate and CLR")
+    axes.set_xlim(0, right)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower right", title="band: lowest to highest run", title_fontsize="small")
+    figure.tight_layout()
+    return figure
+
+
+def range_test(curve: pd.DataFrame, bounds: pd.DataFrame, label: str, runs: int, log: bool = False) -> Figure:
+    """Test accuracy against learning rate with the suggested bounds and their intervals.
+
+    Args:
+        curve, bounds: as `range_test.bounds_table` gives them.
+        label: the data set's.
+        runs: how many runs the curve averages.
+        log: draw the learning rate on a logarithmic axis.
+    """
+    figure, axes = plt.subplots()
+    name = f"mean of {runs} runs, band: lowest to highest" if runs > 1 else "one run"
+    axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
+    axes.fill_between(curve.lr, curve["low"], curve["high"], color=BASELINE, alpha=0.2, linewidth=0)
+    for row, colour in zip(bounds.itertuples(), (COLOURS[2], COLOURS[3]), strict=True):
+        axes.axvline(row.value, color=colour, linestyle="--", label=f"suggested {row.bound}: {row.value:.2g}")
+        if row.low == row.low:
+            axes.axvspan(row.low, row.high, color=colour, alpha=0.12, linewidth=0)
+    axes.set(xlabel="learning rate", ylabel="test accuracy", title=f"{label}: learning rate range test")
+    if log:
+        axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, without the date and versions that would change its bytes."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,272 @@
+"""The whole study: check every notebook's parameters, run the notebooks through papermill, compare, publish, HTML.
+
+    python -m modules.study reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
+    python -m modules.study publish --results FOLDER
+    python -m modules.study html
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import yaml
+
+from modules.comparison import readable
+from modules.runs import writing
+
+NOTEBOOKS, STUDIES, PUBLISHED, SITE, IMAGES = map(Path, ("notebooks", "studies", "results/published", "site", "images"))
+MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
+
+
+class StudyError(ValueError):
+    """Something asked of a study that cannot be done; the message is one line for the user."""
+
+
+def cells(notebook: nbformat.NotebookNode, tag: str) -> str:
+    """The source of a notebook's cells with a tag."""
+    return "\n".join(cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", []))
+
+
+def assigned(source: str) -> dict:
+    """The variables a piece of notebook source leaves behind."""
+    namespace: dict = {}
+    exec(source, namespace)
+    return {key: value for key, value in namespace.items() if not key.startswith("__")}
+
+
+def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[str, dict]:
+    """What papermill passes to each notebook of a study, by the notebook's name.
+
+    Args:
+        study: a folder of `studies/`, or the path of one.
+        results: the study's results folder.
+        overrides: the user's `-p` values; each goes to every notebook that has the parameter.
+
+    Raises:
+        StudyError: an unknown study, an unknown parameter in a YAML file or among the overrides.
+    """
+    folder = STUDIES / study
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        known = ", ".join(sorted(path.name for path in STUDIES.iterdir() if path.is_dir()))
+        raise StudyError(f"unknown study {study!r}: choose one of {known}")
+    plan, used = {}, set()
+    for file in files:
+        source = NOTEBOOKS / f"{file.stem}.ipynb"
+        if not source.exists():
+            raise StudyError(f"{file} belongs to no notebook: {source} does not exist")
+        known = assigned(cells(nbformat.read(source, 4), "parameters"))
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise StudyError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        for key, value in values.items():
+            if key not in known:
+                raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {value!r})")
+        chosen = {key: value for key, value in overrides.items() if key in known}
+        used |= chosen.keys()
+        places = {"results_dir": str(results), "published_dir": str(PUBLISHED / results.name)}
+        plan[file.stem] = {**values, **chosen, **{key: value for key, value in places.items() if key in known}}
+    for key in overrides.keys() - used:
+        raise StudyError(f"no notebook has a parameter {key!r} (value {overrides[key]!r})")
+    return plan
+
+
+def check(plan: dict[str, dict]) -> None:
+    """Run every notebook's own check of its parameters, before anything is computed; raises what they raise."""
+    for name, values in plan.items():
+        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
+        namespace: dict = {}
+        exec(cells(notebook, "parameters"), namespace)
+        namespace.update(values)
+        exec(cells(notebook, "check"), namespace)
+
+
+def execute(name: str, values: dict, results: Path) -> None:
+    """Run one notebook through papermill into `<results>/notebooks/`; it appears there only when it succeeded.
+
+    Raises:
+        StudyError: a cell failed; the message is the error's last line.
+    """
+    import papermill
+
+    target = results / "notebooks" / f"{name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            papermill.execute_notebook(
+                str(NOTEBOOKS / f"{name}.ipynb"),
+                str(unfinished),
+                values,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                autosave_cell_every=0,
+                # Kernels announce themselves on the terminal at the level of a warning.
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
+        except papermill.PapermillExecutionError as error:
+            raise StudyError(f"{name}: {error.ename}: {str(error.evalue).splitlines()[0]}") from None
+        finally:
+            notebook = nbformat.read(unfinished, 4) if unfinished.exists() else None
+            unfinished.unlink(missing_ok=True)
+    nbformat.write(tidy(notebook), unfinished)
+    unfinished.replace(target)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Leave out of an executed notebook what tells of the machine: papermill's paths, and the progress bar's frames."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if not (output.output_type == "stream" and output.name == "stderr" and "it/s" in output.text + "it/s" * ("\r" in output.text))
+            ]
+    return notebook
+
+
+def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> None:
+    """Check, run all notebooks, and print what came out beside what is published."""
+    results = results or Path("results") / study
+    plan = parameters(study, results, overrides)
+    with writing(results):
+        check(plan)
+        started = time.monotonic()
+        for name, values in plan.items():
+            print(f"\n== {name}", flush=True)
+            execute(name, values, results)
+        pages = html()
+        comparison = results / "tables" / "comparison.csv"
+        if comparison.exists():
+            print(f"\nThis run beside {PUBLISHED / results.name}:\n")
+            print(readable(pd.read_csv(comparison)).to_string(index=False))
+        print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
+        print(f"As web pages: {pages}\nStudy took {time.monotonic() - started:.0f} s")
+
+
+def publish(results: Path) -> None:
+    """Promote a complete results folder to `results/published/`, and its figures to `images/`.
+
+    Raises:
+        StudyError: results are missing, unfinished, failed, or name a place on this machine.
+    """
+    target = PUBLISHED / results.name
+    if not (results / "notebooks").is_dir():
+        raise StudyError(f"nothing to publish: {results} has no executed notebooks, run make reproduce first")
+    with writing(results):
+        if any(results.rglob(".partial")):
+            raise StudyError(f"{results} has unfinished runs: run make reproduce again first")
+        here = re.compile("|".join(re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix))))
+        for path in results.rglob("*"):
+            if path.suffix in (".ipynb", ".json", ".csv") and here.search(path.read_text()):
+                raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")
+        if results.resolve() != target.resolve():
+            new = target.with_name(f".{target.name}.new")
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(results, new, ignore=shutil.ignore_patterns(".*", "comparison.csv"))
+            shutil.rmtree(target, ignore_errors=True)
+            new.replace(target)
+    images = IMAGES if results.name == MAIN_STUDY else IMAGES / results.name
+    images.mkdir(parents=True, exist_ok=True)
+    for figure in ("run.png", "lrrt.png"):
+        shutil.copyfile(target / "figures" / figure, images / figure)
+    print(f"published {target}, figures in {images}")
+
+
+def html() -> Path:
+    """Convert every executed notebook under `results/` to a self-contained page in `site/`, with an index.
+
+    Returns:
+        The index.
+
+    Raises:
+        StudyError: there is no executed notebook.
+    """
+    from nbconvert import HTMLExporter
+
+    found = sorted(Path("results").glob("published/*/notebooks/*.ipynb")) + sorted(
+        path for path in Path("results").glob("*/notebooks/*.ipynb")
+    )
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise StudyError("no executed notebook in results/: run make reproduce first")
+    exporter = HTMLExporter(
+        template_name="lab", embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True,
+        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
+    )
+    shutil.rmtree(SITE, ignore_errors=True)
+    groups: dict[str, list[str]] = {}
+    for path in found:
+        notebook = nbformat.read(path, 4)
+        title = next(cell.source.splitlines()[0].lstrip("# ") for cell in notebook.cells if cell.cell_type == "markdown")
+        group = str(path.parent.parent)
+        page = Path(group) / f"{path.stem}.html"
+        body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": f"{title} - {path.parent.parent.name}"}})
+        (SITE / page).parent.mkdir(parents=True, exist_ok=True)
+        (SITE / page).write_text(re.sub(r'href="([\w./-]+)\.ipynb"', r'href="\1.html"', body))
+        groups.setdefault(group, []).append(f'<li><a href="{page}">{title}</a></li>')
+    sections = "".join(f"<h2>{group}</h2><ul>{''.join(items)}</ul>" for group, items in groups.items())
+    (SITE / "index.html").write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Cyclical learning rates: executed notebooks</title>'
+        "<style>body{font:16px/1.5 sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}</style>"
+        f"<h1>Cyclical learning rates: executed notebooks</h1>{sections}</html>\n"
+    )
+    return SITE / "index.html"
+
+
+def value(text: str) -> object:
+    """A `-p` value as papermill's command line reads it: None, a truth value, a number, a list, or text."""
+    if text == "None":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m modules.study", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("reproduce", help="run a study's notebooks and compare with what is published")
+    run.add_argument("--study", required=True, help="a folder of studies/")
+    run.add_argument("--results", type=Path, help="results folder; by default results/<study>")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
+    promote = commands.add_parser("publish", help="promote a results folder to results/published/")
+    promote.add_argument("--results", type=Path, required=True, help="a complete results folder")
+    commands.add_parser("html", help="convert executed notebooks to web pages in site/")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "reproduce":
+            reproduce(options.study, options.results, {name: value(text) for name, text in options.p})
+        elif options.command == "publish":
+            publish(options.results)
+        else:
+            print(html())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
