@@ -127,7 +127,7 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     at = first(*everyone)
     low = high = never = np.nan
     if min(base.shape[1], chall.shape[1]) > 1:
-        # scipy draws the resamples; its own percentiles cannot hold infinities, so they are taken from its distribution.
+        # scipy's own percentiles cannot hold infinities, so they are taken from its resamples.
         drawn = stats.bootstrap(
             everyone,
             lambda b, c: first(b.astype(int), c.astype(int)),
@@ -185,17 +185,45 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     if shared:
         difference = both[challenger][shared].iloc[-1] - both[baseline][shared].iloc[-1]
         name = f"{challenger} - {baseline}"
-        rows.append({"quantity": "final_accuracy_difference", "policy": name, "runs": len(shared), **interval_of_mean(difference)})
+        rows.append(
+            {
+                "quantity": "final_accuracy_difference",
+                "policy": name,
+                "runs": len(shared),
+                **interval_of_mean(difference),
+            }
+        )
     cross = crossing(both[baseline], both[challenger])
     count = both[challenger].shape[1]
     rows += [
         {"quantity": "best_mean_accuracy", "policy": baseline, "runs": both[baseline].shape[1], "value": cross.target},
-        {"quantity": "best_mean_iteration", "policy": baseline, "runs": both[baseline].shape[1], "value": float(cross.target_iteration)},
-        {"quantity": "crossing_iteration", "policy": challenger, "runs": count, "value": cross.iteration, "low": cross.low, "high": cross.high},
-        {"quantity": "crossing_ratio", "policy": challenger, "runs": count, "value": cross.ratio, "low": cross.ratio_low, "high": cross.ratio_high},
+        {
+            "quantity": "best_mean_iteration",
+            "policy": baseline,
+            "runs": both[baseline].shape[1],
+            "value": float(cross.target_iteration),
+        },
+        {
+            "quantity": "crossing_iteration",
+            "policy": challenger,
+            "runs": count,
+            "value": cross.iteration,
+            "low": cross.low,
+            "high": cross.high,
+        },
+        {
+            "quantity": "crossing_ratio",
+            "policy": challenger,
+            "runs": count,
+            "value": cross.ratio,
+            "low": cross.ratio_low,
+            "high": cross.ratio_high,
+        },
         {"quantity": "never_crossed_share", "policy": challenger, "runs": count, "value": cross.never},
     ]
-    table = pd.DataFrame(rows, columns=["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"])
+    table = pd.DataFrame(
+        rows, columns=["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"]
+    )
     return table.astype({"diverged": "Int64"})
 
 

@@ -11,25 +11,22 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from modules import image_files
+from modules.image_files import SPLITS, DataError
+
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "images")
-SPLITS = ("train", "test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CACHE_VERSION = 1
 
 #: What is written on tables and figures, by name; a folder of images is labelled by its pixels, or by its own name.
 LABELS = {"digits": "digits (scikit-learn)", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 KNOWN_IMAGES = {"f103e41073cc568513074a83398ed490d1f69502a0d7c4e4cb9c59ce87c78e51": "CIFAR-10 (JPEG copy)"}
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or of the wrong shape; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +85,19 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     if name not in NAMES:
         raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
     data_dir = Path(data_dir) if data_dir else default_data_dir()
-    source = _image_files(data_dir) if name == "images" else None
+    source = image_files.find(data_dir) if name == "images" else None
     key = [CACHE_VERSION, *(source.stamp if source else [])]
     cache = data_dir / ".cache" / name
     found = _open_cache(cache, name, key)
     if found:
         return found
-    arrays, classes = source.read() if source else _READERS[name](data_dir)
+    splits, classes = source.read() if source else _READERS[name](data_dir)
+    arrays = _arrays(*splits)
     return _write_cache(cache, name, key, arrays, classes, data_dir)
 
 
 Arrays = dict[str, np.ndarray]
+Splits = list[tuple[np.ndarray, np.ndarray]]
 
 
 def _fingerprint(arrays: Arrays) -> str:
@@ -140,10 +139,8 @@ def _write_cache(
             np.save(new / f"{part}.npy", array)
         (new / "meta.json").write_text(json.dumps(meta))
         shutil.rmtree(cache, ignore_errors=True)
-        try:
+        with suppress(OSError):  # another process was first, with the same bytes
             new.rename(cache)
-        except OSError:  # another process was first, with the same bytes
-            pass
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return _open_cache(cache, name, key) or Dataset(
@@ -161,7 +158,7 @@ def _arrays(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.nda
     return named
 
 
-def _read_digits(data_dir: Path) -> tuple[Arrays, tuple[str, ...]]:
+def _read_digits(data_dir: Path) -> tuple[Splits, tuple[str, ...]]:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 to 32x32; 1,297 to train, 500 to test, stratified."""
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -169,10 +166,12 @@ def _read_digits(data_dir: Path) -> tuple[Arrays, tuple[str, ...]]:
 
     digits = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in small])
+    images = np.stack(
+        [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in small]
+    )
     train, test = train_test_split(np.arange(len(images)), test_size=500, stratify=digits.target, random_state=0)
     split = [(images[index], digits.target[index]) for index in (np.sort(train), np.sort(test))]
-    return _arrays(*split), tuple(str(name) for name in digits.target_names)
+    return split, tuple(str(name) for name in digits.target_names)
 
 
 @contextmanager
@@ -192,16 +191,16 @@ def _download_errors(what: str, data_dir: Path, ways: str) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read_cifar10(data_dir: Path) -> tuple[Arrays, tuple[str, ...]]:
+def _read_cifar10(data_dir: Path) -> tuple[Splits, tuple[str, ...]]:
     from torchvision.datasets import CIFAR10
 
     ways = (
-        "Ways to supply it: put cifar-10-python.tar.gz (or its folder cifar-10-batches-py) there, point CLR_DATA_DIR or "
-        "data_dir at a folder that has it, or use image files: -p dataset images -p data_dir <folder>."
+        "Ways to supply it: put cifar-10-python.tar.gz (or its folder cifar-10-batches-py) there, point "
+        "CLR_DATA_DIR or data_dir at a folder that has it, or use image files: -p dataset images -p data_dir <folder>."
     )
     with _download_errors("CIFAR-10", data_dir, ways):
         splits = [CIFAR10(data_dir, train=train, download=True) for train in (True, False)]
-    return _arrays(*((np.asarray(split.data), np.asarray(split.targets)) for split in splits)), tuple(splits[0].classes)
+    return [(np.asarray(split.data), np.asarray(split.targets)) for split in splits], tuple(splits[0].classes)
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -233,7 +232,7 @@ def _idx_reader(what: str, folder: str, torchvision_name: str, system: Path | No
                     return paths
         return None
 
-    def read(data_dir: Path) -> tuple[Arrays, tuple[str, ...]]:
+    def read(data_dir: Path) -> tuple[Splits, tuple[str, ...]]:
         import torchvision.datasets
 
         kind = getattr(torchvision.datasets, torchvision_name)
@@ -247,62 +246,9 @@ def _idx_reader(what: str, folder: str, torchvision_name: str, system: Path | No
         for split, images, labels in (("train", train_images, train_labels), ("t10k", test_images, test_labels)):
             if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
                 raise DataError(f"{what}: the {split} images {images.shape} and labels {labels.shape} do not match")
-        return _arrays((train_images, train_labels), (test_images, test_labels)), tuple(map(str, kind.classes))
+        return [(train_images, train_labels), (test_images, test_labels)], tuple(map(str, kind.classes))
 
     return read
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Files of an `images` folder: per split, one (path, label) for each image, sorted; `stamp` tells if they changed."""
-
-    files: dict[str, list[tuple[Path, int]]]
-    classes: tuple[str, ...]
-    stamp: list
-
-    def read(self) -> tuple[Arrays, tuple[str, ...]]:
-        return _arrays(*(self._split(split) for split in SPLITS)), self.classes
-
-    def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        from PIL import Image
-
-        images, first = [], self.files[split][0][0]
-        for path, _ in self.files[split]:
-            try:
-                with Image.open(path) as image:
-                    pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "I;16") else "RGB"))
-            except (OSError, SyntaxError) as error:
-                raise DataError(f"{path} cannot be read as an image: {str(error).splitlines()[0]}") from error
-            if images and pixels.shape != images[0].shape:
-                raise DataError(f"{path} has shape {pixels.shape}, but {first} has {images[0].shape}: resize them first")
-            images.append(pixels)
-        if images[0].shape[0] != images[0].shape[1]:
-            raise DataError(f"{first} is {images[0].shape[1]} x {images[0].shape[0]} pixels: the networks need squares")
-        return np.stack(images), np.array([label for _, label in self.files[split]])
-
-
-def _image_files(data_dir: Path) -> _Images:
-    for split in SPLITS:
-        if not (data_dir / split).is_dir():
-            raise DataError(f"no folder {data_dir / split}: data set 'images' needs train/<class>/* and test/<class>/*")
-    classes = tuple(sorted(entry.name for entry in os.scandir(data_dir / "train") if entry.is_dir()))
-    other = tuple(sorted(entry.name for entry in os.scandir(data_dir / "test") if entry.is_dir()))
-    if not classes or classes != other:
-        raise DataError(f"{data_dir}: train and test must hold the same class folders, found {classes} and {other}")
-    files: dict[str, list[tuple[Path, int]]] = {}
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        files[split] = []
-        for label, name in enumerate(classes):
-            entries = sorted(os.scandir(data_dir / split / name), key=lambda entry: entry.name)
-            entries = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-            if not entries:
-                raise DataError(f"no PNG or JPEG image in {data_dir / split / name}")
-            for entry in entries:
-                status = entry.stat()
-                digest.update(f"{split}/{name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-                files[split].append((Path(entry.path), label))
-    return _Images(files, classes, [digest.hexdigest()])
 
 
 _READERS = {

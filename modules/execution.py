@@ -116,9 +116,7 @@ def _client(workers: int) -> Iterator:
         yield client
 
 
-def _run(
-    specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: int | None, device: str | None
-) -> None:
+def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: int | None, device: str | None) -> None:
     from dask.system import CPU_COUNT
     from distributed import as_completed
 
@@ -128,7 +126,9 @@ def _run(
         # Longest first: a short run at the end leaves the fewest cores idle.
         ordered = sorted(specs, key=lambda spec: -spec.iterations)
         futures = {
-            client.submit(_train, spec, folder, data_dir, device, key=f"{folder}/{spec.name}", pure=False, retries=1): spec
+            client.submit(
+                _train, spec, folder, data_dir, device, key=f"{folder}/{spec.name}", pure=False, retries=1
+            ): spec
             for spec in ordered
         }
         for future in as_completed(futures):
@@ -153,7 +153,11 @@ def _train(spec: Spec, folder: Path, data_dir: Path | None, device: str | None) 
     path = train(spec, folder, data_dir, device, report)
     rows = path.read_text().splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
-    return f"accuracy {float(last[-1]):.4f} after {int(last[0]):,} iterations" if last else "diverged before its first evaluation"
+    return (
+        f"accuracy {float(last[-1]):.4f} after {int(last[0]):,} iterations"
+        if last
+        else "diverged before its first evaluation"
+    )
 
 
 class _Progress:

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -27,6 +28,20 @@ def policy_name(policy: str) -> str:
     return POLICY_NAMES.get(policy, f"CLR ({policy})")
 
 
+def _legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
+    """A legend under the axes, where it hides no curve."""
+    axes.legend().remove()
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+        title=title,
+        title_fontsize="small",
+    )
+
+
 def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """Learning rate against iteration, one line a schedule.
 
@@ -40,7 +55,7 @@ def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
     axes.set(xlabel="iteration", ylabel="learning rate", title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(schedules) > 1:
-        axes.legend(loc="best")
+        _legend_below(figure, axes, len(schedules))
     figure.tight_layout()
     return figure
 
@@ -58,7 +73,9 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         table = runs[(runs.policy == policy) & ~runs.diverged]
         lost = runs[(runs.policy == policy) & runs.diverged].seed.nunique()
         count = table.seed.nunique()
-        name = f"{policy_name(policy)}, mean of {count} run{'s' * (count > 1)}" + (f" ({lost} diverged)" if lost else "")
+        name = f"{policy_name(policy)}, mean of {count} run{'s' * (count > 1)}" + (
+            f" ({lost} diverged)" if lost else ""
+        )
         sns.lineplot(table, x="iteration", y="val_acc", errorbar=("pi", 100), color=colour, label=name, ax=axes)
     axes.axhline(cross.target, color="0.35", linestyle="--", linewidth=1)
     right = runs.iteration.max()
@@ -83,7 +100,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     axes.set_xlim(0, right)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(loc="lower right", title="band: lowest to highest run", title_fontsize="small")
+    _legend_below(figure, axes, 2, "bands: lowest to highest run")
     figure.tight_layout()
     return figure
 
@@ -98,7 +115,7 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame, label: str, runs: int,
         log: draw the learning rate on a logarithmic axis.
     """
     figure, axes = plt.subplots()
-    name = f"mean of {runs} runs, band: lowest to highest" if runs > 1 else "one run"
+    name = f"mean of {runs} runs (band: lowest to highest)" if runs > 1 else "one run"
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
     axes.fill_between(curve.lr, curve["low"], curve["high"], color=BASELINE, alpha=0.2, linewidth=0)
     for row, colour in zip(bounds.itertuples(), (COLOURS[2], COLOURS[3]), strict=True):
@@ -109,7 +126,7 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame, label: str, runs: int,
     if log:
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(loc="lower right")
+    _legend_below(figure, axes, 3)
     figure.tight_layout()
     return figure
 

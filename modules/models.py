@@ -22,7 +22,7 @@ def build(
     """Make a network with freshly drawn weights (torch's global random generator).
 
     Args:
-        name: `cifar10_quick`, `cifar10_full`, `lenet`, `mlp`, or `wide_resnet-<depth>-<width>`, e.g. `wide_resnet-28-10`.
+        name: `cifar10_quick`, `cifar10_full`, `lenet`, `mlp`, or `wide_resnet-<depth>-<width>` (`wide_resnet-28-10`).
         channels: input channels.
         size: input height and width in pixels.
         classes: number of classes.
@@ -178,7 +178,7 @@ def lenet(channels: int, size: int, classes: int) -> nn.Module:
 
 
 def mlp(features: int, classes: int) -> nn.Module:
-    """Dense 100-50-classes with softmax as hidden activation: the Keras article's network, 84,060 parameters on MNIST."""
+    """Dense 100-50-classes, softmax as hidden activation: the Keras article's network, 84,060 parameters on MNIST."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(features, 100),
@@ -206,7 +206,7 @@ class _WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width (arXiv:1605.07146), He initialisation; WRN-28-10 has 36.5 million parameters (best_lr's CIFAR-10).
+    """WRN-depth-width (arXiv:1605.07146), He initialisation; WRN-28-10 (best_lr) has 36.5 million parameters.
 
     Args:
         depth: layers, 6 n + 4.
@@ -221,7 +221,9 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, width: int, channels: int = 3, classes: int = 10) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4 or width < 1:
-            raise ValueError(f"wide_resnet needs a depth of 10, 16, 22, 28, ... and a width above 0, not {depth}-{width}")
+            raise ValueError(
+                f"wide_resnet needs a depth of 10, 16, 22, 28, ... and a width above 0, not {depth}-{width}"
+            )
         layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
         inputs = 16
         for outputs, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):

@@ -28,7 +28,7 @@ def range_test(
     evaluate_every: int,
     ramp: str = "linear",
 ) -> pd.DataFrame:
-    """Train while the learning rate climbs, and measure accuracy on the way; model and optimizer are put back afterwards.
+    """Train while the learning rate climbs, and measure accuracy on the way; both are put back afterwards.
 
     Args:
         model: the network; trained in place, on whatever device it is on.
@@ -82,7 +82,9 @@ def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor,
             empty = False
             yield batch
         if empty:
-            raise ValueError("batches is empty, or an iterator that can be gone through only once: pass a DataLoader or a list")
+            raise ValueError(
+                "batches is empty, or an iterator that can be gone through only once: pass a DataLoader or a list"
+            )
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
         log: whether the ramp was exponential.
 
     Returns:
-        The curve (`lr`, `mean`, `low`, `high`: lowest and highest run) and the bounds (`bound`, `value`, `low`, `high`).
+        The curve (`lr`, `mean`, lowest run `low`, highest `high`) and the bounds (`bound`, `value`, `low`, `high`).
 
     Raises:
         AnalysisError: no range test here, or no rise in it.
@@ -194,7 +196,9 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
     accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
     accuracy = accuracy.fillna(accuracy.iloc[0])
     found = suggest_bounds(rates.to_numpy(), accuracy.to_numpy(), log)
-    curve = pd.DataFrame({"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)})
+    curve = pd.DataFrame(
+        {"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
+    )
     bounds = pd.DataFrame(
         {
             "bound": ["base_lr", "max_lr"],

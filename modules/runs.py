@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -123,7 +123,9 @@ class Spec(_Frozen):
     """
 
     dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "images"]
-    model: Annotated[str, Field(pattern=r"^(cifar10_quick|cifar10_full|lenet|mlp|wide_resnet-\d+-\d+)$")] = "cifar10_quick"
+    model: Annotated[str, Field(pattern=r"^(cifar10_quick|cifar10_full|lenet|mlp|wide_resnet-\d+-\d+)$")] = (
+        "cifar10_quick"
+    )
     pooling: Literal["floor", "caffe"] = "floor"
     init: Literal["torch", "caffe"] = "torch"
     policy: Policy
@@ -180,7 +182,9 @@ def differences(a: Spec, b: Spec) -> list[str]:
     """The settings in which two specs differ, each as `name: a's value, not b's`."""
     flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
     keys = sorted(flat_a.keys() | flat_b.keys())
-    return [f"{key}: {flat_a.get(key)!r}, not {flat_b.get(key)!r}" for key in keys if flat_a.get(key) != flat_b.get(key)]
+    return [
+        f"{key}: {flat_a.get(key)!r}, not {flat_b.get(key)!r}" for key in keys if flat_a.get(key) != flat_b.get(key)
+    ]
 
 
 def _flat(nested: dict, prefix: str = "") -> dict:
@@ -222,7 +226,9 @@ class RunFiles:
         if record["data"]["fingerprint"] != fingerprint:
             found.append(f"data: fingerprint {record['data']['fingerprint'][:12]}, not {fingerprint[:12]}")
         if found:
-            raise RunError(f"{self.csv} is a complete run with other settings ({'; '.join(found)}): move it or use another folder")
+            raise RunError(
+                f"{self.csv} is a complete run with other settings ({'; '.join(found)}): move it or use another folder"
+            )
 
     def finish(self, rows: Iterable[tuple], record: dict) -> None:
         """Write a complete run: JSON first, CSV last, then the checkpoint goes."""
@@ -233,10 +239,8 @@ class RunFiles:
         atomic_write(self.json, json.dumps(record, indent=2) + "\n")
         atomic_write(self.csv, table.getvalue())
         self.checkpoint.unlink(missing_ok=True)
-        try:
+        with suppress(OSError):  # other runs are still in there, or it never was
             self.checkpoint.parent.rmdir()
-        except OSError:  # other runs are still in there, or it never was
-            pass
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -6,6 +6,7 @@ What torch has already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used fro
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, MultiStepLR
@@ -32,7 +33,7 @@ def _bounds(base_lr: float, max_lr: float) -> None:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set every parameter group to `lr` times its `lr_mult` (1 where the group has none), as the group's initial rate."""
+    """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none)."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = lr * group.get("lr_mult", 1.0)
 
@@ -64,15 +65,15 @@ class CyclicLR(_PolicyLR):
     * `triangular`: `base_lr + (max_lr - base_lr) h`
     * `triangular2`: the amplitude halves with each cycle, `... h / 2^(cycle - 1)`
     * `exp_range`: the amplitude decays, `... h gamma^t` (as in bckenstler/CLR and torch)
-    * `exp_range_both`: both bounds decay, `(base_lr + (max_lr - base_lr) h) gamma^t` (the paper's wording, coxy1989/clr)
+    * `exp_range_both`: both bounds decay, `(base_lr + ...) gamma^t` (the paper's wording, coxy1989/clr)
     * `scale_fn` given: `... h scale_fn(cycle)` or `... h scale_fn(t)`; `mode` is then ignored (bckenstler/CLR)
 
     Equal to `torch.optim.lr_scheduler.CyclicLR` with `cycle_momentum=False` in the first three modes. Beyond that
     it takes per-group multipliers, can be reset, keeps a history and restores completely from its `state_dict()`.
 
     Args:
-        optimizer: any torch optimizer. A parameter group's `lr_mult` key, where there is one, multiplies its rate
-            (Caffe's multipliers). The optimizer's own learning rate is replaced by `base_lr` at once.
+        optimizer: any torch optimizer. A group's `lr_mult`, where there is one, multiplies its rate (Caffe's
+            multipliers). The optimizer's own rate is replaced by `base_lr` at once.
         base_lr: lower bound of the cycle, the rate at iteration 0.
         max_lr: upper bound of the cycle, reached after `step_size` iterations.
         step_size: iterations in half a cycle; the paper (3.2) advises 2 to 10 epochs.
@@ -80,7 +81,7 @@ class CyclicLR(_PolicyLR):
         gamma: decay per iteration for the `exp_range` modes.
         scale_fn: function of one number giving a factor in [0, 1], or the name of one in `SCALE_FUNCTIONS`.
         scale_mode: what `scale_fn` is called with: `cycle` (1, 2, ...) or `iterations` (since the cycle's start).
-        last_epoch: iterations already done, minus one sense as in torch; -1 starts afresh.
+        last_epoch: as in torch; -1 starts afresh, k goes on as if at iteration k + 1.
 
     Raises:
         ValueError: for a bound, step size, gamma, mode or scale function that makes no sense; the message shows it.
@@ -182,7 +183,17 @@ class CyclicLR(_PolicyLR):
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
 
-    _STATE = ("base_lr", "max_lr", "step_size", "mode", "gamma", "scale_mode", "cycle_start", "last_epoch", "_step_count")
+    _STATE = (
+        "base_lr",
+        "max_lr",
+        "step_size",
+        "mode",
+        "gamma",
+        "scale_mode",
+        "cycle_start",
+        "last_epoch",
+        "_step_count",
+    )
 
     def state_dict(self) -> dict:
         """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.
@@ -219,8 +230,7 @@ class RangeTestLR(_PolicyLR):
 
     Args:
         optimizer: any torch optimizer; groups may have an `lr_mult`.
-        min_lr: rate at iteration 0.
-        max_lr: rate at iteration `iterations` and after.
+        min_lr, max_lr: rates at iteration 0, and at iteration `iterations` and after.
         iterations: length of the ramp.
         ramp: `linear` (the paper 3.3, coxy1989/clr) or `exponential` (best_lr).
         last_epoch: as in torch.
@@ -291,7 +301,7 @@ def fixed(
     """
     _positive("lr", lr)
     _positive("gamma", gamma)
-    if any(a >= b for a, b in zip(milestones, milestones[1:], strict=False)) or any(m < 1 for m in milestones):
+    if any(a >= b for a, b in pairwise(milestones)) or any(m < 1 for m in milestones):
         raise ValueError(f"milestones must be increasing iterations, not {milestones!r}")
     set_lr(optimizer, lr)
     return MultiStepLR(optimizer, list(milestones), gamma)

@@ -1,8 +1,8 @@
 """The whole study: check every notebook's parameters, run the notebooks through papermill, compare, publish, HTML.
 
-    python -m modules.study reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
-    python -m modules.study publish --results FOLDER
-    python -m modules.study html
+python -m modules.study reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
+python -m modules.study publish --results FOLDER
+python -m modules.study html
 """
 
 import argparse
@@ -19,9 +19,10 @@ import pandas as pd
 import yaml
 
 from modules.comparison import readable
-from modules.runs import writing
+from modules.pages import html
+from modules.runs import at_root, atomic_write, writing
 
-NOTEBOOKS, STUDIES, PUBLISHED, SITE, IMAGES = map(Path, ("notebooks", "studies", "results/published", "site", "images"))
+NOTEBOOKS, STUDIES, PUBLISHED, IMAGES = map(Path, ("notebooks", "studies", "results/published", "images"))
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
 
 
@@ -134,7 +135,11 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs = [
                 output
                 for output in cell.outputs
-                if not (output.output_type == "stream" and output.name == "stderr" and "it/s" in output.text + "it/s" * ("\r" in output.text))
+                if not (
+                    output.output_type == "stream"
+                    and output.name == "stderr"
+                    and "it/s" in output.text + "it/s" * ("\r" in output.text)
+                )
             ]
     return notebook
 
@@ -184,48 +189,27 @@ def publish(results: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     for figure in ("run.png", "lrrt.png"):
         shutil.copyfile(target / "figures" / figure, images / figure)
-    print(f"published {target}, figures in {images}")
+    update_readme()
+    print(f"published {target}, figures in {images}, tables in README.md")
 
 
-def html() -> Path:
-    """Convert every executed notebook under `results/` to a self-contained page in `site/`, with an index.
+def readme_table(study: str) -> str:
+    """A published study's headline as the Markdown table README shows."""
+    table = readable(pd.read_csv(PUBLISHED / study / "tables" / "headline.csv")).astype(str)
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
-    Returns:
-        The index.
 
-    Raises:
-        StudyError: there is no executed notebook.
-    """
-    from nbconvert import HTMLExporter
+def update_readme() -> None:
+    """Write every published study's table between its markers in README.md."""
+    readme = Path("README.md")
 
-    found = sorted(Path("results").glob("published/*/notebooks/*.ipynb")) + sorted(
-        path for path in Path("results").glob("*/notebooks/*.ipynb")
-    )
-    found = [path for path in found if not path.name.startswith(".")]
-    if not found:
-        raise StudyError("no executed notebook in results/: run make reproduce first")
-    exporter = HTMLExporter(
-        template_name="lab", embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True,
-        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="",
-    )
-    shutil.rmtree(SITE, ignore_errors=True)
-    groups: dict[str, list[str]] = {}
-    for path in found:
-        notebook = nbformat.read(path, 4)
-        title = next(cell.source.splitlines()[0].lstrip("# ") for cell in notebook.cells if cell.cell_type == "markdown")
-        group = str(path.parent.parent)
-        page = Path(group) / f"{path.stem}.html"
-        body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": f"{title} - {path.parent.parent.name}"}})
-        (SITE / page).parent.mkdir(parents=True, exist_ok=True)
-        (SITE / page).write_text(re.sub(r'href="([\w./-]+)\.ipynb"', r'href="\1.html"', body))
-        groups.setdefault(group, []).append(f'<li><a href="{page}">{title}</a></li>')
-    sections = "".join(f"<h2>{group}</h2><ul>{''.join(items)}</ul>" for group, items in groups.items())
-    (SITE / "index.html").write_text(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Cyclical learning rates: executed notebooks</title>'
-        "<style>body{font:16px/1.5 sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}</style>"
-        f"<h1>Cyclical learning rates: executed notebooks</h1>{sections}</html>\n"
-    )
-    return SITE / "index.html"
+    def fill(found: re.Match) -> str:
+        known = (PUBLISHED / found[2] / "tables" / "headline.csv").exists()
+        return f"{found[1]}\n{readme_table(found[2])}\n{found[4]}" if known else found[0]
+
+    marked = re.compile(r"(<!-- headline:([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+    atomic_write(readme, marked.sub(fill, readme.read_text()))
 
 
 def value(text: str) -> object:
@@ -255,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     promote.add_argument("--results", type=Path, required=True, help="a complete results folder")
     commands.add_parser("html", help="convert executed notebooks to web pages in site/")
     options = parser.parse_args(arguments)
+    at_root()
     try:
         if options.command == "reproduce":
             reproduce(options.study, options.results, {name: value(text) for name, text in options.p})

@@ -6,13 +6,10 @@ several threads share one run), and denormal numbers, which the momentum buffers
 """
 
 import json
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules import models, schedulers
 from modules.datasets import Dataset, load
-from modules.runs import RunError, RunFiles, Spec, atomic_write, differences
+from modules.provenance import record, revision
+from modules.runs import RunError, RunFiles, Spec, differences
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
@@ -179,9 +177,7 @@ def check(spec: Spec, dataset: Dataset) -> None:
 
 
 def _build(spec: Spec, dataset: Dataset) -> nn.Module:
-    return models.build(
-        spec.model, dataset.channels, dataset.size, len(dataset.classes), spec.pooling, spec.init
-    )
+    return models.build(spec.model, dataset.channels, dataset.size, len(dataset.classes), spec.pooling, spec.init)
 
 
 class _State:
@@ -220,7 +216,9 @@ class _State:
         if state["fingerprint"] != self.fingerprint:
             found.append("data: another fingerprint")
         if found:
-            raise RunError(f"{path} is an unfinished run with other settings ({'; '.join(found)}): delete it to start anew")
+            raise RunError(
+                f"{path} is an unfinished run with other settings ({'; '.join(found)}): delete it to start anew"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -272,50 +270,5 @@ def _train(
             reported = time.monotonic()
             report(state.iteration, accuracy)
     state.seconds += time.monotonic() - started
-    files.finish(state.rows, record(spec, dataset, device, source, state, diverged))
+    files.finish(state.rows, record(spec, dataset, device, source, state.iteration, state.seconds, diverged))
     return files.csv
-
-
-def record(
-    spec: Spec, dataset: Dataset, device: torch.device, source: str | None, state: _State, diverged: bool
-) -> dict:
-    """What a run's JSON says of how its numbers came about; nothing in it names a host, a user or a path."""
-    return {
-        "spec": spec.model_dump(mode="json"),
-        "diverged": diverged,
-        "iterations": state.iteration,
-        "seconds": round(state.seconds, 1),
-        "data": {
-            "label": dataset.label,
-            "fingerprint": dataset.fingerprint,
-            "train": len(dataset.train_labels),
-            "test": len(dataset.test_labels),
-        },
-        "processor": processor(),
-        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
-        "revision": source,
-    }
-
-
-def processor() -> str:
-    """The processor's model and the instruction set torch uses on it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def revision() -> str | None:
-    """The project's git commit, with `+` when files differ from it; None outside a clone."""
-    where = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=where, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,49 @@
+STUDY ?= digits
+RESULTS ?= results/$(STUDY)
+PARAMS ?=
+
+# Inside an activated conda environment `clr` its Python is used; otherwise .venv is made when it is missing
+# and installed anew when the lock has changed.
+ifeq ($(CONDA_DEFAULT_ENV),clr)
+PYTHON := python
+ENV :=
+else
+PYTHON := .venv/bin/python
+ENV := .venv/.installed
+endif
+
+.PHONY: help env reproduce publish html test lint lab clean
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+env: $(ENV) ## make .venv from requirements.txt
+
+.venv/.installed: requirements.txt pyproject.toml
+	@echo "Installing requirements.txt into .venv; this takes a few minutes the first time."
+	@$$(command -v python3.11 || command -v python3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed")'
+	@test -x .venv/bin/python || $$(command -v python3.11 || command -v python3) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results/digits] [PARAMS="-p runs 2"]
+	@$(PYTHON) -m modules.study reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
+
+publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
+	@$(PYTHON) -m modules.study publish --results $(RESULTS)
+
+html: $(ENV) ## executed notebooks as web pages in site/
+	@$(PYTHON) -m modules.study html
+
+test: $(ENV) ## all tests
+	@$(PYTHON) -m pytest
+
+lint: $(ENV) ## ruff on code and notebooks
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check modules tests
+
+lab: $(ENV) ## open JupyterLab
+	@$(PYTHON) -m jupyter lab notebooks
+
+clean: ## delete .venv, site/ and caches; results and data stay
+	rm -rf .venv site .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,76 @@
+"""Where a run's numbers come from: the record beside its CSV. Nothing in it names a host, a user or a path."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from modules.datasets import Dataset
+from modules.runs import Spec
+
+
+def record(
+    spec: Spec,
+    dataset: Dataset,
+    device: torch.device,
+    source: str | None,
+    iterations: int,
+    seconds: float,
+    diverged: bool,
+) -> dict:
+    """What a run's JSON says.
+
+    Args:
+        spec: what was trained.
+        dataset: the data it was trained on.
+        device: the device it was trained on.
+        source: the project's revision when it started, as `revision` gives it.
+        iterations: iterations done.
+        seconds: seconds they took, evaluations and checkpoints included, over all sittings.
+        diverged: whether the loss stopped being finite.
+    """
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "diverged": diverged,
+        "iterations": iterations,
+        "seconds": round(seconds, 1),
+        "data": {
+            "label": dataset.label,
+            "fingerprint": dataset.fingerprint,
+            "train": len(dataset.train_labels),
+            "test": len(dataset.test_labels),
+        },
+        "processor": processor(),
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+        "revision": source,
+    }
+
+
+def processor() -> str:
+    """The processor's model and the instruction set torch uses on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def revision() -> str | None:
+    """The project's git commit, with `+` when files differ from it; None outside a clone."""
+    where = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
