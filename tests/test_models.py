@@ -1,0 +1,83 @@
+"""Networks: parameter counts, shapes, and the layers torch does not have."""
+
+import pytest
+import torch
+
+from modules.models import LocalResponseNorm, build, parameter_groups
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("cifar10_quick", {}, 116_906),
+        ("cifar10_quick", {"pooling": "caffe"}, 145_578),
+        ("cifar10_full", {}, 85_098),
+        ("cifar10_full", {"pooling": "caffe"}, 89_578),
+        ("lenet", {"channels": 1, "size": 28}, 431_080),
+        ("mlp", {"channels": 1, "size": 28}, 84_060),
+        ("wide_resnet-28-10", {}, 36_479_194),
+    ],
+)
+def test_parameter_counts(name, options, count):
+    with torch.device("meta"):
+        model = build(name, **options)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", ["cifar10_quick", "cifar10_full", "lenet", "mlp", "wide_resnet-10-1"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
+def test_logits_for_any_images(name, channels, size):
+    assert build(name, channels, size, classes=7)(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+def test_caffe_pooling_gives_caffe_sizes():
+    sizes = []
+    model = build("cifar10_quick", pooling="caffe")
+    for layer in model:
+        if isinstance(layer, (torch.nn.MaxPool2d, torch.nn.AvgPool2d)):
+            layer.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
+    model(torch.zeros(1, 3, 32, 32))
+    assert sizes == [16, 8, 4]
+
+
+def test_caffe_init_has_the_prototxt_deviations_and_zero_biases():
+    torch.manual_seed(0)
+    layers = [layer for layer in build("cifar10_quick", init="caffe") if hasattr(layer, "weight")]
+    assert [layer.weight.std().item() for layer in layers] == pytest.approx([1e-4, 1e-2, 1e-2, 0.1, 0.1], rel=0.1)
+    assert all((layer.bias == 0).all() for layer in layers)
+
+
+def test_local_response_norm_is_the_formula():
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    for i in range(5):
+        for j in range(5):
+            mean = (padded[:, :, i : i + 3, j : j + 3] ** 2).sum((2, 3)) / 9
+            expected[:, :, i, j] = x[:, :, i, j] / (1 + 0.1 * mean) ** 0.75
+    torch.testing.assert_close(LocalResponseNorm(3, 0.1, 0.75)(x), expected)
+
+
+def test_biases_get_their_own_group_only_when_asked():
+    model = build("cifar10_quick")
+    assert len(parameter_groups(model)) == 1
+    weights, biases = parameter_groups(model, 2.0)
+    assert biases["lr_mult"] == 2.0
+    assert all(parameter.ndim == 1 for parameter in biases["params"])
+    assert len(weights["params"]) == len(biases["params"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="alexnet"), "'alexnet'"),
+        (dict(name="wide_resnet-27-10"), "27-10"),
+        (dict(name="cifar10_quick", size=8), "too small"),
+        (dict(name="cifar10_quick", pooling="up"), "pooling.*'up'"),
+        (dict(name="cifar10_quick", init="zero"), "init.*'zero'"),
+        (dict(name="mlp", init="caffe"), "'mlp'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
