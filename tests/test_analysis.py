@@ -1,0 +1,133 @@
+"""Tables against numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from modules.analysis import (
+    AnalysisError,
+    crossing,
+    curves,
+    headline,
+    interval_of_mean,
+    mean_curves,
+    read_bounds,
+    read_runs,
+)
+
+
+def table(curve, policy="fixed", seeds=(1, 2, 3, 4, 5), step=10, noise=0.0, diverged=()):
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in seeds:
+        shift = noise * rng.normal()
+        for index, accuracy in enumerate(curve, start=1):
+            rows.append((policy, seed, seed in diverged, "toy", index * step, 0.1, 1.0, 1.0, accuracy + shift))
+    columns = ["policy", "seed", "diverged", "label", "iteration", "lr", "train_loss", "val_loss", "val_acc"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+SLOW = table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6])
+FAST = table([0.2, 0.5, 0.7, 0.8], "triangular")
+
+
+def test_crossing_by_hand():
+    found = crossing(curves(SLOW, "fixed"), curves(FAST, "triangular"))
+    assert found.target == pytest.approx(0.6)
+    assert found.target_iteration == 60
+    assert (found.iteration, found.low, found.high) == (30, 30, 30)
+    assert found.ratio == pytest.approx(80 / 30)
+    assert found.never == 0
+
+
+def test_crossing_that_never_happens():
+    found = crossing(curves(FAST, "triangular"), curves(SLOW, "fixed"))
+    assert np.isnan(found.iteration)
+    assert np.isnan(found.ratio)
+    assert found.never == 1
+    assert found.high == np.inf
+
+
+def test_crossing_that_happens_in_some_resamples_only():
+    slow = curves(table([0.2, 0.5]), "fixed")
+    fast = slow.copy()
+    fast[:] = [[0.1] * 5, [0.4, 0.4, 0.5, 0.6, 0.7]]
+    found = crossing(slow, fast)
+    assert found.iteration == 20
+    assert 0 < found.never < 0.5
+    assert found.high == np.inf
+    assert found.ratio_low == 0
+
+
+def test_paired_resampling_cancels_what_a_seed_does_to_both():
+    slow = table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], noise=0.1)
+    fast = table([0.2, 0.4, 0.6, 0.8], "triangular", noise=0.1)
+    paired = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
+    assert (paired.low, paired.high) == (30, 30)
+    fast["seed"] += 10
+    unpaired = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
+    assert unpaired.low < unpaired.high
+
+
+def test_interval_of_mean():
+    values = np.array([0.70, 0.72, 0.74, 0.75, 0.79])
+    found = interval_of_mean(values)
+    assert found["value"] == pytest.approx(0.74)
+    assert found["std"] == pytest.approx(np.std(values, ddof=1))
+    half = stats.t.ppf(0.975, 4) * found["std"] / np.sqrt(5)
+    assert (found["t_low"], found["t_high"]) == pytest.approx((0.74 - half, 0.74 + half))
+    assert found["t_low"] < found["low"] < 0.74 < found["high"] < found["t_high"]
+
+
+def test_one_run_has_no_interval():
+    found = interval_of_mean([0.5])
+    assert found["value"] == 0.5
+    assert np.isnan([found["std"], found["low"], found["high"], found["t_low"]]).all()
+    one = headline(pd.concat([table([0.1, 0.2], seeds=(1,)), table([0.3], "triangular", seeds=(1,))]))
+    assert one.set_index("quantity").loc["crossing_iteration", "value"] == 10
+    assert one.low.isna().all()
+
+
+def test_headline_table():
+    lines = headline(pd.concat([SLOW, FAST])).set_index(["quantity", "policy"])
+    assert lines.loc[("iterations", "fixed"), "value"] == 80
+    assert lines.loc[("final_accuracy", "triangular"), "value"] == pytest.approx(0.8)
+    assert lines.loc[("best_accuracy", "fixed"), "value"] == pytest.approx(0.6)
+    assert lines.loc[("final_accuracy_difference", "triangular - fixed"), "value"] == pytest.approx(0.2)
+    assert lines.loc[("crossing_iteration", "triangular"), "value"] == 30
+
+
+def test_diverged_runs_are_left_out_and_counted():
+    runs = pd.concat([SLOW, table([0.2, 0.5, 0.7, 0.8], "triangular", diverged=(2,))])
+    lines = headline(runs).set_index(["quantity", "policy"])
+    assert lines.loc[("final_accuracy", "triangular"), "diverged"] == 1
+    assert curves(runs, "triangular").shape == (4, 4)
+    with pytest.raises(AnalysisError, match="'triangular' reached its end"):
+        headline(pd.concat([SLOW, table([0.2], "triangular", diverged=(1, 2, 3, 4, 5))]))
+
+
+def test_mean_curves():
+    lines = mean_curves(pd.concat([SLOW, FAST])).set_index(["policy", "iteration"])
+    assert lines.loc[("triangular", 20), "mean"] == pytest.approx(0.5)
+    assert lines.loc[("fixed", 80), "runs"] == 5
+
+
+def test_unreadable_results_are_named(tmp_path):
+    with pytest.raises(AnalysisError, match="no complete run in"):
+        read_runs(tmp_path)
+    with pytest.raises(AnalysisError, match="run the range test there first"):
+        read_bounds(tmp_path)
+    path = tmp_path / "fixed-seed1.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(AnalysisError, match=r"columns \['a', 'b'\]"):
+        read_runs(tmp_path)
+    path.write_text("iteration,lr,train_loss,val_loss,val_acc\n1,0.1,1,1,0.5\n")
+    with pytest.raises(AnalysisError, match="no readable .json"):
+        read_runs(tmp_path)
+    path.with_suffix(".json").write_text(
+        json.dumps({"spec": {"policy": {"name": "fixed"}, "seed": 1}, "diverged": False, "data": {"label": "toy"}})
+    )
+    assert read_runs(tmp_path).val_acc.tolist() == [0.5]

@@ -1,0 +1,64 @@
+"""Verdicts, and how numbers are printed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modules.comparison import compare, readable, show
+
+COLUMNS = ["quantity", "policy", "runs", "value", "low", "high"]
+
+
+def results(folder, rows, run="1,0.5\n"):
+    (folder / "tables").mkdir(parents=True)
+    (folder / "headline").mkdir()
+    (folder / "headline" / "fixed-seed1.csv").write_text(run)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / "tables" / "headline.csv", index=False)
+    return folder
+
+
+OURS = [
+    ("final_accuracy", "fixed", 5, 0.75, 0.74, 0.76),
+    ("best_accuracy", "fixed", 5, 0.80, 0.79, 0.81),
+    ("iterations", "fixed", 5, 70000, np.nan, np.nan),
+    ("crossing_iteration", "triangular", 5, np.nan, 10000, np.inf),
+]
+THEIRS = [
+    ("final_accuracy", "fixed", 5, 0.765, 0.755, 0.775),
+    ("best_accuracy", "fixed", 5, 0.85, 0.84, 0.86),
+    ("iterations", "fixed", 5, 70000, np.nan, np.nan),
+    ("crossing_iteration", "triangular", 5, 20000, 18000, 24000),
+]
+
+
+def test_verdicts_by_overlap(tmp_path):
+    table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", THEIRS, "1,0.6\n"))
+    assert table.verdict.tolist() == ["agrees", "differs", "agrees", "differs"]
+    assert table.published.tolist() == [0.765, 0.85, 70000, 20000]
+
+
+def test_same_runs_are_the_same_bytes(tmp_path):
+    table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", OURS))
+    assert set(table.verdict) == {"same bytes"}
+
+
+def test_nothing_published_and_itself(tmp_path):
+    ours = results(tmp_path / "a", OURS)
+    assert set(compare(ours, tmp_path / "none").verdict) == {"not published"}
+    assert set(compare(ours, ours).verdict) == {"itself"}
+    assert set(readable(compare(ours, tmp_path / "none")).published) == {"-"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("final_accuracy", 0.7512, 0.74, 0.7625), "75.12 % [74.00, 76.25]"),
+        (("final_accuracy_difference", 0.0123, -0.01, 0.03), "+1.23 points [-1.00, +3.00]"),
+        (("crossing_iteration", 20000.0, 18000.0, float("inf")), "20,000 [18,000, more]"),
+        (("crossing_iteration", float("nan"), 18000.0, float("inf")), "never [18,000, more]"),
+        (("crossing_ratio", 3.5, float("nan"), float("nan")), "3.50"),
+        (("base_lr", 0.0025, 0.002, 0.003), "0.00250 [0.00200, 0.00300]"),
+    ],
+)
+def test_numbers_as_printed(arguments, text):
+    assert show(*arguments) == text

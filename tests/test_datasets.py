@@ -1,0 +1,187 @@
+"""Data sets: shapes, fingerprints, the cache, and data that are missing or broken."""
+
+import gzip
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_images
+from PIL import Image
+
+from modules import datasets
+from modules.datasets import DataError, load
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+def write_mnist(folder, count=6, suffix=""):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        for kind, array in (
+            ("images-idx3", rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", rng.integers(0, 10, count, dtype=np.uint8)),
+        ):
+            content = idx(array)
+            (folder / f"{split}-{kind}-ubyte{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+
+
+def test_digits_are_the_same_everywhere():
+    digits = load("digits")
+    assert digits.train_images.shape == (1297, 1, 32, 32)
+    assert digits.test_images.shape == (500, 1, 32, 32)
+    assert digits.train_images.dtype == np.uint8
+    assert digits.train_labels.dtype == np.int64
+    assert digits.fingerprint == "4524980914ceaa5a44f0e9eda753a3a604c8ab3d6fbcfa7f1de8d3d7d9d9d6e6"
+    assert digits.train_images.max() == 255
+    shares = np.bincount(digits.train_labels) / 1297, np.bincount(digits.test_labels) / 500
+    np.testing.assert_allclose(*shares, atol=0.002)
+
+
+def test_channel_mean_is_the_mean_of_the_scaled_pixels(tmp_path):
+    images = load("images", make_images(tmp_path))
+    expected = (images.train_images / 255).mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(images.channel_mean(), expected, rtol=1e-6)
+
+
+def test_cache_is_memory_mapped_read_only_and_equal(tmp_path):
+    first, second = load("digits", tmp_path), load("digits", tmp_path)
+    assert isinstance(second.train_images, np.memmap)
+    assert not second.train_images.flags.writeable
+    assert first.fingerprint == second.fingerprint
+    assert second.label == "digits (scikit-learn)"
+
+
+def test_damaged_cache_is_made_anew(tmp_path):
+    load("digits", tmp_path)
+    file = tmp_path / ".cache" / "digits" / "train_images.npy"
+    file.write_bytes(file.read_bytes()[:100])
+    assert load("digits", tmp_path).train_images.shape == (1297, 1, 32, 32)
+
+
+def test_images_folder_and_its_changes(tmp_path):
+    folder = make_images(tmp_path / "pets")
+    before = load("images", folder)
+    assert before.train_images.shape == (8, 3, 16, 16)
+    assert before.classes == ("cat", "dog")
+    assert list(before.test_labels) == [0] * 4 + [1] * 4
+    assert before.label == "pets (folder of images)"
+    pixels = np.asarray(Image.open(folder / "train" / "dog" / "2.png"))
+    np.testing.assert_array_equal(before.train_images[6], pixels.transpose(2, 0, 1))
+    Image.fromarray(255 - pixels).save(folder / "train" / "dog" / "2.png")
+    assert load("images", folder).fingerprint != before.fingerprint
+
+
+def test_known_pixels_get_their_label(tmp_path, monkeypatch):
+    folder = make_images(tmp_path)
+    fingerprint = load("images", folder).fingerprint
+    monkeypatch.setitem(datasets.KNOWN_IMAGES, fingerprint, "Pets (JPEG copy)")
+    assert load("images", folder).label == "Pets (JPEG copy)"
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    folder = make_images(tmp_path)
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert load("images", folder).channels == 1
+
+
+def break_missing_split(folder):
+    shutil.rmtree(folder / "test")
+
+
+def break_missing_class(folder):
+    shutil.rmtree(folder / "test" / "dog")
+
+
+def break_empty_class(folder):
+    for path in (folder / "train" / "cat").iterdir():
+        path.unlink()
+
+
+def break_truncated(folder):
+    path = folder / "train" / "cat" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def break_size(folder):
+    Image.new("RGB", (20, 20)).save(folder / "train" / "dog" / "3.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_missing_split, "no folder .*test"),
+        (break_missing_class, "same class folders"),
+        (break_empty_class, "no PNG or JPEG image in .*cat"),
+        (break_truncated, "1.png cannot be read as an image"),
+        (break_size, r"3.png has shape \(20, 20, 3\)"),
+    ],
+)
+def test_broken_image_folders_are_named(tmp_path, damage, message):
+    folder = make_images(tmp_path)
+    damage(folder)
+    with pytest.raises(DataError, match=message) as error:
+        load("images", folder)
+    assert "\n" not in str(error.value)
+    assert not (folder / ".cache" / "images").exists()
+
+
+def test_not_square_images_are_refused(tmp_path):
+    folder = make_images(tmp_path)
+    for path in folder.rglob("*.png"):
+        Image.new("RGB", (16, 12)).save(path)
+    with pytest.raises(DataError, match="16 x 12"):
+        load("images", folder)
+
+
+@pytest.mark.parametrize(("name", "place"), [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_are_read(tmp_path, name, place, suffix):
+    write_mnist(tmp_path / place, suffix=suffix)
+    data = load(name, tmp_path)
+    assert data.train_images.shape == (6, 1, 28, 28)
+    assert len(data.classes) == 10
+
+
+def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "system", suffix=".gz")
+    reader = datasets._idx_reader("Fashion-MNIST", "FashionMNIST", "FashionMNIST", tmp_path / "system")
+    monkeypatch.setitem(datasets._READERS, "fashion-mnist", reader)
+    assert load("fashion-mnist", tmp_path / "data").train_images.shape == (6, 1, 28, 28)
+
+
+def test_truncated_idx_file_is_named(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder)
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is truncated"):
+        load("mnist", tmp_path)
+
+
+def test_labels_that_do_not_match_are_refused(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(3, dtype=np.uint8)))
+    with pytest.raises(DataError, match="t10k images"):
+        load("mnist", tmp_path)
+
+
+def test_data_that_cannot_be_downloaded_are_named_with_ways_to_supply_them(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def offline(*arguments, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(DataError, match=r"CIFAR-10 is not in .*cifar-10-python.tar.gz") as error:
+        load("cifar10", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_name():
+    with pytest.raises(DataError, match="'cifar100'.*digits, mnist"):
+        load("cifar100")

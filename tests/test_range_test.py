@@ -1,0 +1,138 @@
+"""The rule that reads bounds off a curve, on curves whose knees are known; the test itself, on a real model."""
+
+import numpy as np
+import pytest
+import torch
+
+from modules.analysis import AnalysisError
+from modules.range_test import range_test, suggest_bounds
+
+LR = np.linspace(0.001, 0.04, 40)
+STEP = LR[1] - LR[0]
+RISE, KNEE = LR[5], LR[14]
+AFTER = {"slows": 0.1, "falls": -0.4, "stays": 0.0}
+
+
+def curve(after, points=LR, rise=RISE, knee=KNEE):
+    """Flat at 0.1, straight up to 0.6 at the knee, then slower, level, or down; ends are exact."""
+    return np.interp(points, [points[0], rise, knee, points[-1]], [0.1, 0.1, 0.6, 0.6 + AFTER[after]])
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_known_knees_are_found_exactly_without_noise(after):
+    found = suggest_bounds(LR, curve(after))
+    assert (found.base_lr, found.max_lr) == pytest.approx((RISE, KNEE))
+
+
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("seed", range(5))
+def test_known_knees_are_found_in_noise_of_five_runs(after, seed):
+    """Noise of two points a run is what the CIFAR-10 range tests show."""
+    rng = np.random.default_rng(seed)
+    found = suggest_bounds(LR, curve(after)[:, None] + rng.normal(0, 0.02, (40, 5)))
+    assert found.base_lr == pytest.approx(RISE, abs=2 * STEP)
+    # Where accuracy merely slows, the fit may put the joint a little early; it must stay near the knee.
+    assert found.max_lr == pytest.approx(KNEE, abs=(5 if after == "slows" else 3) * STEP)
+    assert found.base_low <= found.base_lr <= found.base_high
+    assert found.max_low <= found.max_lr <= found.max_high
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ragged_after_the_knee(seed):
+    rng = np.random.default_rng(seed)
+    ragged = rng.normal(0, 0.06, (40, 5)) * (LR > KNEE)[:, None] + rng.normal(0, 0.01, (40, 5))
+    found = suggest_bounds(LR, curve("stays")[:, None] + ragged)
+    assert found.base_lr == pytest.approx(RISE, abs=2 * STEP)
+    assert found.max_lr == pytest.approx(KNEE, abs=3 * STEP)
+
+
+def test_exponential_ramp_is_read_on_a_logarithmic_axis():
+    lr = np.geomspace(1e-5, 1, 60)
+    x = np.log(lr)
+    accuracy = np.interp(x, [x[0], x[20], x[35], x[-1]], [0.1, 0.1, 0.8, 0.2])
+    found = suggest_bounds(lr, accuracy, log=True)
+    assert found.base_lr == pytest.approx(lr[20], rel=0.3)
+    assert found.max_lr == pytest.approx(lr[35], rel=0.3)
+
+
+def test_more_noise_gives_wider_intervals():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, (40, 5))
+    widths = []
+    for scale in (0.005, 0.05):
+        found = suggest_bounds(LR, curve("slows")[:, None] + scale * noise)
+        widths.append(found.max_high - found.max_low)
+    assert widths[0] < widths[1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_alone_has_no_bounds(seed):
+    rng = np.random.default_rng(seed)
+    with pytest.raises(AnalysisError, match="does not rise"):
+        suggest_bounds(LR, 0.1 + rng.normal(0, 0.01, (40, 5)))
+
+
+@pytest.mark.parametrize("accuracy", [np.full(40, 0.1), np.linspace(0.6, 0.1, 40)])
+def test_flat_and_falling_curves_have_no_bounds(accuracy):
+    with pytest.raises(AnalysisError, match="does not rise"):
+        suggest_bounds(LR, accuracy)
+
+
+def test_unusable_curves_are_refused():
+    with pytest.raises(AnalysisError, match="at least 12 evaluations, this one has 5"):
+        suggest_bounds(LR[:5], LR[:5])
+    with pytest.raises(AnalysisError, match="increasing"):
+        suggest_bounds(LR[::-1], curve("falls"))
+    with pytest.raises(AnalysisError, match="finite"):
+        suggest_bounds(LR, np.full(40, np.nan))
+
+
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 10, generator=generator)
+    labels = (inputs @ torch.randn(10, 4, generator=generator)).argmax(1)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(10, 4)
+    batches = [(inputs[i : i + 50], labels[i : i + 50]) for i in range(0, 400, 50)]
+
+    def accuracy(model):
+        return (model(inputs).argmax(1) == labels).float().mean().item()
+
+    return model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), batches, accuracy
+
+
+def test_range_test_climbs_measures_and_puts_everything_back():
+    model, optimizer, batches, accuracy = problem()
+    before = [parameter.clone() for parameter in model.parameters()]
+    table = range_test(
+        model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 1e-4, 1.0, 200, 5, "exponential"
+    )
+    assert len(table) == 40
+    assert table.lr.iloc[-1] == pytest.approx(1.0, rel=0.1)
+    assert table.accuracy.iloc[-1] > table.accuracy.iloc[0] + 0.2
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not optimizer.state_dict()["state"]
+
+
+def test_range_test_stops_when_the_loss_is_not_finite():
+    model, optimizer, batches, accuracy = problem()
+
+    def explodes(logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels) * (
+            float("nan") if optimizer.param_groups[0]["lr"] > 0.5 else 1
+        )
+
+    table = range_test(model, optimizer, explodes, batches, accuracy, 0.1, 1.0, 100, 5)
+    assert 0 < len(table) < 20
+
+
+def test_range_test_refuses_what_makes_no_sense():
+    model, optimizer, batches, accuracy = problem()
+    loss = torch.nn.functional.cross_entropy
+    with pytest.raises(ValueError, match="evaluate_every"):
+        range_test(model, optimizer, loss, batches, accuracy, 0.1, 1.0, 10, 20)
+    with pytest.raises(ValueError, match="min_lr=1.0, max_lr=0.1"):
+        range_test(model, optimizer, loss, batches, accuracy, 1.0, 0.1, 10, 5)
+    with pytest.raises(ValueError, match="batches is empty"):
+        range_test(model, optimizer, loss, [], accuracy, 0.1, 1.0, 10, 5)

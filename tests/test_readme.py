@@ -1,0 +1,40 @@
+"""README's code runs, its links lead somewhere, its numbers are those of the CSVs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from modules.study import PUBLISHED, readme_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_snippet_runs_and_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    found = re.search(r"base_lr (\S+), max_lr (\S+)\naccuracy (\S+)", capsys.readouterr().out)
+    base_lr, max_lr, accuracy = map(float, found.groups())
+    assert 1e-5 < base_lr < max_lr < 1
+    assert accuracy > 0.75
+
+
+def test_tables_are_those_of_the_published_results():
+    marked = re.findall(r"<!-- headline:([\w-]+) -->\n(.*?)\n?<!-- end -->", README, re.DOTALL)
+    assert [name for name, _ in marked]
+    for name, table in marked:
+        assert table == readme_table(name)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+def test_published_results_have_a_record_for_every_run():
+    tables = list((ROOT / PUBLISHED).glob("*/*/*-seed*.csv"))
+    assert tables
+    for path in tables:
+        assert path.with_suffix(".json").exists()

@@ -1,0 +1,102 @@
+"""Specs that are refused with one clear line, and files that appear whole or not at all."""
+
+import json
+
+import pytest
+from conftest import FIXED, TRIANGULAR, small
+
+from modules.runs import RunError, RunFiles, Spec, atomic_write, differences, seeds, writing
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(dataset="cifar100"), "dataset='cifar100'"),
+        (dict(model="alexnet"), "model='alexnet'"),
+        (dict(policy=dict(name="square")), "unknown policy 'square'"),
+        (dict(policy={**TRIANGULAR, "base_lr": 0.2}), "base_lr=0.2, max_lr=0.1"),
+        (dict(policy={**TRIANGULAR, "step_size": 0}), "step_size=0"),
+        (dict(policy={**TRIANGULAR, "step_size": -3}), "step_size=-3"),
+        (dict(policy={**TRIANGULAR, "stepsize": 3}), "stepsize=3"),
+        (dict(policy={**FIXED, "milestones": (20, 10)}), r"milestones=\[20, 10\]"),
+        (dict(policy=dict(name="range_test", min_lr=1.0, max_lr=0.5)), "min_lr=1.0, max_lr=0.5"),
+        (dict(iterations=0), "iterations=0"),
+        (dict(batch_size=-1), "batch_size=-1"),
+        (dict(evaluate_every=0), "evaluate_every=0"),
+        (dict(momentum=1.0), "momentum=1.0"),
+        (dict(precision="float16"), "precision='float16'"),
+        (dict(seed=-1), "seed=-1"),
+    ],
+)
+def test_bad_settings_are_named_with_their_value_in_one_line(changes, message):
+    with pytest.raises(RunError, match=message) as error:
+        small(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_every_wrong_setting_is_named():
+    with pytest.raises(RunError, match=r"batch_size=0.*; iterations=-2|iterations=-2.*; batch_size=0"):
+        small(batch_size=0, iterations=-2)
+
+
+def test_spec_survives_json():
+    spec = small(FIXED)
+    assert Spec(**json.loads(spec.model_dump_json())) == spec
+    assert spec.name == "fixed-seed1"
+
+
+def test_differences_name_the_setting():
+    assert differences(small(), small()) == []
+    assert differences(small(), small(batch_size=32)) == ["batch_size: 64, not 32"]
+    assert differences(small(), small({**TRIANGULAR, "max_lr": 0.2})) == ["policy.max_lr: 0.1, not 0.2"]
+
+
+@pytest.mark.parametrize("runs", [0, -1, 2.5, True, "3"])
+def test_runs_must_be_a_positive_whole_number(runs):
+    with pytest.raises(RunError, match="runs="):
+        seeds(runs)
+
+
+def test_complete_run_is_checked_never_overwritten(tmp_path):
+    files = RunFiles(tmp_path, small().name)
+    record = {"spec": small().model_dump(mode="json"), "data": {"fingerprint": "abc"}}
+    files.finish([(6, 0.1, 2.0, 2.0, 0.5)], record)
+    files.check(small(), "abc")
+    before = files.csv.read_bytes()
+    with pytest.raises(RunError, match="momentum: 0.9, not 0.5"):
+        files.check(small(momentum=0.5), "abc")
+    with pytest.raises(RunError, match="fingerprint abc, not def"):
+        files.check(small(), "def")
+    assert files.csv.read_bytes() == before
+
+
+def test_csv_without_its_json_is_an_error(tmp_path):
+    files = RunFiles(tmp_path, small().name)
+    files.csv.write_text("iteration,lr,train_loss,val_loss,val_acc\n")
+    with pytest.raises(RunError, match="no readable triangular-seed1.json"):
+        files.check(small(), "abc")
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    atomic_write(path, "old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("modules.runs.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_writer_a_folder(tmp_path):
+    with writing(tmp_path / "results"), pytest.raises(RunError, match="being written"), writing(tmp_path / "results"):
+        pass
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/results cannot be written"), writing(tmp_path / "file" / "results"):
+        pass

@@ -1,0 +1,207 @@
+"""The whole study on `smoke` through papermill, and what happens when it is asked for nonsense."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import yaml
+
+from modules import study
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """Results of `make reproduce STUDY=smoke`, made once, with its exit status."""
+    results = tmp_path_factory.mktemp("results") / "smoke"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "html", lambda: Path("site/index.html"))
+        status = study.main(["reproduce", "--study", "smoke", "--results", str(results)])
+    return results, status
+
+
+def test_smoke_runs_every_notebook(smoke):
+    results, status = smoke
+    assert status == 0
+    assert sorted(path.stem for path in (results / "notebooks").glob("*.ipynb")) == NOTEBOOKS
+    for name in ("headline", "range_test_bounds", "range_test_curve", "mean_accuracy", "comparison"):
+        assert len(pd.read_csv(results / "tables" / f"{name}.csv")) > 1
+    for name in ("run", "lrrt", "schedulers_paper", "schedulers_reset"):
+        assert (results / "figures" / f"{name}.png").stat().st_size > 5000
+    assert len(list((results / "headline").glob("*.csv"))) == 4
+
+
+def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
+    results, _ = smoke
+    for path in (results / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, 4)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert not any(output.output_type == "error" for output in outputs)
+        assert not any(output.get("name") == "stderr" for output in outputs)
+        assert "papermill" not in notebook.metadata
+        assert str(ROOT) not in path.read_text()
+        figures = sum("image/png" in output.get("data", {}) for output in outputs)
+        assert figures >= {"01": 8, "02": 1, "03": 0, "04": 1}[path.stem[:2]]
+
+
+def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
+    results, _ = smoke
+    monkeypatch.setattr(study, "html", lambda: Path("site/index.html"))
+    monkeypatch.setattr(study, "PUBLISHED", tmp_path / "published")
+    shutil.copytree(results, tmp_path / "published" / "smoke")
+    runs = {path: path.stat().st_mtime_ns for path in results.glob("*/*-seed*.csv")}
+    tables = {path: path.read_bytes() for path in results.glob("tables/[hmr]*.csv")}
+    figures = {path: path.read_bytes() for path in results.glob("figures/*.png")}
+    assert study.main(["reproduce", "--study", "smoke", "--results", str(results)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+    assert {path: path.read_bytes() for path in tables} == tables
+    assert {path: path.read_bytes() for path in figures} == figures
+    assert set(pd.read_csv(results / "tables" / "comparison.csv").verdict) == {"same bytes"}
+    output = capsys.readouterr().out
+    assert "0 of them trained now" in output
+    assert "same bytes" in output
+
+
+BAD = [
+    (["--study", "nonsense"], "unknown study 'nonsense'"),
+    (["--study", "smoke", "-p", "dataset", "cifar100"], "dataset='cifar100'"),
+    (["--study", "smoke", "-p", "model", "alexnet"], "model='alexnet'"),
+    (["--study", "smoke", "-p", "clr_policy", "square"], "unknown policy 'square'"),
+    (["--study", "smoke", "-p", "learning_rate", "0.1"], "'learning_rate' (value 0.1)"),
+    (["--study", "smoke", "-p", "base_lr", "0.5"], "base_lr=0.5, max_lr="),
+    (["--study", "smoke", "-p", "base_lr", "None"], "base_lr=None"),
+    (["--study", "smoke", "-p", "step_size", "0"], "step_size"),
+    (["--study", "smoke", "-p", "clr_iterations", "-5"], "iterations=-5"),
+    (["--study", "smoke", "-p", "batch_size", "0"], "batch_size=0"),
+    (["--study", "smoke", "-p", "batch_size", "9999"], "batch_size=9999 exceeds"),
+    (["--study", "smoke", "-p", "runs", "0"], "runs=0"),
+    (["--study", "smoke", "-p", "dataset", "images", "-p", "data_dir", "nowhere"], "no folder nowhere/train"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, capsys):
+    results = tmp_path / "results"
+    assert study.main(["reproduce", "--results", str(results), *arguments]) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert "==" not in output.out
+    assert not [path for path in results.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys):
+    results, _ = smoke
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert study.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", "momentum", "0.5"]) == 2
+    assert "momentum: 0.9, not 0.5" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+def test_unwritable_results_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert study.main(["reproduce", "--study", "smoke", "--results", str(tmp_path / "file" / "results")]) == 2
+    assert "file/results cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("datset: digits\n", "no parameter 'datset' (value 'digits')"), ("dataset: [\n", "is not valid YAML")],
+)
+def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
+    shutil.copytree(ROOT / "studies" / "smoke", tmp_path / "studies" / "mine")
+    (tmp_path / "studies" / "mine" / "02_range_test.yaml").write_text(content)
+    monkeypatch.setattr(study, "STUDIES", tmp_path / "studies")
+    assert study.main(["reproduce", "--study", "mine", "--results", str(tmp_path / "results")]) == 2
+    output = capsys.readouterr().err
+    assert message in output
+    assert "02_range_test.yaml" in output
+
+
+def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch):
+    results, _ = smoke
+    monkeypatch.setattr(study, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(study, "IMAGES", tmp_path / "images")
+    monkeypatch.setattr(study, "update_readme", lambda: None)
+    mine = tmp_path / "results" / "smoke"
+    # What was run into an absolute folder names it, and must not be published.
+    assert study.main(["publish", "--results", str(results)]) == 0
+    for path in results.rglob("*"):
+        target = mine / path.relative_to(results)
+        if path.is_file() and not path.name.startswith("."):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (mine / "headline" / ".partial").mkdir()
+    assert study.main(["publish", "--results", str(mine)]) == 2
+    (mine / "headline" / ".partial").rmdir()
+    (mine / "notebooks" / "03_headline_experiment.ipynb").write_text(json.dumps({"path": f"{ROOT}/data"}))
+    assert study.main(["publish", "--results", str(mine)]) == 2
+    assert (tmp_path / "images" / "smoke" / "run.png").exists()
+    assert not (tmp_path / "published" / "smoke" / "tables" / "comparison.csv").exists()
+
+
+def test_html_pages_are_self_contained_and_linked(smoke, tmp_path, monkeypatch):
+    from modules import pages
+
+    results, _ = smoke
+    shutil.copytree(results / "notebooks", tmp_path / "results" / "smoke" / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    index = pages.html().read_text()
+    for name in NOTEBOOKS:
+        assert f'href="results/smoke/{name}.html"' in index
+        page = (tmp_path / "site" / "results" / "smoke" / f"{name}.html").read_text()
+        assert "<script src=" not in page
+        assert ".ipynb" not in page
+    assert 'src="data:image/png;base64' in page
+
+
+def test_html_without_results_is_an_error(tmp_path, monkeypatch):
+    from modules import pages
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pages.PageError, match="no executed notebook"):
+        pages.html()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    for parameter in papermill.inspect_notebook(str(path)).values():
+        assert len(parameter["help"]) > 10, parameter
+
+
+def test_every_study_is_whole_and_known_to_its_notebooks():
+    for folder in (ROOT / "studies").iterdir():
+        assert sorted(file.stem for file in folder.glob("*.yaml")) == NOTEBOOKS
+        study.parameters(folder.name, Path("results") / folder.name, {})
+
+
+def test_digits_is_the_headline_at_a_fiftieth():
+    values = {
+        name: yaml.safe_load((ROOT / "studies" / name / "03_headline_experiment.yaml").read_text())
+        for name in ("digits", "cifar10")
+    }
+    notebook = nbformat.read(ROOT / "notebooks" / "03_headline_experiment.ipynb", 4)
+    defaults = study.assigned(study.cells(notebook, "parameters"))
+    full = {**defaults, **values["cifar10"]}
+    for key in ("fixed_iterations", "clr_iterations", "step_size"):
+        assert values["digits"][key] * 50 == full[key]
+    assert [cut * 50 for cut in values["digits"]["fixed_milestones"]] == full["fixed_milestones"]
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [("None", None), ("True", True), ("3", 3), ("1e-3", 0.001), ("[1, 2]", [1, 2]), ("digits", "digits")],
+)
+def test_values_on_the_command_line(text, result):
+    assert study.value(text) == result

@@ -1,0 +1,145 @@
+"""One run: the same bytes every time, interrupted or not; what its files say; how it fails."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FIXED, TRIANGULAR, small
+
+from modules.datasets import load
+from modules.runs import COLUMNS, RunError, RunFiles
+from modules.training import Data, batches, train
+
+POLICIES = [
+    TRIANGULAR,
+    FIXED,
+    dict(name="triangular2", base_lr=0.01, max_lr=0.1, step_size=5),
+    dict(name="exp_range_both", base_lr=0.01, max_lr=0.1, step_size=5, gamma=0.99),
+    dict(name="custom", base_lr=0.01, max_lr=0.1, step_size=5, scale_fn="sinusoidal"),
+    dict(name="decay", base_lr=0.01, max_lr=0.1, step_size=15),
+    dict(name="exp", lr=0.1, gamma=0.95),
+    dict(name="range_test", min_lr=0.001, max_lr=0.1),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
+def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path, policy):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = train(small(policy), whole).read_bytes()
+    for stop in (6, 12):
+        path = train(small(policy), parts, stop_after=stop)
+        assert not path.exists()
+        assert RunFiles(parts, small(policy).name).checkpoint.exists()
+    assert train(small(policy), parts).read_bytes() == expected
+    assert not (parts / ".partial").exists()
+
+
+@pytest.mark.parametrize("changes", [dict(optimizer="adam"), dict(optimizer="rmsprop"), dict(bias_lr_mult=2.0)])
+def test_other_optimizers_resume_too(tmp_path, changes):
+    spec = small(**changes)
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    train(spec, tmp_path / "parts", stop_after=12)
+    assert train(spec, tmp_path / "parts").read_bytes() == train(spec, tmp_path / "whole").read_bytes()
+
+
+def test_convolutions_give_the_same_bytes_whatever_the_threads_outside(tmp_path):
+    spec = small(model="cifar10_quick", iterations=4, evaluate_every=2, batch_size=20)
+    results = []
+    for threads in (1, 2):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        results.append(train(spec, folder).read_bytes())
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
+
+
+def test_files_of_a_run(tmp_path):
+    path = train(small(), tmp_path)
+    table = pd.read_csv(path)
+    assert tuple(table.columns) == COLUMNS
+    assert list(table.iteration) == [6, 12, 18, 24]
+    # lr is the rate of the iteration just finished: number 5, counted from 0, is one short of the top.
+    assert table.lr[0] == pytest.approx(0.01 + 0.09 * 5 / 6)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["spec"] == small().model_dump(mode="json")
+    assert record["data"] == {
+        "label": "digits (scikit-learn)",
+        "fingerprint": load("digits").fingerprint,
+        "train": 1297,
+        "test": 500,
+    }
+    assert record["diverged"] is False
+    assert record["processor"]
+    assert str(tmp_path) not in path.with_suffix(".json").read_text()
+
+
+def test_a_run_that_learns_learns(tmp_path):
+    spec = small(dict(name="fixed", lr=0.01), optimizer="adam", weight_decay=0.0, iterations=200, evaluate_every=100)
+    table = pd.read_csv(train(spec, tmp_path))
+    assert table.val_acc.iloc[-1] > 0.3
+    assert table.train_loss.iloc[-1] < table.train_loss.iloc[0]
+
+
+def test_last_iteration_is_evaluated_even_out_of_step(tmp_path):
+    assert list(pd.read_csv(train(small(iterations=15), tmp_path)).iteration) == [6, 12, 15]
+
+
+def test_complete_run_is_left_alone(tmp_path):
+    path = train(small(), tmp_path)
+    before = path.stat().st_mtime_ns
+    assert train(small(), tmp_path) == path
+    assert path.stat().st_mtime_ns == before
+
+
+def test_unfinished_run_of_other_settings_is_an_error_and_stays(tmp_path):
+    train(small(), tmp_path, stop_after=6)
+    checkpoint = RunFiles(tmp_path, small().name).checkpoint
+    before = checkpoint.read_bytes()
+    with pytest.raises(RunError, match="weight_decay: 0.004, not 0.1"):
+        train(small(weight_decay=0.1), tmp_path)
+    assert checkpoint.read_bytes() == before
+
+
+def test_diverged_run_keeps_its_rows_and_says_so(tmp_path):
+    spec = small(dict(name="exp", lr=0.01, gamma=100.0), model="lenet", iterations=24)
+    path = train(spec, tmp_path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["diverged"] is True
+    assert record["iterations"] < 24
+    assert np.isfinite(pd.read_csv(path).to_numpy()).all()
+
+
+def test_too_large_a_batch_and_a_network_that_does_not_fit(tmp_path):
+    with pytest.raises(RunError, match="batch_size=2000 exceeds the 1297"):
+        train(small(batch_size=2000), tmp_path)
+    with pytest.raises(RunError, match="11-1"):
+        train(small(model="wide_resnet-11-1"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_cover_each_epoch_once_and_start_anywhere():
+    stream = batches(10, 3, seed=4)
+    first = [next(stream) for _ in range(7)]
+    assert len(set(np.concatenate(first[:3]).tolist())) == 9
+    assert sorted(np.concatenate(first[3:6]).tolist()) != np.concatenate(first[:3]).tolist()
+    late = batches(10, 3, seed=4, start=5)
+    np.testing.assert_array_equal(next(late), first[5])
+    np.testing.assert_array_equal(next(late), first[6])
+    assert not np.array_equal(next(batches(10, 3, seed=5)), first[0])
+
+
+def test_pixels_are_scaled_and_centred():
+    dataset = load("digits")
+    data = Data(dataset, torch.device("cpu"))
+    images = data.pixels(data.train_images)
+    assert images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert (images.max() - images.min()).item() == pytest.approx(1)
+    assert images.is_contiguous(memory_format=torch.channels_last)
