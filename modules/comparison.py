@@ -76,9 +76,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         show(*row) for row in zip(table.quantity, table.value, table.low, table.high, strict=True)
     ]
     if "t_low" in table:
-        out["Student's interval"] = [
-            show(row.quantity, row.value, row.t_low, row.t_high).partition(" ")[2] for row in table.itertuples()
-        ]
+        columns = (table.quantity, table.value, table.t_low, table.t_high)
+        texts = (show(*row) for row in zip(*columns, strict=True))
+        out["Student's interval"] = [text[text.index("[") :] if "[" in text else "" for text in texts]
     if "verdict" in table:
         columns = (table.quantity, table.published, table.published_low, table.published_high)
         out["published"] = [show(*row) for row in zip(*columns, strict=True)]

@@ -13,6 +13,12 @@ class PageError(ValueError):
     """Nothing to convert; the message is one line for the user."""
 
 
+def _self_contained(body: str) -> str:
+    """Point links between notebooks at their pages, and drop the scripts that the exporter was told not to load."""
+    body = re.sub(r'href="([\w./-]+)\.ipynb"', r'href="\1.html"', body)
+    return re.sub(r'<script src="">\s*</script>', "", body)
+
+
 def html() -> Path:
     """Convert every executed notebook under `results/` to a self-contained page in `site/`, with an index.
 
@@ -51,7 +57,7 @@ def html() -> Path:
         page = Path(group) / f"{path.stem}.html"
         body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": f"{title} - {path.parent.parent.name}"}})
         (SITE / page).parent.mkdir(parents=True, exist_ok=True)
-        (SITE / page).write_text(re.sub(r'href="([\w./-]+)\.ipynb"', r'href="\1.html"', body))
+        (SITE / page).write_text(_self_contained(body))
         groups.setdefault(group, []).append(f'<li><a href="{page}">{title}</a></li>')
     sections = "".join(f"<h2>{group}</h2><ul>{''.join(items)}</ul>" for group, items in groups.items())
     (SITE / "index.html").write_text(

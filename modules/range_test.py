@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from modules.analysis import RESAMPLES, AnalysisError
 from modules.schedulers import RangeTestLR
 
+LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
+
 
 def range_test(
     model: nn.Module,
@@ -104,8 +106,9 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
 
     The accuracy, averaged over runs, is fitted by least squares with a continuous line of four straight pieces: flat,
     rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
-    rising piece ends: accuracy slows, turns ragged or falls (the paper, 3.3). The joints are tried at all measured
-    rates, a piece spanning three of them at least. The intervals are the same fit on resampled runs.
+    rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The joints
+    are tried at all measured rates, a piece spanning three of them at least. The intervals are the same fit on
+    resampled runs.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
@@ -124,7 +127,7 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
         raise AnalysisError("a range test needs finite accuracies at increasing positive learning rates")
     fit = _four_pieces(np.log(lr) if log else lr)
     base, top, rise, noise = fit(accuracy.mean(axis=1))
-    if not rise > 4 * noise:
+    if not rise > max(4 * noise, LEAST_RISE):
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
     intervals = [np.nan] * 4
     runs = accuracy.shape[1]
@@ -162,8 +165,8 @@ def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, float,
     def fit(y: np.ndarray) -> tuple[int, int, float, float]:
         weights = solve @ y
         left_over = ((np.einsum("mpk,mk->mp", design, weights) - y) ** 2).sum(axis=1)
-        # The second piece rises, and what follows it rises less.
-        left_over[(weights[:, 1] <= 0) | (weights[:, 2] >= 0)] = np.inf
+        # The second piece rises, and what follows it at half its slope at the most: a straight rise is not cut in two.
+        left_over[(weights[:, 1] <= 0) | (weights[:, 2] > -0.5 * weights[:, 1])] = np.inf
         best = left_over.argmin()
         first, second, _ = joints[best]
         if not np.isfinite(left_over[best]):

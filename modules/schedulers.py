@@ -1,7 +1,7 @@
 """Learning rate policies of Smith, *Cyclical Learning Rates for Training Neural Networks* (arXiv:1506.01186).
 
-Every policy is a closed formula of the iteration, so a schedule never drifts and can be resumed anywhere.
-What torch has already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used from torch.
+Every cyclical policy is a closed formula of the iteration: it never drifts and can be resumed anywhere. What torch has
+already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used from torch.
 """
 
 import math
@@ -21,15 +21,15 @@ SCALE_FUNCTIONS: dict[str, Callable[[float], float]] = {
 
 
 def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
-def _bounds(base_lr: float, max_lr: float) -> None:
-    _positive("base_lr", base_lr)
-    _positive("max_lr", max_lr)
-    if base_lr > max_lr:
-        raise ValueError(f"base_lr must not exceed max_lr: base_lr={base_lr!r}, max_lr={max_lr!r}")
+def _bounds(low: float, high: float, low_name: str = "base_lr", high_name: str = "max_lr") -> None:
+    _positive(low_name, low)
+    _positive(high_name, high)
+    if low > high:
+        raise ValueError(f"{low_name} must not exceed {high_name}: {low_name}={low!r}, {high_name}={high!r}")
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -68,8 +68,7 @@ class CyclicLR(_PolicyLR):
     * `exp_range_both`: both bounds decay, `(base_lr + ...) gamma^t` (the paper's wording, coxy1989/clr)
     * `scale_fn` given: `... h scale_fn(cycle)` or `... h scale_fn(t)`; `mode` is then ignored (bckenstler/CLR)
 
-    Equal to `torch.optim.lr_scheduler.CyclicLR` with `cycle_momentum=False` in the first three modes. Beyond that
-    it takes per-group multipliers, can be reset, keeps a history and restores completely from its `state_dict()`.
+    The first three modes equal `torch.optim.lr_scheduler.CyclicLR` with `cycle_momentum=False`.
 
     Args:
         optimizer: any torch optimizer. A group's `lr_mult`, where there is one, multiplies its rate (Caffe's
@@ -118,13 +117,9 @@ class CyclicLR(_PolicyLR):
         self._start(optimizer, last_epoch)
 
     def _use_scale_fn(self, scale_fn: Callable[[float], float] | str | None) -> None:
-        if isinstance(scale_fn, str):
-            self._scale_name, self._scale_fn = scale_fn, SCALE_FUNCTIONS[scale_fn]
-        elif scale_fn is None:
-            self._scale_name = self._scale_fn = None
-        else:
-            self._scale_name = getattr(scale_fn, "__qualname__", type(scale_fn).__qualname__)
-            self._scale_fn = scale_fn
+        named = scale_fn is None or isinstance(scale_fn, str)
+        self._scale_name = scale_fn if named else getattr(scale_fn, "__qualname__", type(scale_fn).__qualname__)
+        self._scale_fn = SCALE_FUNCTIONS.get(scale_fn) if named else scale_fn
 
     def lr_at(self, t: float) -> float:
         """Learning rate `t` iterations after the start of the cycles (after the last reset), before any `lr_mult`."""
@@ -248,11 +243,8 @@ class RangeTestLR(_PolicyLR):
         ramp: str = "linear",
         last_epoch: int = -1,
     ) -> None:
-        _positive("min_lr", min_lr)
-        _positive("max_lr", max_lr)
+        _bounds(min_lr, max_lr, "min_lr", "max_lr")
         _positive("iterations", iterations)
-        if min_lr > max_lr:
-            raise ValueError(f"min_lr must not exceed max_lr: min_lr={min_lr!r}, max_lr={max_lr!r}")
         if ramp not in ("linear", "exponential"):
             raise ValueError(f"ramp must be linear or exponential, not {ramp!r}")
         self.min_lr, self.max_lr, self.iterations, self.ramp = float(min_lr), float(max_lr), iterations, ramp

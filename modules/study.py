@@ -23,6 +23,7 @@ from modules.pages import html
 from modules.runs import at_root, atomic_write, writing
 
 NOTEBOOKS, STUDIES, PUBLISHED, IMAGES = map(Path, ("notebooks", "studies", "results/published", "images"))
+ILLUSTRATION = "01_schedulers"
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
 
 
@@ -48,7 +49,8 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     Args:
         study: a folder of `studies/`, or the path of one.
         results: the study's results folder.
-        overrides: the user's `-p` values; each goes to every notebook that has the parameter.
+        overrides: the user's `-p` values; each goes to every notebook of the experiment that has the parameter, and to
+            the illustrations of policies only when no other notebook has it.
 
     Raises:
         StudyError: an unknown study, an unknown parameter in a YAML file or among the overrides.
@@ -58,25 +60,29 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     if not files:
         known = ", ".join(sorted(path.name for path in STUDIES.iterdir() if path.is_dir()))
         raise StudyError(f"unknown study {study!r}: choose one of {known}")
-    plan, used = {}, set()
+    plan, known = {}, {}
     for file in files:
         source = NOTEBOOKS / f"{file.stem}.ipynb"
         if not source.exists():
             raise StudyError(f"{file} belongs to no notebook: {source} does not exist")
-        known = assigned(cells(nbformat.read(source, 4), "parameters"))
+        known[file.stem] = assigned(cells(nbformat.read(source, 4), "parameters"))
         try:
-            values = yaml.safe_load(file.read_text()) or {}
+            plan[file.stem] = yaml.safe_load(file.read_text()) or {}
         except yaml.YAMLError as error:
             raise StudyError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-        for key, value in values.items():
-            if key not in known:
+        for key, value in plan[file.stem].items():
+            if key not in known[file.stem]:
                 raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {value!r})")
-        chosen = {key: value for key, value in overrides.items() if key in known}
-        used |= chosen.keys()
-        places = {"results_dir": str(results), "published_dir": str(PUBLISHED / results.name)}
-        plan[file.stem] = {**values, **chosen, **{key: value for key, value in places.items() if key in known}}
-    for key in overrides.keys() - used:
-        raise StudyError(f"no notebook has a parameter {key!r} (value {overrides[key]!r})")
+    for key, value in overrides.items():
+        owners = [name for name in plan if key in known[name]]
+        if not owners:
+            raise StudyError(f"no notebook has a parameter {key!r} (value {value!r})")
+        for name in owners:
+            if name != ILLUSTRATION or len(owners) == 1:
+                plan[name][key] = value
+    places = {"results_dir": str(results), "published_dir": str(PUBLISHED / results.name)}
+    for name in plan:
+        plan[name].update({key: value for key, value in places.items() if key in known[name]})
     return plan
 
 
@@ -133,15 +139,14 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [
-                output
-                for output in cell.outputs
-                if not (
-                    output.output_type == "stream"
-                    and output.name == "stderr"
-                    and "it/s" in output.text + "it/s" * ("\r" in output.text)
-                )
+                output for output in cell.outputs if not (output.get("name") == "stderr" and _is_progress(output.text))
             ]
     return notebook
+
+
+def _is_progress(text: str) -> bool:
+    """Whether a piece of stderr is a progress bar's frames, or the newline after the last."""
+    return "\r" in text or not text.strip()
 
 
 def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> None:
