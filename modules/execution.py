@@ -84,7 +84,12 @@ def check_all(
 
 
 @contextmanager
-def _client(workers: int) -> Iterator:
+def cluster(workers: int) -> Iterator:
+    """A client of the cluster that `DASK_SCHEDULER_ADDRESS` names, else of one started here with one-thread workers.
+
+    Args:
+        workers: worker processes to start, where the cluster is started here.
+    """
     import dask
     from distributed import Client, LocalCluster
     from distributed.worker import logger as worker_logger
@@ -110,8 +115,8 @@ def _client(workers: int) -> Iterator:
             dashboard_address=None,
             memory_limit=0,
             silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
+        ) as started,
+        Client(started) as client,
     ):
         yield client
 
@@ -121,7 +126,7 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
     from distributed import as_completed
 
     failures = []
-    with _client(min(workers or CPU_COUNT, len(specs))) as client, _Progress(specs) as progress:
+    with cluster(min(workers or CPU_COUNT, len(specs))) as client, _Progress(specs) as progress:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         # Longest first: a short run at the end leaves the fewest cores idle.
         ordered = sorted(specs, key=lambda spec: -spec.iterations)

@@ -96,7 +96,7 @@ def make_scheduler(spec: Spec, optimizer: Optimizer) -> LRScheduler:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread and no denormals, put back afterwards: both belong to the numbers a run gives."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -108,9 +108,24 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def autocast(spec: Spec, device: torch.device):
-    """The context of a training step's forward pass in the spec's precision."""
-    return torch.autocast(device.type, torch.bfloat16) if spec.precision == "bfloat16" else nullcontext()
+def step(model: nn.Module, optimizer: Optimizer, inputs: Tensor, labels: Tensor, precision: str = "float32") -> Tensor:
+    """One iteration: forward, backward, update.
+
+    Args:
+        model, optimizer: trained in place.
+        inputs, labels: one batch, `[B, C, H, W]` and `[B]`.
+        precision: `float32`, or `bfloat16` for the forward pass under autocast.
+
+    Returns:
+        The batch's mean cross entropy before the update, detached.
+    """
+    context = torch.autocast(inputs.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    with context:
+        loss = F.cross_entropy(model(inputs), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 @torch.inference_mode()
@@ -161,7 +176,7 @@ def train(
     files.check(spec, dataset.fingerprint)
     if files.complete:
         return files.csv
-    with _one_thread():
+    with one_thread():
         return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after)
 
 
@@ -243,13 +258,9 @@ def _train(
     while state.iteration < spec.iterations:
         lr = scheduler.get_last_lr()[0]
         index = torch.from_numpy(next(order)).to(device)
-        with autocast(spec, device):
-            loss = F.cross_entropy(model(data.pixels(data.train_images[index])), data.train_labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        inputs, labels = data.pixels(data.train_images[index]), data.train_labels[index]
+        loss_sum += step(model, optimizer, inputs, labels, spec.precision)
         scheduler.step()
-        loss_sum += loss.detach()
         since += 1
         state.iteration += 1
         if state.iteration % spec.evaluate_every == 0 or state.iteration == spec.iterations:

@@ -49,7 +49,7 @@ def test_complete_runs_start_no_cluster(tmp_path, one_worker, monkeypatch, capsy
     for name, content in one_worker.items():
         (tmp_path / name).write_bytes(content)
     monkeypatch.setattr("modules.runs.RunFiles.check", lambda *arguments: None)
-    monkeypatch.setattr("modules.execution._client", None)
+    monkeypatch.setattr("modules.execution.cluster", None)
     run_all(SPECS, tmp_path)
     assert "4 runs complete, 0 of them trained now" in capsys.readouterr().out
 
