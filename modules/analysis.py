@@ -74,9 +74,9 @@ def interval_of_mean(values: np.ndarray) -> dict[str, float]:
     out = {"value": values.mean(), "std": np.nan, "low": np.nan, "high": np.nan, "t_low": np.nan, "t_high": np.nan}
     if len(values) > 1:
         boot = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
-        student = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
         out.update(std=values.std(ddof=1), low=boot.confidence_interval.low, high=boot.confidence_interval.high)
         if values.std() > 0:
+            student = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
             out.update(t_low=student[0], t_high=student[1])
     return out
 
@@ -128,15 +128,16 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     low = high = never = np.nan
     if min(base.shape[1], chall.shape[1]) > 1:
         # scipy's own percentiles cannot hold infinities, so they are taken from its resamples.
-        drawn = stats.bootstrap(
-            everyone,
-            lambda b, c: first(b.astype(int), c.astype(int)),
-            n_resamples=RESAMPLES,
-            paired=paired,
-            vectorized=False,
-            method="percentile",
-            rng=0,
-        ).bootstrap_distribution
+        with np.errstate(invalid="ignore"):
+            drawn = stats.bootstrap(
+                everyone,
+                lambda b, c: first(b.astype(int), c.astype(int)),
+                n_resamples=RESAMPLES,
+                paired=paired,
+                vectorized=False,
+                method="percentile",
+                rng=0,
+            ).bootstrap_distribution
         tail = (1 - CONFIDENCE) / 2
         low = np.quantile(drawn, tail, method="inverted_cdf")
         high = np.quantile(drawn, 1 - tail, method="inverted_cdf")

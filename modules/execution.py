@@ -129,12 +129,19 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
     with cluster(min(workers or CPU_COUNT, len(specs))) as client, _Progress(specs) as progress:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         # Longest first: a short run at the end leaves the fewest cores idle.
-        ordered = sorted(specs, key=lambda spec: -spec.iterations)
         futures = {
             client.submit(
-                _train, spec, folder, data_dir, device, key=f"{folder}/{spec.name}", pure=False, retries=1
+                _train,
+                spec,
+                folder,
+                data_dir,
+                device,
+                key=f"{folder}/{spec.name}",
+                pure=False,
+                retries=1,
+                priority=spec.iterations,
             ): spec
-            for spec in ordered
+            for spec in specs
         }
         for future in as_completed(futures):
             spec = futures[future]
@@ -184,18 +191,22 @@ class _Progress:
         name = event["name"]
         if name in self.finished:
             return
+        iteration = event["iteration"]
         if name not in self.at:
-            # What an earlier session trained is not this one's speed.
-            self.bar.initial += max(0, event["iteration"] - 1)
-        before = self.at.get(name, (0, None))[0]
-        self.at[name] = (event["iteration"], event["accuracy"])
+            # What was there before, from an earlier sitting, is not this one's speed.
+            self.bar.n += iteration
+            self.bar.initial += iteration
+            self.bar.last_print_n += iteration
+            self.at[name] = (iteration, None)
+        before = self.at[name][0]
+        self.at[name] = (iteration, event["accuracy"])
         running = (
             f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
             for name, (iteration, accuracy) in self.at.items()
             if name not in self.finished
         )
         self.bar.set_postfix_str(", ".join(running), refresh=False)
-        self.bar.update(event["iteration"] - before)
+        self.bar.update(iteration - before)
 
     def done(self, spec: Spec, outcome: str) -> None:
         """A run ended: count what its last event left out, and keep a line about it."""
