@@ -112,7 +112,7 @@ def cluster(workers: int) -> Iterator:
             n_workers=workers,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: a second study beside this one is no cause for a warning
             memory_limit=0,
             silence_logs=logging.ERROR,
         ) as started,

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -131,7 +132,13 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame, label: str, runs: int,
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, without the date and versions that would change its bytes."""
+def save(figure: Figure, path: str | Path) -> Image:
+    """Write a figure as PNG, without the date and versions that would change its bytes, and close it.
+
+    Returns:
+        The picture as written, for a notebook to show: nothing is drawn twice.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+    return Image(filename=str(path), width=760)

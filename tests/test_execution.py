@@ -11,6 +11,7 @@ from conftest import FIXED, TRIANGULAR, small
 
 from modules.execution import check_all, run_all
 from modules.runs import RunError
+from modules.training import train
 
 SPECS = [small(policy, seed) for seed in (1, 2) for policy in (FIXED, TRIANGULAR)]
 
@@ -19,7 +20,7 @@ import sys
 from conftest import TRIANGULAR, small
 from modules.execution import run_all
 if __name__ == "__main__":
-    specs = [small(TRIANGULAR, seed, iterations=2000, evaluate_every=20) for seed in (1, 2)]
+    specs = [small(TRIANGULAR, seed, iterations=600, evaluate_every=20) for seed in (1, 2)]
     run_all(specs, sys.argv[1])
 """
 
@@ -70,10 +71,11 @@ def test_killed_study_goes_on_and_gives_the_same_bytes(tmp_path):
     assert list(folder.glob(".partial/*.pt"))
     assert not contents(folder)
     time.sleep(1)
-    specs = [small(TRIANGULAR, seed, iterations=2000, evaluate_every=20) for seed in (1, 2)]
+    specs = [small(TRIANGULAR, seed, iterations=600, evaluate_every=20) for seed in (1, 2)]
     run_all(specs, folder)
-    whole = tmp_path / "whole"
-    run_all(specs, whole)
+    (whole := tmp_path / "whole").mkdir()
+    for spec in specs:
+        train(spec, whole)
     assert contents(folder) == contents(whole)
     assert not (folder / ".partial").exists()
 
@@ -85,7 +87,7 @@ def test_killed_worker_costs_no_run(tmp_path):
     import psutil
 
     folder = tmp_path / "results"
-    specs = [small(TRIANGULAR, seed, iterations=1500, evaluate_every=20) for seed in (1, 2)]
+    specs = [small(TRIANGULAR, seed, iterations=600, evaluate_every=20) for seed in (1, 2)]
     killed = []
 
     def kill_one():
