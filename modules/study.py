@@ -198,22 +198,27 @@ def publish(results: Path) -> None:
     print(f"published {target}, figures in {images}, tables in README.md")
 
 
-def readme_table(study: str) -> str:
-    """A published study's headline as the Markdown table README shows."""
-    table = readable(pd.read_csv(PUBLISHED / study / "tables" / "headline.csv")).astype(str)
+README_TABLES = {"headline": "headline.csv", "bounds": "range_test_bounds.csv"}
+
+
+def readme_table(kind: str, study: str) -> str:
+    """A published study's table, one of `README_TABLES`, as the Markdown that README shows."""
+    table = pd.read_csv(PUBLISHED / study / "tables" / README_TABLES[kind])
+    table = readable(table.rename(columns={"bound": "quantity"})).astype(str)
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def update_readme() -> None:
-    """Write every published study's table between its markers in README.md."""
+    """Write every published table between its markers in README.md."""
     readme = Path("README.md")
 
     def fill(found: re.Match) -> str:
-        known = (PUBLISHED / found[2] / "tables" / "headline.csv").exists()
-        return f"{found[1]}\n{readme_table(found[2])}\n{found[4]}" if known else found[0]
+        start, kind, study, _, end = found.groups()
+        known = (PUBLISHED / study / "tables" / README_TABLES[kind]).exists()
+        return f"{start}\n{readme_table(kind, study)}\n{end}" if known else found[0]
 
-    marked = re.compile(r"(<!-- headline:([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+    marked = re.compile(r"(<!-- (headline|bounds):([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
     atomic_write(readme, marked.sub(fill, readme.read_text()))
 
 

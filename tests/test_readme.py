@@ -22,10 +22,10 @@ def test_snippet_runs_and_learns(tmp_path, monkeypatch, capsys):
 
 
 def test_tables_are_those_of_the_published_results():
-    marked = re.findall(r"<!-- headline:([\w-]+) -->\n(.*?)\n?<!-- end -->", README, re.DOTALL)
-    assert [name for name, _ in marked]
-    for name, table in marked:
-        assert table == readme_table(name)
+    marked = re.findall(r"<!-- (headline|bounds):([\w-]+) -->\n(.*?)\n?<!-- end -->", README, re.DOTALL)
+    assert {kind for kind, _, _ in marked} == {"headline", "bounds"}
+    for kind, name, table in marked:
+        assert table == readme_table(kind, name)
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
