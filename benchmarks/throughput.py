@@ -7,9 +7,11 @@ medians over rounds. Iterations count for the whole machine: two runs side by si
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +30,7 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from modules import models
+from modules.datasets import load
 from modules.execution import cluster
 from modules.figures import save, style
 from modules.provenance import processor, revision
@@ -141,8 +144,6 @@ def arithmetic(network: str) -> int:
 
 def real_run(settings: Spec, folder: str, data_dir: str) -> float:
     """Seconds an iteration of one of the study's runs, evaluation, rows and checkpoints included."""
-    import json
-
     path = train(settings, folder, data_dir, device="cpu")
     return json.loads(path.with_suffix(".json").read_text())["seconds"] / settings.iterations
 
@@ -155,14 +156,15 @@ def side_by_side(client, functions: list) -> float:
 
 def measure(rounds: int, iterations: int) -> pd.DataFrame:
     """One row a network, variant and round: `network`, `variant`, `round`, `ms` an iteration of the whole machine."""
-    from modules.datasets import load
-
     rows = []
-    with tempfile.TemporaryDirectory() as place, cluster(CPU_COUNT) as client:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         data = Path(place) / "data"
         make_data(data)
         images = load("images", data)
         conventional = {name: Conventional(name, images.train_images, images.train_labels) for name in NETWORKS}
+        for loop in conventional.values():
+            loop(1)  # the loaders' processes are forked here, while this one has no other threads
+        client = stack.enter_context(cluster(CPU_COUNT))
         variants = {}
         for name in NETWORKS:
             count = iterations if name != "mlp" else 10 * iterations

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from modules.datasets import load
 from modules.runs import RunError, RunFiles, Spec, writing
-from modules.training import check, train
+from modules.training import check, read_checkpoint, train
 
 TOPIC = "clr-progress"
 
@@ -80,7 +80,10 @@ def check_all(
         dataset = load(name, data_dir)
         for spec in (spec for spec in specs if spec.dataset == name):
             check(spec, dataset)
-            RunFiles(folder, spec.name).check(spec, dataset.fingerprint)
+            files = RunFiles(folder, spec.name)
+            files.check(spec, dataset.fingerprint)
+            if files.checkpoint.exists():
+                read_checkpoint(files.checkpoint, spec, dataset.fingerprint)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def record(
         "spec": spec.model_dump(mode="json"),
         "diverged": diverged,
         "iterations": iterations,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 3),
         "data": {
             "label": dataset.label,
             "fingerprint": dataset.fingerprint,

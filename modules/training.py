@@ -225,19 +225,29 @@ class _State:
         torch.save(state, temporary)
         temporary.replace(path)
 
-    def restore(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        found = differences(Spec(**json.loads(state["spec"])), self.spec)
-        if state["fingerprint"] != self.fingerprint:
-            found.append("data: another fingerprint")
-        if found:
-            raise RunError(
-                f"{path} is an unfinished run with other settings ({'; '.join(found)}): delete it to start anew"
-            )
+    def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
+
+
+def read_checkpoint(path: Path, spec: Spec, fingerprint: str) -> dict:
+    """Load an unfinished run's checkpoint.
+
+    Raises:
+        RunError: it cannot be read, or belongs to other settings or data; it stays as it is.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        found = differences(Spec(**json.loads(state["spec"])), spec)
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        raise RunError(f"{path} cannot be read ({type(error).__name__}): delete it to start that run anew") from error
+    if state["fingerprint"] != fingerprint:
+        found.append("data: another fingerprint")
+    if found:
+        raise RunError(f"{path} is an unfinished run with other settings ({'; '.join(found)}): delete it to start anew")
+    return state
 
 
 def _train(
@@ -245,7 +255,7 @@ def _train(
 ) -> Path:
     state = _State(spec, dataset, device)
     if files.checkpoint.exists():
-        state.restore(files.checkpoint)
+        state.restore(read_checkpoint(files.checkpoint, spec, dataset.fingerprint))
     data = Data(dataset, device)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
     accuracy = state.rows[-1][-1] if state.rows else None

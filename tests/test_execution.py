@@ -120,6 +120,13 @@ def test_everything_is_checked_before_anything_is_written(tmp_path):
     assert not folder.exists()
 
 
+def test_unfinished_run_of_other_settings_is_found_before_anything_is_trained(tmp_path):
+    train(small(momentum=0.5), tmp_path, stop_after=6)
+    with pytest.raises(RunError, match="momentum: 0.5, not 0.9"):
+        run_all([small(seed=2), small()], tmp_path)
+    assert not contents(tmp_path)
+
+
 def test_check_all_changes_nothing(tmp_path):
     check_all(SPECS, tmp_path / "results")
     assert not (tmp_path / "results").exists()

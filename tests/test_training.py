@@ -108,6 +108,15 @@ def test_unfinished_run_of_other_settings_is_an_error_and_stays(tmp_path):
     assert checkpoint.read_bytes() == before
 
 
+def test_damaged_checkpoint_is_named_and_stays(tmp_path):
+    train(small(), tmp_path, stop_after=6)
+    checkpoint = RunFiles(tmp_path, small().name).checkpoint
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(RunError, match="triangular-seed1.pt cannot be read"):
+        train(small(), tmp_path)
+    assert len(checkpoint.read_bytes()) == 500
+
+
 def test_diverged_run_keeps_its_rows_and_says_so(tmp_path):
     spec = small(dict(name="exp", lr=0.01, gamma=1.7), model="lenet", iterations=36)
     path = train(spec, tmp_path)
