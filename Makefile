@@ -12,7 +12,7 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce publish html test lint lab clean
+.PHONY: help env reproduce publish html test lint benchmark lab clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -41,6 +41,9 @@ test: $(ENV) ## all tests
 lint: $(ENV) ## ruff on code and notebooks
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check modules tests
+
+benchmark: $(ENV) ## speed beside a conventional loop and the machine's limit, into results/benchmarks/
+	@$(PYTHON) benchmarks/throughput.py
 
 lab: $(ENV) ## open JupyterLab
 	@$(PYTHON) -m jupyter lab notebooks

@@ -266,7 +266,7 @@ def main() -> None:
     """Measure, write the CSV and the plot, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds; 5 or more for a table that is quoted")
-    parser.add_argument("--iterations", type=int, default=30, help="iterations of a variant in a round")
+    parser.add_argument("--iterations", type=int, default=12, help="iterations of a variant in a round")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"), help="folder for CSV and plot")
     options = parser.parse_args()
     os.chdir(Path(__file__).resolve().parents[1])
