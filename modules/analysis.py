@@ -3,7 +3,7 @@
 Nothing here trains or draws. Intervals are 95 % throughout; statistics are scipy's.
 """
 
-import json
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from modules.runs import COLUMNS, atomic_write
+from modules.files import RunFiles, atomic_write
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -29,24 +29,20 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         `train_loss`, `val_loss`, `val_acc` (0 to 1).
 
     Raises:
-        AnalysisError: no complete run, or a CSV that does not look like one.
+        AnalysisError: no complete run.
+        RunError: a run's CSV or JSON is not as the run wrote it.
     """
     tables = []
     for path in sorted(Path(folder).glob("*-seed*.csv")):
-        table = pd.read_csv(path)
-        if tuple(table.columns) != COLUMNS:
-            raise AnalysisError(f"{path} has columns {list(table.columns)}, not {list(COLUMNS)}")
-        try:
-            record = json.loads(path.with_suffix(".json").read_text())
-        except (OSError, ValueError) as error:
-            raise AnalysisError(f"{path} has no readable .json beside it ({type(error).__name__})") from error
+        text, record = RunFiles(folder, path.stem).read()
+        table = pd.read_csv(io.StringIO(text))
         run = {
             "policy": record["spec"]["policy"]["name"],
             "seed": record["spec"]["seed"],
             "diverged": record["diverged"],
             "label": record["data"]["label"],
         }
-        tables.append(table.assign(**run)[[*run, *COLUMNS]])
+        tables.append(table.assign(**run)[[*run, *table.columns]])
     if not tables:
         raise AnalysisError(f"no complete run in {folder}")
     return pd.concat(tables, ignore_index=True)

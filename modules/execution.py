@@ -12,9 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from modules import checkpoints
 from modules.datasets import load
-from modules.runs import RunError, RunFiles, Spec, writing
-from modules.training import check, read_checkpoint, train
+from modules.files import RunFiles, writing
+from modules.runs import RunError, Spec
+from modules.training import check, train
 
 TOPIC = "clr-progress"
 
@@ -59,6 +61,9 @@ def run_all(
     pending = [spec for spec, file in zip(specs, files, strict=True) if not file.complete]
     if pending:
         with writing(folder) as held:
+            fingerprints = {name: load(name, data_dir).fingerprint for name in {spec.dataset for spec in pending}}
+            for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
+                checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
             _run(pending, held.resolve(), Path(data_dir).resolve() if data_dir else None, workers, device)
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
     return files
@@ -77,13 +82,11 @@ def check_all(
     if len(set(names)) != len(names):
         raise RunError(f"two runs have the same name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
     for name in sorted({spec.dataset for spec in specs}):
-        dataset = load(name, data_dir)
-        for spec in (spec for spec in specs if spec.dataset == name):
+        dataset, asked = load(name, data_dir), [spec for spec in specs if spec.dataset == name]
+        for spec in {(s.model, s.pooling, s.init, s.batch_size): s for s in asked}.values():
             check(spec, dataset)
-            files = RunFiles(folder, spec.name)
-            files.check(spec, dataset.fingerprint)
-            if files.checkpoint.exists():
-                read_checkpoint(files.checkpoint, spec, dataset.fingerprint)
+        for spec in asked:
+            RunFiles(folder, spec.name).check(spec, dataset.fingerprint)
 
 
 @contextmanager

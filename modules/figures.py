@@ -1,5 +1,6 @@
 """Pictures from tables. Each function draws one message on new axes and returns the figure."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from modules.analysis import Crossing
+from modules.files import atomic_write
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
@@ -138,7 +140,9 @@ def save(figure: Figure, path: str | Path) -> Image:
     Returns:
         The picture as written, for a notebook to show: nothing is drawn twice.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
     plt.close(figure)
-    return Image(filename=str(path), width=760)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(Path(path), picture.getvalue())
+    return Image(picture.getvalue(), width=760)

@@ -1,21 +1,12 @@
-"""What a run is: its validated specification, its name, and the files that hold its results.
+"""What a run is: its validated specification and its name."""
 
-A run's results are `<policy>-seed<k>.csv` and `.json`; while it is under way its checkpoint is `.partial/<name>.pt`.
-"""
-
-import csv
-import io
-import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
@@ -23,6 +14,12 @@ Count = Annotated[int, Field(gt=0)]
 
 class RunError(ValueError):
     """A specification or a results folder that cannot be used; the message is one line for the user."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the nearest known name, or nothing when none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 class _Frozen(BaseModel):
@@ -192,87 +189,6 @@ def _flat(nested: dict, prefix: str = "") -> dict:
     for key, value in nested.items():
         out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return out
-
-
-class RunFiles:
-    """Where one run's results live in a folder.
-
-    Args:
-        folder: the experiment's results folder.
-        name: the run's name, `<policy>-seed<k>`.
-    """
-
-    def __init__(self, folder: str | Path, name: str) -> None:
-        folder = Path(folder)
-        self.csv = folder / f"{name}.csv"
-        self.json = folder / f"{name}.json"
-        self.checkpoint = folder / ".partial" / f"{name}.pt"
-
-    @property
-    def complete(self) -> bool:
-        """The CSV is written last, so it is there only when everything is."""
-        return self.csv.exists()
-
-    def check(self, asked: Spec, fingerprint: str) -> None:
-        """Raise RunError when a complete run here is not the one asked for; it is never overwritten."""
-        if not self.complete:
-            return
-        try:
-            record = json.loads(self.json.read_text())
-            stored = Spec(**record["spec"])
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{self.csv} has no readable {self.json.name} beside it ({type(error).__name__})") from error
-        found = differences(stored, asked)
-        if record["data"]["fingerprint"] != fingerprint:
-            found.append(f"data: fingerprint {record['data']['fingerprint'][:12]}, not {fingerprint[:12]}")
-        if found:
-            raise RunError(
-                f"{self.csv} is a complete run with other settings ({'; '.join(found)}): move it or use another folder"
-            )
-
-    def finish(self, rows: Iterable[tuple], record: dict) -> None:
-        """Write a complete run: JSON first, CSV last, then the checkpoint goes."""
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-        atomic_write(self.json, json.dumps(record, indent=2) + "\n")
-        atomic_write(self.csv, table.getvalue())
-        self.checkpoint.unlink(missing_ok=True)
-        with suppress(OSError):  # other runs are still in there, or it never was
-            self.checkpoint.parent.rmdir()
-
-
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(folder: str | Path) -> Iterator[Path]:
-    """Hold a results folder for writing; it is created when missing.
-
-    Raises:
-        RunError: the folder cannot be written, or another process holds it.
-    """
-    folder = Path(folder)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RunError(f"{folder} is being written by another process") from None
-    except OSError as error:
-        raise RunError(f"results folder {folder} cannot be written: {error.strerror}") from error
-    try:
-        yield folder
-    finally:
-        lock.release()
 
 
 def at_root() -> None:

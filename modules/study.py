@@ -19,8 +19,9 @@ import pandas as pd
 import yaml
 
 from modules.comparison import readable
+from modules.files import atomic_write, sweep, writing
 from modules.pages import html
-from modules.runs import at_root, atomic_write, writing
+from modules.runs import at_root, did_you_mean
 
 NOTEBOOKS, STUDIES, PUBLISHED, IMAGES = map(Path, ("notebooks", "studies", "results/published", "images"))
 ILLUSTRATION = "01_schedulers"
@@ -59,7 +60,8 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     files = sorted(folder.glob("*.yaml"))
     if not files:
         known = ", ".join(sorted(path.name for path in STUDIES.iterdir() if path.is_dir()))
-        raise StudyError(f"unknown study {study!r}: choose one of {known}")
+        hint = did_you_mean(study, known.split(", "))
+        raise StudyError(f"unknown study {study!r} (choose one of {known}{hint})")
     plan, known = {}, {}
     for file in files:
         source = NOTEBOOKS / f"{file.stem}.ipynb"
@@ -68,15 +70,19 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         known[file.stem] = assigned(cells(nbformat.read(source, 4), "parameters"))
         try:
             plan[file.stem] = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise StudyError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(plan[file.stem], dict):
+            raise StudyError(f"{file}: parameters as `name: value` are needed, not {plan[file.stem]!r}")
         for key, value in plan[file.stem].items():
             if key not in known[file.stem]:
-                raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {value!r})")
+                hint = did_you_mean(str(key), known[file.stem])
+                raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {value!r}{hint})")
     for key, value in overrides.items():
         owners = [name for name in plan if key in known[name]]
         if not owners:
-            raise StudyError(f"no notebook has a parameter {key!r} (value {value!r})")
+            hint = did_you_mean(key, {name for names in known.values() for name in names})
+            raise StudyError(f"no notebook has a parameter {key!r} (value {value!r}{hint})")
         for name in owners:
             if name != ILLUSTRATION or len(owners) == 1:
                 plan[name][key] = value
@@ -154,6 +160,8 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     results = results or Path("results") / study
     plan = parameters(study, results, overrides)
     with writing(results):
+        for part in ("tables", "figures"):
+            sweep(results / part)
         check(plan)
         started = time.monotonic()
         for name, values in plan.items():
@@ -257,9 +265,15 @@ def main(arguments: list[str] | None = None) -> int:
             publish(options.results)
         else:
             print(html())
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished runs are kept, the same command goes on with the rest", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -5,7 +5,6 @@ the network and its batches are channels_last, one run has one thread (several r
 several threads share one run), and denormal numbers, which the momentum buffers would fill with, are flushed to zero.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +18,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modules import models, schedulers
+from modules import checkpoints, models, schedulers
 from modules.datasets import Dataset, load
+from modules.files import RunFiles
 from modules.provenance import record, revision
-from modules.runs import RunError, RunFiles, Spec, differences
+from modules.runs import RunError, Spec
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
@@ -166,7 +166,8 @@ def train(
         The path of the CSV.
 
     Raises:
-        RunError: a complete or partial run of other settings lies in the folder, or the batch exceeds the data.
+        RunError: a complete run of other settings lies in the folder, the batch exceeds the data, or the folder cannot
+            be written.
         DataError: the data cannot be read.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -176,7 +177,9 @@ def train(
     files.check(spec, dataset.fingerprint)
     if files.complete:
         return files.csv
-    with one_thread():
+    with files.training(), one_thread():
+        if files.complete:  # by the process that was waited for
+            return files.csv
         return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after)
 
 
@@ -210,10 +213,7 @@ class _State:
         self.rows: list[list] = []
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
         state = {
-            "spec": self.spec.model_dump_json(),
-            "fingerprint": self.fingerprint,
             "iteration": self.iteration,
             "seconds": self.seconds,
             "rows": self.rows,
@@ -221,9 +221,7 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        checkpoints.save(path, self.spec, self.fingerprint, state)
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -232,30 +230,12 @@ class _State:
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
 
 
-def read_checkpoint(path: Path, spec: Spec, fingerprint: str) -> dict:
-    """Load an unfinished run's checkpoint.
-
-    Raises:
-        RunError: it cannot be read, or belongs to other settings or data; it stays as it is.
-    """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        found = differences(Spec(**json.loads(state["spec"])), spec)
-    except Exception as error:  # torch.load raises whatever the damage leads to
-        raise RunError(f"{path} cannot be read ({type(error).__name__}): delete it to start that run anew") from error
-    if state["fingerprint"] != fingerprint:
-        found.append("data: another fingerprint")
-    if found:
-        raise RunError(f"{path} is an unfinished run with other settings ({'; '.join(found)}): delete it to start anew")
-    return state
-
-
 def _train(
     spec: Spec, files: RunFiles, dataset: Dataset, device: torch.device, report: Report, stop_after: int | None
 ) -> Path:
     state = _State(spec, dataset, device)
-    if files.checkpoint.exists():
-        state.restore(read_checkpoint(files.checkpoint, spec, dataset.fingerprint))
+    if saved := checkpoints.resume(files, spec, dataset.fingerprint):
+        state.restore(saved)
     data = Data(dataset, device)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
     accuracy = state.rows[-1][-1] if state.rows else None

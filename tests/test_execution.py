@@ -49,7 +49,7 @@ def test_two_workers_give_the_bytes_of_one(tmp_path, one_worker, capsys):
 def test_complete_runs_start_no_cluster(tmp_path, one_worker, monkeypatch, capsys):
     for name, content in one_worker.items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr("modules.runs.RunFiles.check", lambda *arguments: None)
+    monkeypatch.setattr("modules.files.RunFiles.check", lambda *arguments: None)
     monkeypatch.setattr("modules.execution.cluster", None)
     run_all(SPECS, tmp_path)
     assert "4 runs complete, 0 of them trained now" in capsys.readouterr().out
@@ -120,11 +120,12 @@ def test_everything_is_checked_before_anything_is_written(tmp_path):
     assert not folder.exists()
 
 
-def test_unfinished_run_of_other_settings_is_found_before_anything_is_trained(tmp_path):
-    train(small(momentum=0.5), tmp_path, stop_after=6)
-    with pytest.raises(RunError, match="momentum: 0.5, not 0.9"):
-        run_all([small(seed=2), small()], tmp_path)
-    assert not contents(tmp_path)
+def test_damaged_checkpoint_is_said_on_this_terminal(tmp_path, capsys):
+    train(small(), tmp_path, stop_after=6)
+    (tmp_path / ".partial" / "triangular-seed1.pt").write_bytes(b"")
+    run_all([small(seed=2), small()], tmp_path)
+    assert "triangular-seed1.pt could not be read" in capsys.readouterr().out
+    assert len(contents(tmp_path)) == 2
 
 
 def test_check_all_changes_nothing(tmp_path):

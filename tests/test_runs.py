@@ -1,11 +1,11 @@
-"""Specs that are refused with one clear line, and files that appear whole or not at all."""
+"""Specs that are refused with one clear line."""
 
 import json
 
 import pytest
 from conftest import FIXED, TRIANGULAR, small
 
-from modules.runs import RunError, RunFiles, Spec, atomic_write, differences, seeds, writing
+from modules.runs import RunError, Spec, did_you_mean, differences, seeds
 
 
 @pytest.mark.parametrize(
@@ -57,46 +57,6 @@ def test_runs_must_be_a_positive_whole_number(runs):
         seeds(runs)
 
 
-def test_complete_run_is_checked_never_overwritten(tmp_path):
-    files = RunFiles(tmp_path, small().name)
-    record = {"spec": small().model_dump(mode="json"), "data": {"fingerprint": "abc"}}
-    files.finish([(6, 0.1, 2.0, 2.0, 0.5)], record)
-    files.check(small(), "abc")
-    before = files.csv.read_bytes()
-    with pytest.raises(RunError, match="momentum: 0.9, not 0.5"):
-        files.check(small(momentum=0.5), "abc")
-    with pytest.raises(RunError, match="fingerprint abc, not def"):
-        files.check(small(), "def")
-    assert files.csv.read_bytes() == before
-
-
-def test_csv_without_its_json_is_an_error(tmp_path):
-    files = RunFiles(tmp_path, small().name)
-    files.csv.write_text("iteration,lr,train_loss,val_loss,val_acc\n")
-    with pytest.raises(RunError, match="no readable triangular-seed1.json"):
-        files.check(small(), "abc")
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "table.csv"
-    atomic_write(path, "old")
-
-    def fail(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("modules.runs.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_one_writer_a_folder(tmp_path):
-    with writing(tmp_path / "results"), pytest.raises(RunError, match="being written"), writing(tmp_path / "results"):
-        pass
-
-
-def test_unwritable_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="file/results cannot be written"), writing(tmp_path / "file" / "results"):
-        pass
+def test_near_names_are_suggested():
+    assert did_you_mean("step_sise", ["step_size", "gamma"]) == ", did you mean 'step_size'?"
+    assert did_you_mean("zzz", ["step_size", "gamma"]) == ""

@@ -119,7 +119,7 @@ def test_unwritable_results_folder(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("datset: digits\n", "no parameter 'datset' (value 'digits')"), ("dataset: [\n", "is not valid YAML")],
+    [("datset: digits\n", "no parameter 'datset' (value 'digits', did you mean 'dataset'?)"), ("dataset: [\n", "is not valid YAML")],
 )
 def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
     shutil.copytree(ROOT / "studies" / "smoke", tmp_path / "studies" / "mine")

@@ -9,7 +9,8 @@ import torch
 from conftest import FIXED, TRIANGULAR, small
 
 from modules.datasets import load
-from modules.runs import COLUMNS, RunError, RunFiles
+from modules.files import COLUMNS, RunFiles
+from modules.runs import RunError
 from modules.training import Data, batches, train
 
 POLICIES = [
@@ -99,22 +100,32 @@ def test_complete_run_is_left_alone(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
-def test_unfinished_run_of_other_settings_is_an_error_and_stays(tmp_path):
-    train(small(), tmp_path, stop_after=6)
+def test_unfinished_run_of_other_settings_is_set_aside_and_the_run_starts_over(tmp_path, capsys):
+    train(small(weight_decay=0.1), tmp_path, stop_after=6)
     checkpoint = RunFiles(tmp_path, small().name).checkpoint
     before = checkpoint.read_bytes()
-    with pytest.raises(RunError, match="weight_decay: 0.004, not 0.1"):
-        train(small(weight_decay=0.1), tmp_path)
-    assert checkpoint.read_bytes() == before
+    path = train(small(), tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert "triangular-seed1.pt is of other settings (weight_decay: 0.1, not 0.004): set aside as" in said[0]
+    assert (checkpoint.parent / "triangular-seed1.at-6.pt").read_bytes() == before
+    (whole := tmp_path / "whole").mkdir()
+    assert path.read_bytes() == train(small(), whole).read_bytes()
 
 
-def test_damaged_checkpoint_is_named_and_stays(tmp_path):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "truncated"])
+def test_damaged_checkpoint_is_named_and_the_run_starts_over(tmp_path, capsys, content):
     train(small(), tmp_path, stop_after=6)
     checkpoint = RunFiles(tmp_path, small().name).checkpoint
-    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    with pytest.raises(RunError, match="triangular-seed1.pt cannot be read"):
-        train(small(), tmp_path)
-    assert len(checkpoint.read_bytes()) == 500
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500] if content == "truncated" else content)
+    path = train(small(), tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert "triangular-seed1.pt could not be read" in said[0]
+    assert "triangular-seed1 starts from the beginning" in said[0]
+    (whole := tmp_path / "whole").mkdir()
+    assert path.read_bytes() == train(small(), whole).read_bytes()
+    assert not checkpoint.parent.exists()
 
 
 def test_diverged_run_keeps_its_rows_and_says_so(tmp_path):

@@ -1,0 +1,136 @@
+"""A run's files: whole or not at all, checked by their checksums, one writer at a time."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+from conftest import small
+
+from modules.files import RunFiles, atomic_write, checksums, sweep, writing
+from modules.runs import RunError
+
+ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
+
+
+@pytest.fixture
+def complete(tmp_path):
+    """The files of a complete run."""
+    files = RunFiles(tmp_path, small().name)
+    files.finish(ROWS, {"spec": small().model_dump(mode="json"), "data": {"fingerprint": "abc"}, "diverged": False})
+    return files
+
+
+def test_complete_run_is_checked_never_overwritten(complete):
+    complete.check(small(), "abc")
+    before = complete.csv.read_bytes()
+    with pytest.raises(RunError, match="momentum: 0.9, not 0.5"):
+        complete.check(small(momentum=0.5), "abc")
+    with pytest.raises(RunError, match="fingerprint abc, not def"):
+        complete.check(small(), "def")
+    assert complete.csv.read_bytes() == before
+
+
+def test_csv_without_its_json_is_an_error(complete):
+    complete.json.unlink()
+    with pytest.raises(RunError, match="no readable triangular-seed1.json"):
+        complete.check(small(), "abc")
+
+
+def edited(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda files: edited(files.csv, "0.625", "0.825"), "triangular-seed1.csv is not as the run wrote it"),
+        (lambda files: files.csv.write_bytes(files.csv.read_bytes()[:-20]), "triangular-seed1.csv is not as"),
+        (lambda files: files.csv.write_text(""), "triangular-seed1.csv is not as"),
+        (lambda files: edited(files.json, '"momentum": 0.9', '"momentum": 0.5'), "triangular-seed1.json is not as"),
+        (lambda files: files.json.write_bytes(files.json.read_bytes()[:100]), "no readable triangular-seed1.json"),
+        (lambda files: files.json.write_text("[]"), "no readable triangular-seed1.json"),
+        (lambda files: edited(files.json, "sha256", "sha"), "no readable triangular-seed1.json"),
+    ],
+)
+def test_edited_and_damaged_results_are_named(complete, damage, message):
+    damage(complete)
+    with pytest.raises(RunError, match=message):
+        complete.read()
+
+
+def test_what_is_read_is_what_was_written(complete):
+    table, record = complete.read()
+    assert table == "iteration,lr,train_loss,val_loss,val_acc\n6,0.1,2.0,2.0,0.5\n12,0.2,1.5,1.75,0.625\n"
+    assert json.loads(complete.json.read_text()) == {**record, "sha256": checksums(table.encode(), record)}
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    atomic_write(path, "old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("modules.files.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sweep_deletes_what_a_killed_write_left_and_nothing_else(tmp_path):
+    for name in (".a.csv.123.tmp", ".b.csv.123.tmp", "a.csv", "c.tmp"):
+        (tmp_path / name).write_text("")
+    sweep(tmp_path, "a.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {".b.csv.123.tmp", "a.csv", "c.tmp"}
+
+
+def test_one_writer_a_folder_and_the_second_is_told_who_holds_it(tmp_path):
+    folder = tmp_path / "results"
+    with (
+        writing(folder),
+        pytest.raises(RunError, match=rf"being written by another process \(process {os.getpid()}, since \d\d:"),
+        writing(folder),
+    ):
+        pass
+    assert not (folder / ".holder").exists()
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/results cannot be written"), writing(tmp_path / "file" / "results"):
+        pass
+
+
+def _hold(folder, ready, release):
+    files = RunFiles(folder, "run")
+    with files.training():
+        ready.set()
+        release.wait(30)
+        files.checkpoint.parent.mkdir()
+        files.checkpoint.write_text("")
+        files.finish(ROWS, {"spec": {}, "data": {"fingerprint": ""}, "diverged": False})
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready, release))
+    process.start()
+    assert ready.wait(60)
+    files = RunFiles(tmp_path, "run")
+    assert not files.complete
+    context.Process(target=_release_later, args=(release,)).start()
+    with files.training():  # waits
+        assert files.complete
+    process.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.json"]
+
+
+def _release_later(release):
+    time.sleep(0.5)
+    release.set()
