@@ -12,9 +12,9 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce publish html test lint benchmark lab clean
+.PHONY: help env reproduce publish html test test-faults lint benchmark lab clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 env: $(ENV) ## make .venv from requirements.txt
 
@@ -37,6 +37,9 @@ html: $(ENV) ## executed notebooks as web pages in site/
 
 test: $(ENV) ## all tests
 	@$(PYTHON) -m pytest
+
+test-faults: $(ENV) ## processes killed, disks filled, input mangled: every fault in full, half an hour
+	@CLR_FAULTS=full $(PYTHON) -m pytest -n 0 tests/faults
 
 lint: $(ENV) ## ruff on code and notebooks
 	@$(PYTHON) -m ruff check .

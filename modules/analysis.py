@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from modules.files import RunFiles, atomic_write
+from modules.files import COLUMNS, RunFiles, atomic_write
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -35,7 +35,9 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     tables = []
     for path in sorted(Path(folder).glob("*-seed*.csv")):
         text, record = RunFiles(folder, path.stem).read()
-        table = pd.read_csv(io.StringIO(text))
+        table = pd.read_csv(io.StringIO(text), dtype={"iteration": int} | dict.fromkeys(COLUMNS[1:], float))
+        if table.empty:  # diverged before its first evaluation: a row without numbers, or it would not be counted
+            table.loc[0, "iteration"] = record["spec"]["evaluate_every"]
         run = {
             "policy": record["spec"]["policy"]["name"],
             "seed": record["spec"]["seed"],
@@ -52,22 +54,25 @@ def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
     """Test accuracy of one policy's runs, iterations down, seeds across; diverged runs are left out.
 
     Raises:
-        AnalysisError: no run of the policy reached its end.
+        AnalysisError: no run of the policy.
     """
-    kept = runs[(runs.policy == policy) & ~runs.diverged]
-    if kept.empty:
-        raise AnalysisError(f"no run with the policy {policy!r} reached its end")
+    found = runs[runs.policy == policy]
+    if found.empty:
+        raise AnalysisError(f"no run with the policy {policy!r}")
+    kept = found[~found.diverged]
     return kept.pivot(index="iteration", columns="seed", values="val_acc").dropna()
 
 
 def interval_of_mean(values: np.ndarray) -> dict[str, float]:
-    """Mean, standard deviation, and two 95 % intervals of the mean of `values` `[runs]`.
+    """Mean, standard deviation, and two 95 % intervals of the mean of `values` `[runs]`; of no run at all: NaN.
 
     `low`, `high` are the percentile bootstrap's over runs. With five runs it is known to be too narrow (it covers
     nearer 85 % than 95 %), so `t_low`, `t_high`, Student's interval, stand beside it. One run has no interval: NaN.
     """
     values = np.asarray(values, dtype=float)
-    out = {"value": values.mean(), "std": np.nan, "low": np.nan, "high": np.nan, "t_low": np.nan, "t_high": np.nan}
+    out = dict.fromkeys(("value", "std", "low", "high", "t_low", "t_high"), np.nan)
+    if len(values):
+        out["value"] = values.mean()
     if len(values) > 1:
         boot = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
         out.update(std=values.std(ddof=1), low=boot.confidence_interval.low, high=boot.confidence_interval.high)
@@ -91,7 +96,7 @@ class Crossing:
     """
 
     target: float
-    target_iteration: int
+    target_iteration: float
     iteration: float
     low: float
     high: float
@@ -108,8 +113,13 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     same seeds, runs are resampled in pairs: a seed gives both policies the same initial weights and image order.
 
     Args:
-        baseline, challenger: accuracies as `curves` gives them, `[iterations, seeds]`.
+        baseline, challenger: accuracies as `curves` gives them, `[iterations, seeds]`; without a run of either nothing
+            is known, and all is NaN.
     """
+    if baseline.empty or challenger.empty:
+        nothing = dict.fromkeys(("iteration", "low", "high", "ratio", "ratio_low", "ratio_high", "never"), np.nan)
+        target = np.nan if baseline.empty else baseline.mean(axis=1)
+        return Crossing(target=float(np.max(target)), target_iteration=_best_at(baseline), **nothing)
     base, chall = baseline.to_numpy(), challenger.to_numpy()
     steps = challenger.index.to_numpy(dtype=float)
 
@@ -141,7 +151,7 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     length = float(baseline.index[-1])
     return Crossing(
         target=float(mean.max()),
-        target_iteration=int(baseline.index[mean.argmax()]),
+        target_iteration=_best_at(baseline),
         iteration=at if np.isfinite(at) else np.nan,
         low=float(low),
         high=float(high),
@@ -150,6 +160,11 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
         ratio_high=length / low,
         never=never,
     )
+
+
+def _best_at(curve: pd.DataFrame) -> float:
+    """The evaluation at which the mean is best."""
+    return np.nan if curve.empty else float(curve.mean(axis=1).idxmax())
 
 
 def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "triangular") -> pd.DataFrame:
@@ -165,7 +180,7 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
         Columns `quantity`, `policy`, `runs`, `diverged`, `value`, `std`, `low`, `high`, `t_low`, `t_high`.
 
     Raises:
-        AnalysisError: a policy without a run that reached its end.
+        AnalysisError: a policy without a run.
     """
     rows = []
     both = {policy: curves(runs, policy) for policy in (baseline, challenger)}
@@ -174,9 +189,9 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
             seeds = runs[runs.policy == policy].groupby("seed").diverged.first()
             row = {"quantity": quantity, "policy": policy, "runs": len(seeds), "diverged": int(seeds.sum())}
             if quantity == "iterations":
-                row["value"] = float(curve.index[-1])
+                row["value"] = np.nan if curve.empty else float(curve.index[-1])
             else:
-                row.update(interval_of_mean(curve.iloc[-1] if quantity == "final_accuracy" else curve.max()))
+                row.update(interval_of_mean(curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()))
             rows.append(row)
     shared = [seed for seed in both[baseline].columns if seed in both[challenger].columns]
     if shared:
@@ -198,7 +213,7 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
             "quantity": "best_mean_iteration",
             "policy": baseline,
             "runs": both[baseline].shape[1],
-            "value": float(cross.target_iteration),
+            "value": cross.target_iteration,
         },
         {
             "quantity": "crossing_iteration",

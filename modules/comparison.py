@@ -71,7 +71,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({"quantity": table.quantity})
     if "policy" in table:
         out["policy"] = table.policy
-        out["runs"] = table.runs
+        lost = table.diverged.fillna(0) if "diverged" in table else 0 * table.runs
+        out["runs"] = [f"{runs}" + (f" ({n} diverged)" if n else "") for runs, n in zip(table.runs, lost, strict=True)]
     out["value [95 % interval]"] = [
         show(*row) for row in zip(table.quantity, table.value, table.low, table.high, strict=True)
     ]
@@ -103,7 +104,7 @@ def show(quantity: str, value: float, low: float, high: float) -> str:
 
     def number(x: float) -> str:
         if pd.isna(x):
-            return "never"
+            return "never" if quantity.startswith("crossing") else "-"
         return "more" if x == float("inf") else form.format(x * scale)
 
     text = number(value) + (unit if not pd.isna(value) else "")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from modules import checkpoints
 from modules.datasets import load
 from modules.files import RunFiles, writing
-from modules.runs import RunError, Spec
+from modules.runs import RunError, Spec, short, whole
 from modules.training import check, train
 
 TOPIC = "clr-progress"
@@ -28,7 +28,13 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 2**30,
     "MALLOC_MMAP_THRESHOLD_": 2**25,
     "THP_MEM_ALLOC_ENABLE": 1,
+    # A run that fails is named by the client in one line; the worker's own traceback would come on top.
+    "DASK_LOGGING__DISTRIBUTED": "critical",
 }
+
+
+class Abandoned(Exception):
+    """A worker's run that nobody waits for any more; it ends at once and leaves its checkpoint."""
 
 
 def run_all(
@@ -76,8 +82,11 @@ def check_all(
 
     Arguments and errors as for `run_all`.
     """
-    if workers is not None and workers < 1:
-        raise RunError(f"workers={workers}: at least 1 is needed")
+    if workers is not None:
+        whole("workers", workers)
+    for name, path in (("folder", folder), ("data_dir", data_dir)):
+        if path is not None and not isinstance(path, (str, Path)):
+            raise RunError(f"{name}={short(path)}: a path is needed")
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         raise RunError(f"two runs have the same name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
@@ -95,14 +104,25 @@ def cluster(workers: int) -> Iterator:
 
     Args:
         workers: worker processes to start, where the cluster is started here.
+
+    Raises:
+        RunError: nobody answers at that address.
     """
     import dask
     from distributed import Client, LocalCluster
+    from distributed.client import logger as client_logger
     from distributed.worker import logger as worker_logger
 
-    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if address:
-        with Client(address) as client:
+    # What goes wrong is said by the exceptions below, in a line; dask would log a traceback as well.
+    client_logger.setLevel(logging.CRITICAL)
+    if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
+        try:
+            client = Client(address)
+        except (OSError, ValueError) as error:
+            raise RunError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address}") from error
+        with client:
+            if not client.scheduler_info()["workers"]:
+                print(f"The scheduler at {address} has no workers yet; waiting for the first.")
             yield client
         return
     worker_logger.setLevel(logging.ERROR)
@@ -153,6 +173,10 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
             spec = futures[future]
             if future.status == "finished":
                 progress.done(spec, future.result())
+            elif future.status != "error":
+                raise RunError(
+                    "the connection to the scheduler was lost: the same command goes on from the last evaluations"
+                )
             else:
                 failures.append(f"{spec.name} failed: {str(future.exception()).splitlines()[0]}")
     if failures:
@@ -161,11 +185,18 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
 
 def _train(spec: Spec, folder: Path, data_dir: Path | None, device: str | None) -> str:
     """On a worker: train one run and say in a line how it ended."""
-    from distributed import get_worker
+    from distributed import Status, get_worker
 
     worker = get_worker()
+    key = worker.get_current_task()
+    if worker.state.nthreads != 1:
+        # Two runs in one process would change each other's number of threads, and with it their bytes.
+        raise RunError(f"a worker has {worker.state.nthreads} threads: start workers with --nthreads 1")
 
     def report(iteration: int, accuracy: float | None) -> None:
+        task = worker.state.tasks.get(key)
+        if worker.status not in (Status.running, Status.paused) or task is None or task.state == "cancelled":
+            raise Abandoned("client or scheduler is gone, nobody waits for this run")
         worker.log_event(TOPIC, {"name": spec.name, "iteration": iteration, "accuracy": accuracy})
 
     path = train(spec, folder, data_dir, device, report)
@@ -209,13 +240,12 @@ class _Progress:
         running = (
             f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
             for name, (iteration, accuracy) in self.at.items()
-            if name not in self.finished
         )
         self.bar.set_postfix_str(", ".join(running), refresh=False)
         self.bar.update(iteration - before)
 
     def done(self, spec: Spec, outcome: str) -> None:
         """A run ended: count what its last event left out, and keep a line about it."""
-        self.bar.update(spec.iterations - self.at.get(spec.name, (0, None))[0])
+        self.bar.update(spec.iterations - self.at.pop(spec.name, (0, None))[0])
         self.finished.add(spec.name)
         self.bar.write(f"{spec.name}: {outcome}")

@@ -76,20 +76,24 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         table = runs[(runs.policy == policy) & ~runs.diverged]
         lost = runs[(runs.policy == policy) & runs.diverged].seed.nunique()
         count = table.seed.nunique()
+        if not count:
+            axes.plot([], [], color=colour, label=f"{policy_name(policy)}: all {lost} runs diverged")
+            continue
         name = f"{policy_name(policy)}, mean of {count} run{'s' * (count > 1)}" + (
             f" ({lost} diverged)" if lost else ""
         )
         sns.lineplot(table, x="iteration", y="val_acc", errorbar=("pi", 100), color=colour, label=name, ax=axes)
-    axes.axhline(cross.target, color="0.35", linestyle="--", linewidth=1)
     right = runs.iteration.max()
-    axes.annotate(
-        f"best mean of {policy_name(baseline)}: {cross.target:.1%}",
-        (right, cross.target),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="right",
-        fontsize="small",
-    )
+    if cross.target == cross.target:
+        axes.axhline(cross.target, color="0.35", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"best mean of {policy_name(baseline)}: {cross.target:.1%}",
+            (right, cross.target),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize="small",
+        )
     if cross.iteration == cross.iteration:
         axes.axvline(cross.iteration, color="0.35", linestyle="--", linewidth=1)
         axes.annotate(

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def record(
     }
 
 
+@cache
 def processor() -> str:
     """The processor's model and the instruction set torch uses on it."""
     try:
@@ -59,8 +61,12 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+@cache
 def revision() -> str | None:
-    """The project's git commit, with `+` when files differ from it; None outside a clone."""
+    """The project's git commit, with `+` when files differ from it; None outside a clone.
+
+    Asked once a process: what it has imported does not change later.
+    """
     where = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)

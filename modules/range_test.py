@@ -197,7 +197,7 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
         raise AnalysisError("no range test among these runs")
     rates = tests.groupby("iteration").lr.first()
     accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
-    accuracy = accuracy.fillna(accuracy.iloc[0])
+    accuracy = accuracy.fillna(accuracy.iloc[0]).fillna(accuracy.iloc[0].min())
     found = suggest_bounds(rates.to_numpy(), accuracy.to_numpy(), log)
     curve = pd.DataFrame(
         {"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}

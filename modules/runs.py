@@ -4,12 +4,21 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
+
+def _number(value):
+    """Refuse what Python would take for a number: True is not a learning rate."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Rate = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, le=10**9, strict=True)]
 
 
 class RunError(ValueError):
@@ -102,6 +111,13 @@ class RangeTest(_Frozen):
 Policy = Annotated[Cyclic | CustomCyclic | Fixed | Decay | Exponential | RangeTest, Field(discriminator="name")]
 
 
+_POLICIES = {
+    name: kind
+    for kind in (Cyclic, CustomCyclic, Fixed, Decay, Exponential, RangeTest)
+    for name in get_args(kind.model_fields["name"].annotation)
+}
+
+
 class Spec(_Frozen):
     """Everything that decides a run's results: same spec, same data, same machine, same bytes.
 
@@ -120,20 +136,20 @@ class Spec(_Frozen):
     """
 
     dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "images"]
-    model: Annotated[str, Field(pattern=r"^(cifar10_quick|cifar10_full|lenet|mlp|wide_resnet-\d+-\d+)$")] = (
+    model: Annotated[str, Field(pattern=r"^(cifar10_quick|cifar10_full|lenet|mlp|wide_resnet-\d{1,3}-\d{1,3})$")] = (
         "cifar10_quick"
     )
     pooling: Literal["floor", "caffe"] = "floor"
     init: Literal["torch", "caffe"] = "torch"
     policy: Policy
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.004
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.004
     bias_lr_mult: Rate = 1.0
     batch_size: Count = 100
     iterations: Count
     evaluate_every: Count
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @property
@@ -154,14 +170,28 @@ def spec(**settings) -> Spec:
 
 
 def _complaint(item: dict) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "value_error":
+    """One wrong setting in words: its name as the user wrote it, its value, and what is wrong with it."""
+    if item["type"] == "value_error" and not isinstance(item["input"], (bool, int, float, str)):
         return item["msg"].removeprefix("Value error, ")
+    where = [str(part) for part in item["loc"]]
     if item["type"] == "union_tag_invalid":
-        return f"unknown policy {item['ctx']['tag']!r}: choose {item['ctx']['expected_tags']}"
-    # Only the last part of the location is a name that the user wrote; a policy's own tag precedes it.
-    name = where.rpartition(".")[2] if where.startswith("policy.") else where
-    return f"{name}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        return f"unknown policy {short(item['ctx']['tag'])} (choose {item['ctx']['expected_tags']})"
+    if item["type"] == "extra_forbidden":
+        of, known = "", Spec.model_fields
+        if where[0] == "policy":
+            of, known = f" of policy name={where[1]!r}", _POLICIES[where[1]].model_fields
+        return f"{where[-1]}={short(item['input'])}: no such setting{of}{did_you_mean(where[-1], known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    # Behind `policy` comes the policy's own tag, which the user did not write there; a list's index is not a name.
+    names = where[:1] + where[2:] if where[0] == "policy" else where
+    name = next((part for part in reversed(names) if not part.isdigit()), names[0])
+    return f"{name}={short(item['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def short(value: object) -> str:
+    """A value as a message shows it: on one line, cut off where it gets long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def seeds(runs: int) -> range:
@@ -170,9 +200,18 @@ def seeds(runs: int) -> range:
     Raises:
         RunError: `runs` is not a positive whole number.
     """
-    if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
-        raise RunError(f"runs={runs!r}: a whole number of at least 1 is needed")
-    return range(1, runs + 1)
+    return range(1, whole("runs", runs) + 1)
+
+
+def whole(name: str, value: object) -> int:
+    """A parameter's value, when it is a whole number from 1 to a billion.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**9:
+        raise RunError(f"{name}={short(value)}: a whole number from 1 to 1,000,000,000 is needed")
+    return value
 
 
 def differences(a: Spec, b: Spec) -> list[str]:

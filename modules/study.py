@@ -6,7 +6,7 @@ python -m modules.study html
 """
 
 import argparse
-import json
+import logging
 import re
 import shutil
 import sys
@@ -16,90 +16,15 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import yaml
 
 from modules.comparison import readable
 from modules.files import atomic_write, sweep, writing
 from modules.pages import html
-from modules.runs import at_root, did_you_mean
+from modules.parameters import NOTEBOOKS, PUBLISHED, StudyError, check, parameters, value
+from modules.runs import at_root
 
-NOTEBOOKS, STUDIES, PUBLISHED, IMAGES = map(Path, ("notebooks", "studies", "results/published", "images"))
-ILLUSTRATION = "01_schedulers"
+IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
-
-
-class StudyError(ValueError):
-    """Something asked of a study that cannot be done; the message is one line for the user."""
-
-
-def cells(notebook: nbformat.NotebookNode, tag: str) -> str:
-    """The source of a notebook's cells with a tag."""
-    return "\n".join(cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", []))
-
-
-def assigned(source: str) -> dict:
-    """The variables a piece of notebook source leaves behind."""
-    namespace: dict = {}
-    exec(source, namespace)
-    return {key: value for key, value in namespace.items() if not key.startswith("__")}
-
-
-def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[str, dict]:
-    """What papermill passes to each notebook of a study, by the notebook's name.
-
-    Args:
-        study: a folder of `studies/`, or the path of one.
-        results: the study's results folder.
-        overrides: the user's `-p` values; each goes to every notebook of the experiment that has the parameter, and to
-            the illustrations of policies only when no other notebook has it.
-
-    Raises:
-        StudyError: an unknown study, an unknown parameter in a YAML file or among the overrides.
-    """
-    folder = STUDIES / study
-    files = sorted(folder.glob("*.yaml"))
-    if not files:
-        known = ", ".join(sorted(path.name for path in STUDIES.iterdir() if path.is_dir()))
-        hint = did_you_mean(study, known.split(", "))
-        raise StudyError(f"unknown study {study!r} (choose one of {known}{hint})")
-    plan, known = {}, {}
-    for file in files:
-        source = NOTEBOOKS / f"{file.stem}.ipynb"
-        if not source.exists():
-            raise StudyError(f"{file} belongs to no notebook: {source} does not exist")
-        known[file.stem] = assigned(cells(nbformat.read(source, 4), "parameters"))
-        try:
-            plan[file.stem] = yaml.safe_load(file.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise StudyError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(plan[file.stem], dict):
-            raise StudyError(f"{file}: parameters as `name: value` are needed, not {plan[file.stem]!r}")
-        for key, value in plan[file.stem].items():
-            if key not in known[file.stem]:
-                hint = did_you_mean(str(key), known[file.stem])
-                raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {value!r}{hint})")
-    for key, value in overrides.items():
-        owners = [name for name in plan if key in known[name]]
-        if not owners:
-            hint = did_you_mean(key, {name for names in known.values() for name in names})
-            raise StudyError(f"no notebook has a parameter {key!r} (value {value!r}{hint})")
-        for name in owners:
-            if name != ILLUSTRATION or len(owners) == 1:
-                plan[name][key] = value
-    places = {"results_dir": str(results), "published_dir": str(PUBLISHED / results.name)}
-    for name in plan:
-        plan[name].update({key: value for key, value in places.items() if key in known[name]})
-    return plan
-
-
-def check(plan: dict[str, dict]) -> None:
-    """Run every notebook's own check of its parameters, before anything is computed; raises what they raise."""
-    for name, values in plan.items():
-        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
-        namespace: dict = {}
-        exec(cells(notebook, "parameters"), namespace)
-        namespace.update(values)
-        exec(cells(notebook, "check"), namespace)
 
 
 def execute(name: str, values: dict, results: Path) -> None:
@@ -110,6 +35,8 @@ def execute(name: str, values: dict, results: Path) -> None:
     """
     import papermill
 
+    # Ctrl-C ends the notebook's task from outside; asyncio would print its traceback below the one line that says so.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}")
@@ -228,21 +155,6 @@ def update_readme() -> None:
 
     marked = re.compile(r"(<!-- (headline|bounds):([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
     atomic_write(readme, marked.sub(fill, readme.read_text()))
-
-
-def value(text: str) -> object:
-    """A `-p` value as papermill's command line reads it: None, a truth value, a number, a list, or text."""
-    if text == "None":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
-        return text
 
 
 def main(arguments: list[str] | None = None) -> int:

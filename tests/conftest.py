@@ -1,10 +1,6 @@
-"""Shared small things: data made on the spot, specs that train in a second."""
+"""The data directory of the tests."""
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from modules.runs import spec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,25 +10,3 @@ def data_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLR_DATA_DIR", str(folder))
         yield folder
-
-
-def make_images(folder, count=4, size=16, classes=("cat", "dog")):
-    """A folder of random PNG images in the layout of the data set `images`."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
-    return folder
-
-
-TRIANGULAR = dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=6)
-FIXED = dict(name="fixed", lr=0.02, milestones=(10, 20))
-
-
-def small(policy=None, seed=1, **changes):
-    """A spec that trains in about a second: the dense network on the digits."""
-    defaults = dict(dataset="digits", model="mlp", batch_size=64, iterations=24, evaluate_every=6)
-    return spec(policy=policy or TRIANGULAR, seed=seed, **{**defaults, **changes})

@@ -1,7 +1,5 @@
 """Tables against numbers worked out by hand."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +15,8 @@ from modules.analysis import (
     read_bounds,
     read_runs,
 )
+from modules.files import RunFiles
+from modules.runs import RunError
 
 
 def table(curve, policy="fixed", seeds=(1, 2, 3, 4, 5), step=10, noise=0.0, diverged=()):
@@ -105,8 +105,20 @@ def test_diverged_runs_are_left_out_and_counted():
     lines = headline(runs).set_index(["quantity", "policy"])
     assert lines.loc[("final_accuracy", "triangular"), "diverged"] == 1
     assert curves(runs, "triangular").shape == (4, 4)
-    with pytest.raises(AnalysisError, match="'triangular' reached its end"):
-        headline(pd.concat([SLOW, table([0.2], "triangular", diverged=(1, 2, 3, 4, 5))]))
+
+
+@pytest.mark.parametrize("lost", ["fixed", "triangular"])
+def test_policy_of_which_every_run_diverged_has_no_numbers(lost):
+    whole = FAST if lost == "fixed" else SLOW
+    runs = pd.concat([whole, table([0.2], lost, diverged=(1, 2, 3, 4, 5))])
+    lines = headline(runs).set_index(["quantity", "policy"])
+    assert lines.loc[("final_accuracy", lost), "diverged"] == 5
+    assert np.isnan(lines.loc[("final_accuracy", lost), "value"])
+    assert np.isnan(lines.loc[("crossing_iteration", "triangular"), "value"])
+    assert np.isnan(lines.loc[("never_crossed_share", "triangular"), "value"])
+    assert mean_curves(runs).policy.nunique() == 1
+    with pytest.raises(AnalysisError, match="no run with the policy 'fixed'"):
+        headline(table([0.2], "triangular"))
 
 
 def test_mean_curves():
@@ -120,14 +132,20 @@ def test_unreadable_results_are_named(tmp_path):
         read_runs(tmp_path)
     with pytest.raises(AnalysisError, match="run the range test there first"):
         read_bounds(tmp_path)
-    path = tmp_path / "fixed-seed1.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(AnalysisError, match=r"columns \['a', 'b'\]"):
-        read_runs(tmp_path)
-    path.write_text("iteration,lr,train_loss,val_loss,val_acc\n1,0.1,1,1,0.5\n")
-    with pytest.raises(AnalysisError, match="no readable .json"):
-        read_runs(tmp_path)
-    path.with_suffix(".json").write_text(
-        json.dumps({"spec": {"policy": {"name": "fixed"}, "seed": 1}, "diverged": False, "data": {"label": "toy"}})
-    )
+    record = {"spec": {"policy": {"name": "fixed"}, "seed": 1}, "diverged": False, "data": {"label": "toy"}}
+    files = RunFiles(tmp_path, "fixed-seed1")
+    files.finish([(1, 0.1, 1.0, 1.0, 0.5)], record)
     assert read_runs(tmp_path).val_acc.tolist() == [0.5]
+    files.csv.write_text(files.csv.read_text().replace("0.5", "0.9"))
+    with pytest.raises(RunError, match="fixed-seed1.csv is not as the run wrote it"):
+        read_runs(tmp_path)
+
+
+def test_run_that_diverged_before_its_first_evaluation_is_counted(tmp_path):
+    for seed, rows in ((1, [(5, 0.1, 1.0, 1.0, 0.5)]), (2, [])):
+        record = {"spec": {"policy": {"name": "fixed"}, "seed": seed, "evaluate_every": 5}, "data": {"label": "toy"}}
+        RunFiles(tmp_path, f"fixed-seed{seed}").finish(rows, {**record, "diverged": not rows})
+    runs = read_runs(tmp_path)
+    assert runs.iteration.tolist() == [5, 5]
+    assert runs[runs.diverged].seed.tolist() == [2]
+    assert runs[runs.diverged].val_acc.isna().all()

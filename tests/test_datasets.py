@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import make_images
 from PIL import Image
+from toys import make_images
 
 from modules import datasets
 from modules.datasets import DataError, load

@@ -1,29 +1,13 @@
-"""Many runs: the same bytes for any number of workers, and no work lost to a dead worker or a killed study."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
+"""Many runs: the same bytes for any number of workers, checked before anything starts. Kills are in faults/."""
 
 import pytest
-from conftest import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, small
 
 from modules.execution import check_all, run_all
 from modules.runs import RunError
 from modules.training import train
 
 SPECS = [small(policy, seed) for seed in (1, 2) for policy in (FIXED, TRIANGULAR)]
-
-KILLED_STUDY = """
-import sys
-from conftest import TRIANGULAR, small
-from modules.execution import run_all
-if __name__ == "__main__":
-    specs = [small(TRIANGULAR, seed, iterations=600, evaluate_every=20) for seed in (1, 2)]
-    run_all(specs, sys.argv[1])
-"""
-
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
@@ -53,59 +37,6 @@ def test_complete_runs_start_no_cluster(tmp_path, one_worker, monkeypatch, capsy
     monkeypatch.setattr("modules.execution.cluster", None)
     run_all(SPECS, tmp_path)
     assert "4 runs complete, 0 of them trained now" in capsys.readouterr().out
-
-
-def test_killed_study_goes_on_and_gives_the_same_bytes(tmp_path):
-    """SIGKILL in mid-training; workers must die with it, and a second call must finish from the checkpoints."""
-    script, folder = tmp_path / "study.py", tmp_path / "results"
-    script.write_text(KILLED_STUDY)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])}
-    command = [sys.executable, str(script), str(folder)]
-    silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment, stdout=silent, stderr=silent)
-    deadline = time.monotonic() + 60
-    while not list(folder.glob(".partial/*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(folder.glob(".partial/*.pt"))
-    assert not contents(folder)
-    time.sleep(1)
-    specs = [small(TRIANGULAR, seed, iterations=600, evaluate_every=20) for seed in (1, 2)]
-    run_all(specs, folder)
-    (whole := tmp_path / "whole").mkdir()
-    for spec in specs:
-        train(spec, whole)
-    assert contents(folder) == contents(whole)
-    assert not (folder / ".partial").exists()
-
-
-def test_killed_worker_costs_no_run(tmp_path):
-    """SIGKILL one worker process in mid-training; the study must end by itself, complete."""
-    import threading
-
-    import psutil
-
-    folder = tmp_path / "results"
-    specs = [small(TRIANGULAR, seed, iterations=600, evaluate_every=20) for seed in (1, 2)]
-    killed = []
-
-    def kill_one():
-        deadline = time.monotonic() + 60
-        while not list(folder.glob(".partial/*.pt")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for child in psutil.Process().children(recursive=True):
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
-                killed.append(child.pid)
-                return
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    files = run_all(specs, folder, workers=2)
-    thread.join()
-    assert killed
-    assert all(file.complete for file in files)
 
 
 def test_everything_is_checked_before_anything_is_written(tmp_path):

@@ -6,7 +6,7 @@ import os
 import time
 
 import pytest
-from conftest import small
+from toys import small
 
 from modules.files import RunFiles, atomic_write, checksums, sweep, writing
 from modules.runs import RunError

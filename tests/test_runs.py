@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, small
 
 from modules.runs import RunError, Spec, did_you_mean, differences, seeds
 

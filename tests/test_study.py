@@ -10,7 +10,7 @@ import papermill
 import pytest
 import yaml
 
-from modules import study
+from modules import parameters, study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -54,6 +54,7 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     results, _ = smoke
     monkeypatch.setattr(study, "html", lambda: Path("site/index.html"))
     monkeypatch.setattr(study, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     shutil.copytree(results, tmp_path / "published" / "smoke")
     everything = study.parameters
     monkeypatch.setattr(
@@ -119,12 +120,15 @@ def test_unwritable_results_folder(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("datset: digits\n", "no parameter 'datset' (value 'digits', did you mean 'dataset'?)"), ("dataset: [\n", "is not valid YAML")],
+    [
+        ("datset: digits\n", "no parameter 'datset' (value 'digits', did you mean 'dataset'?)"),
+        ("dataset: [\n", "is not valid YAML"),
+    ],
 )
 def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
     shutil.copytree(ROOT / "studies" / "smoke", tmp_path / "studies" / "mine")
     (tmp_path / "studies" / "mine" / "02_range_test.yaml").write_text(content)
-    monkeypatch.setattr(study, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(parameters, "STUDIES", tmp_path / "studies")
     assert study.main(["reproduce", "--study", "mine", "--results", str(tmp_path / "results")]) == 2
     output = capsys.readouterr().err
     assert message in output
@@ -134,6 +138,7 @@ def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
 def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch):
     results, _ = smoke
     monkeypatch.setattr(study, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(study, "IMAGES", tmp_path / "images")
     monkeypatch.setattr(study, "update_readme", lambda: None)
     mine = tmp_path / "results" / "smoke"
@@ -189,7 +194,7 @@ def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
 def test_every_study_is_whole_and_known_to_its_notebooks():
     for folder in (ROOT / "studies").iterdir():
         assert sorted(file.stem for file in folder.glob("*.yaml")) == NOTEBOOKS
-        study.parameters(folder.name, Path("results") / folder.name, {})
+        parameters.parameters(folder.name, Path("results") / folder.name, {})
 
 
 def test_digits_is_the_headline_at_a_fiftieth():
@@ -198,7 +203,7 @@ def test_digits_is_the_headline_at_a_fiftieth():
         for name in ("digits", "cifar10")
     }
     notebook = nbformat.read(ROOT / "notebooks" / "03_headline_experiment.ipynb", 4)
-    defaults = study.assigned(study.cells(notebook, "parameters"))
+    defaults = parameters.assigned(parameters.cells(notebook, "parameters"))
     full = {**defaults, **values["cifar10"]}
     for key in ("fixed_iterations", "clr_iterations", "step_size"):
         assert values["digits"][key] * 50 == full[key]
@@ -210,4 +215,4 @@ def test_digits_is_the_headline_at_a_fiftieth():
     [("None", None), ("True", True), ("3", 3), ("1e-3", 0.001), ("[1, 2]", [1, 2]), ("digits", "digits")],
 )
 def test_values_on_the_command_line(text, result):
-    assert study.value(text) == result
+    assert parameters.value(text) == result

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, small
 
 from modules.datasets import load
 from modules.files import COLUMNS, RunFiles

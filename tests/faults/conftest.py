@@ -1,0 +1,65 @@
+"""The small study and what it gives without any fault, and the table of what each fault cost."""
+
+import pytest
+from small_study import HEADLINE, Study, specs
+
+from modules.training import train
+
+FAULT = "fault"
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """A function giving the CSV bytes of a notebook's runs, trained one after the other without any fault."""
+    known = {}
+
+    def csvs(notebook):
+        if notebook not in known:
+            folder = tmp_path_factory.mktemp(notebook)
+            known[notebook] = {name: train(run, folder).read_bytes() for name, run in specs(notebook).items()}
+        return known[notebook]
+
+    return csvs
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function that makes the small study, by default its headline alone; its processes end with the test."""
+    made = []
+
+    def make(**notebooks):
+        made.append(Study(tmp_path, notebooks or {"03_headline_experiment": HEADLINE}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process and one.process.poll() is None:
+            one.kill()
+
+
+@pytest.fixture
+def tally(record_property):
+    """A function that puts one line into the table of faults.
+
+    Its arguments: the fault, how often it was made, and the finished runs' CSV bytes found and expected, by name.
+    """
+
+    def add(fault, times, found, expected):
+        lost = [name for name in expected if name not in found]
+        rows = sum(expected[n].count(b"\n") - found[n].count(b"\n") for n in expected if n in found)
+        different = sum(found[name] != expected[name] for name in expected if name in found)
+        record_property(FAULT, [fault, times, len(lost), rows, different])
+        assert (lost, rows, different) == ([], 0, 0)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table, in whatever process the tests ran."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    lines = [value for report in reports for name, value in report.user_properties if name == FAULT]
+    if lines:
+        width = max(len(line[0]) for line in lines)
+        terminalreporter.write_line(f"{'fault':{width}}  times  runs lost  rows lost  runs of different bytes")
+        for fault, times, lost, rows, different in lines:
+            terminalreporter.write_line(f"{fault:{width}}  {times:5}  {lost:9}  {rows:9}  {different:23}")

@@ -1,0 +1,119 @@
+"""A cluster of separate processes on loopback: its bytes, and the loss of its workers, scheduler and client."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+
+import psutil
+import pytest
+from small_study import family, gone, kill, until
+
+
+class Cluster:
+    """`dask scheduler` and `dask worker` processes started by hand."""
+
+    def __init__(self, place):
+        self.file, self.processes = place / "scheduler.json", []
+        self.scheduler = self.start(
+            "scheduler", "--port=0", "--dashboard-address=127.0.0.1:0", f"--scheduler-file={self.file}"
+        )
+        until(lambda: self.file.exists() and self.file.read_text().rstrip().endswith("}"))
+        self.address = json.loads(self.file.read_text())["address"]
+        self.workers = [self.add(), self.add()]
+
+    def start(self, kind, *options):
+        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, "--host=127.0.0.1", *options]
+        silent = subprocess.DEVNULL
+        process = subprocess.Popen(
+            command, stdout=silent, stderr=silent, env={**os.environ, "PYTHONWARNINGS": "ignore"}
+        )
+        self.processes.append(process)
+        return process
+
+    def add(self, threads=1):
+        return self.start("worker", self.address, f"--nthreads={threads}")
+
+    def close(self):
+        for process in self.processes:
+            for one in family(process.pid):
+                kill(one)
+            process.wait()
+
+
+@contextmanager
+def running(place):
+    made = Cluster(place)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(running(tmp_path))
+
+
+def test_cluster_gives_the_same_bytes_while_workers_come_and_go(study, cluster, uninterrupted, tally):
+    small, others = study(), cluster()
+    small.start(DASK_SCHEDULER_ADDRESS=others.address)
+    until(lambda: list(small.results.rglob("*.pt")))
+    for process in family(others.workers[0].pid):
+        kill(process)
+    others.add()
+    status, output = small.finish()
+    assert status == 0, output
+    assert small.leftovers() == []
+    tally("worker of a cluster killed, another joins", 1, small.csvs("headline"), uninterrupted("headline"))
+
+
+def test_killed_scheduler_is_said_and_the_study_goes_on(study, cluster, uninterrupted, tally):
+    small, others = study(), cluster()
+    small.start(DASK_SCHEDULER_ADDRESS=others.address)
+    until(lambda: list(small.results.rglob("*.pt")))
+    others.scheduler.kill()
+    status, output = small.finish()
+    assert status == 2
+    assert "the connection to the scheduler was lost: the same command goes on" in output
+    assert "Traceback" not in output
+    status, output = small.run()
+    assert status == 0, output
+    assert small.leftovers() == []
+    tally("scheduler of a cluster killed", 1, small.csvs("headline"), uninterrupted("headline"))
+
+
+def test_killed_client_frees_the_cluster_for_the_next(study, cluster, uninterrupted, tally):
+    small, others = study(), cluster()
+    small.start(DASK_SCHEDULER_ADDRESS=others.address)
+    until(lambda: list(small.results.rglob("*.pt")))
+    assert gone(small.kill())
+    status, output = small.run(DASK_SCHEDULER_ADDRESS=others.address)
+    assert status == 0, output
+    assert small.leftovers() == []
+    assert all(psutil.Process(worker.pid).is_running() for worker in others.workers)
+    tally("client of a cluster killed", 1, small.csvs("headline"), uninterrupted("headline"))
+
+
+def test_worker_with_two_threads_is_refused(study, cluster):
+    small, others = study(), cluster()
+    for worker in others.workers:
+        for process in family(worker.pid):
+            kill(process)
+    others.add(threads=2)
+    status, output = small.run(DASK_SCHEDULER_ADDRESS=others.address)
+    assert status == 2
+    assert "start workers with --nthreads 1" in output
+    assert small.csvs("headline") == {}
+
+
+def test_nobody_at_the_address(study):
+    small = study()
+    status, output = small.run(
+        DASK_SCHEDULER_ADDRESS="tcp://127.0.0.1:9", DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s"
+    )
+    assert status == 2
+    assert "no scheduler answers at DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:9" in output
+    assert "Traceback" not in output

@@ -1,0 +1,66 @@
+"""SIGKILL of the study and of its workers."""
+
+import random
+import time
+
+from small_study import FULL, HEADLINE, RANGE_TEST, family, gone, kill, until
+
+TIMES = 20 if FULL else 2
+
+
+def test_killed_study_loses_nothing(study, uninterrupted, tally):
+    """At random moments, in turn everything at once and the driver alone, whose orphans must end by themselves."""
+    small = study(**{"02_range_test": RANGE_TEST, "03_headline_experiment": HEADLINE})
+    chance = random.Random(1)
+    finished = {}
+
+    def look():
+        """No finished run may ever be written again: same file, same time."""
+        for path in small.results.glob("*/*-seed*.csv"):
+            status = path.stat()
+            assert finished.setdefault(path, (status.st_ino, status.st_mtime_ns)) == (status.st_ino, status.st_mtime_ns)
+
+    killed = 0
+    while killed < TIMES:
+        small.start()
+        if FULL:
+            time.sleep(chance.uniform(1, 25))
+        else:
+            until(lambda: list(small.results.rglob("*.pt")))
+            time.sleep(chance.uniform(0, 1))
+        assert b"error" not in (small.process.stdout.peek() if small.process.poll() else b"")
+        processes = small.kill(everything=killed % 2 == 0)
+        killed += 1
+        look()
+        if killed % 2 == 0:
+            assert gone(processes), "the driver's orphans are still there"
+            look()
+    status, output = small.run()
+    look()
+    assert status == 0, output
+    assert small.leftovers() == []
+    expected = uninterrupted("range_test") | uninterrupted("headline")
+    tally("SIGKILL of the study", killed, small.csvs("range_test") | small.csvs("headline"), expected)
+
+
+def test_killed_workers_cost_no_run(study, uninterrupted, tally):
+    """The study must end by itself: the worker's nanny starts another, and the run goes on from its checkpoint."""
+    small, times = study(), 3 if FULL else 1
+    small.start()
+    for _ in range(times):
+        until(lambda: list(small.results.rglob("*.pt")) and workers(small))
+        kill(workers(small)[0])
+        time.sleep(3)
+    status, output = small.finish()
+    assert status == 0, output
+    assert small.leftovers() == []
+    tally("SIGKILL of a worker", times, small.csvs("headline"), uninterrupted("headline"))
+
+
+def workers(small):
+    """The worker processes of a running study."""
+    return [process for process in family(small.process.pid) if is_worker(process)]
+
+
+def is_worker(process):
+    return process.is_running() and "spawn_main" in " ".join(process.cmdline())

@@ -1,0 +1,97 @@
+"""What is loaded is data, servers listen to this machine alone, and results say nothing of it."""
+
+import getpass
+import os
+import platform
+import subprocess
+
+import psutil
+import pytest
+import torch
+from toys import small
+
+from modules import checkpoints
+from modules.execution import cluster
+from modules.files import RunFiles
+from modules.training import train
+
+
+class Payload:
+    """Unpickled, it would make a file."""
+
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_checkpoints_run_no_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = RunFiles(tmp_path, small().name)
+    files.checkpoint.parent.mkdir()
+    torch.save({"spec": Payload()}, files.checkpoint)
+    assert checkpoints.resume(files, small(), "") is None
+    assert "could not be read" in capsys.readouterr().out
+    assert not (tmp_path / "owned").exists()
+
+
+def test_servers_listen_to_loopback_alone():
+    with cluster(1):
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        addresses = {
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1"}
+
+
+def test_results_name_no_host_user_path_or_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLR_SECRET", "hush-hush-4711")
+    path = train(small(), tmp_path)
+    text = path.read_text() + path.with_suffix(".json").read_text()
+    secrets = {"hush-hush-4711", platform.node(), str(tmp_path), os.getcwd(), os.path.expanduser("~")}
+    user = getpass.getuser()
+    for secret in secrets | ({user} if len(user) > 3 else set()):
+        assert secret not in text
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate of this machine's own, as README says to make one."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=clr -keyout key.pem -out cert.pem"
+    try:
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    except OSError:
+        pytest.skip("openssl is not installed")
+    return tmp_path
+
+
+def test_client_speaks_tls_to_a_scheduler_that_demands_it(certificate, monkeypatch):
+    from distributed import LocalCluster, Security
+
+    key, cert = str(certificate / "key.pem"), str(certificate / "cert.pem")
+    sides = {
+        f"tls_{side}_{kind}": value
+        for side in ("client", "scheduler", "worker")
+        for kind, value in (("key", key), ("cert", cert))
+    }
+    security = Security(tls_ca_file=cert, require_encryption=True, **sides)
+    with LocalCluster(
+        n_workers=1, processes=False, host="tls://127.0.0.1", dashboard_address="127.0.0.1:0", security=security
+    ) as started:
+        assert started.scheduler_address.startswith("tls://")
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", started.scheduler_address)
+        import dask
+
+        with (
+            dask.config.set(
+                {
+                    "distributed.comm.require-encryption": True,
+                    "distributed.comm.tls.ca-file": cert,
+                    "distributed.comm.tls.client": {"key": key, "cert": cert},
+                }
+            ),
+            cluster(1) as client,
+        ):
+            assert client.submit(sum, (1, 2)).result(timeout=20) == 3
