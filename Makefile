@@ -27,13 +27,13 @@ env: $(ENV) ## make .venv from requirements.txt
 	@touch $@
 
 reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results/digits] [PARAMS="-p runs 2"]
-	@$(PYTHON) -m modules.study reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
+	@$(PYTHON) -m modules reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
 
 publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
-	@$(PYTHON) -m modules.study publish --results $(RESULTS)
+	@$(PYTHON) -m modules publish --results $(RESULTS)
 
 html: $(ENV) ## executed notebooks as web pages in site/
-	@$(PYTHON) -m modules.study html
+	@$(PYTHON) -m modules html
 
 test: $(ENV) ## all tests
 	@$(PYTHON) -m pytest

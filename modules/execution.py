@@ -6,8 +6,10 @@ By default a cluster of this machine's cores, bound to loopback, is started and 
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -126,25 +128,49 @@ def cluster(workers: int) -> Iterator:
             yield client
         return
     worker_logger.setLevel(logging.ERROR)
-    with (
-        dask.config.set(
-            {
-                "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
-                # A run goes to a worker when that worker is free, never into a queue behind another run.
-                "distributed.scheduler.worker-saturation": 1.0,
-            }
-        ),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # any free port: a second study beside this one is no cause for a warning
-            memory_limit=0,
-            silence_logs=logging.ERROR,
-        ) as started,
-        Client(started) as client,
-    ):
+    settings = {
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+        # A run goes to a worker when that worker is free, never into a queue behind another run.
+        "distributed.scheduler.worker-saturation": 1.0,
+    }
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(settings))
+        with _uninterrupted():
+            started = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    # Any free port: a second study beside this one is no cause for a warning.
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=0,
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+            client = stack.enter_context(Client(started))
         yield client
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C until a cluster is whole: half a cluster hangs.
+
+    The processes started meanwhile, and those that their nannies start later, never see it: Ctrl-C goes to a whole
+    group of processes, but ending the workers is this one's business.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+        if came:
+            raise KeyboardInterrupt
 
 
 def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: int | None, device: str | None) -> None:

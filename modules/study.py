@@ -1,8 +1,8 @@
 """The whole study: check every notebook's parameters, run the notebooks through papermill, compare, publish, HTML.
 
-python -m modules.study reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
-python -m modules.study publish --results FOLDER
-python -m modules.study html
+python -m modules reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
+python -m modules publish --results FOLDER
+python -m modules html
 """
 
 import argparse
@@ -159,7 +159,7 @@ def update_readme() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m modules.study", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m modules", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("reproduce", help="run a study's notebooks and compare with what is published")
     run.add_argument("--study", required=True, help="a folder of studies/")
@@ -183,11 +183,4 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished runs are kept, the same command goes on with the rest", file=sys.stderr)
-        return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

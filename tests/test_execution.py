@@ -9,6 +9,7 @@ from modules.training import train
 
 SPECS = [small(policy, seed) for seed in (1, 2) for policy in (FIXED, TRIANGULAR)]
 
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
 

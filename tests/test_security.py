@@ -3,10 +3,8 @@
 import getpass
 import os
 import platform
-import subprocess
 
 import psutil
-import pytest
 import torch
 from toys import small
 
@@ -54,44 +52,3 @@ def test_results_name_no_host_user_path_or_environment(tmp_path, monkeypatch):
     user = getpass.getuser()
     for secret in secrets | ({user} if len(user) > 3 else set()):
         assert secret not in text
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """A certificate of this machine's own, as README says to make one."""
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=clr -keyout key.pem -out cert.pem"
-    try:
-        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
-    except OSError:
-        pytest.skip("openssl is not installed")
-    return tmp_path
-
-
-def test_client_speaks_tls_to_a_scheduler_that_demands_it(certificate, monkeypatch):
-    from distributed import LocalCluster, Security
-
-    key, cert = str(certificate / "key.pem"), str(certificate / "cert.pem")
-    sides = {
-        f"tls_{side}_{kind}": value
-        for side in ("client", "scheduler", "worker")
-        for kind, value in (("key", key), ("cert", cert))
-    }
-    security = Security(tls_ca_file=cert, require_encryption=True, **sides)
-    with LocalCluster(
-        n_workers=1, processes=False, host="tls://127.0.0.1", dashboard_address="127.0.0.1:0", security=security
-    ) as started:
-        assert started.scheduler_address.startswith("tls://")
-        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", started.scheduler_address)
-        import dask
-
-        with (
-            dask.config.set(
-                {
-                    "distributed.comm.require-encryption": True,
-                    "distributed.comm.tls.ca-file": cert,
-                    "distributed.comm.tls.client": {"key": key, "cert": cert},
-                }
-            ),
-            cluster(1) as client,
-        ):
-            assert client.submit(sum, (1, 2)).result(timeout=20) == 3

@@ -12,12 +12,22 @@ from small_study import family, gone, kill, until
 
 
 class Cluster:
-    """`dask scheduler` and `dask worker` processes started by hand."""
+    """`dask scheduler` and `dask worker` processes started by hand.
 
-    def __init__(self, place):
-        self.file, self.processes = place / "scheduler.json", []
+    Args:
+        place: a folder for the scheduler's file.
+        protocol: `tcp` or `tls`.
+        environment: further environment variables of all processes.
+    """
+
+    def __init__(self, place, protocol="tcp", **environment):
+        self.file, self.processes, self.environment = place / "scheduler.json", [], environment
         self.scheduler = self.start(
-            "scheduler", "--port=0", "--dashboard-address=127.0.0.1:0", f"--scheduler-file={self.file}"
+            "scheduler",
+            "--port=0",
+            f"--protocol={protocol}",
+            "--dashboard-address=127.0.0.1:0",
+            f"--scheduler-file={self.file}",
         )
         until(lambda: self.file.exists() and self.file.read_text().rstrip().endswith("}"))
         self.address = json.loads(self.file.read_text())["address"]
@@ -43,8 +53,8 @@ class Cluster:
 
 
 @contextmanager
-def running(place):
-    made = Cluster(place)
+def running(place, *arguments, **environment):
+    made = Cluster(place, *arguments, **environment)
     try:
         yield made
     finally:
@@ -54,7 +64,7 @@ def running(place):
 @pytest.fixture
 def cluster(tmp_path):
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(running(tmp_path))
+        yield lambda *arguments, **environment: stack.enter_context(running(tmp_path, *arguments, **environment))
 
 
 def test_cluster_gives_the_same_bytes_while_workers_come_and_go(study, cluster, uninterrupted, tally):
@@ -117,3 +127,24 @@ def test_nobody_at_the_address(study):
     assert status == 2
     assert "no scheduler answers at DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:9" in output
     assert "Traceback" not in output
+
+
+def test_cluster_that_demands_certificates(study, cluster, uninterrupted, tally, tmp_path):
+    """As README says to set it up; without the certificate nobody gets in."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=clr -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    tls = {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"}
+    tls["DASK_DISTRIBUTED__COMM__TLS__CA_FILE"] = str(tmp_path / "cert.pem")
+    for side in ("SCHEDULER", "WORKER", "CLIENT"):
+        tls[f"DASK_DISTRIBUTED__COMM__TLS__{side}__KEY"] = str(tmp_path / "key.pem")
+        tls[f"DASK_DISTRIBUTED__COMM__TLS__{side}__CERT"] = str(tmp_path / "cert.pem")
+    small, others = study(), cluster("tls", **tls)
+    assert others.address.startswith("tls://")
+    impatient = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"}
+    for address in (others.address, others.address.replace("tls", "tcp")):
+        status, output = small.run(DASK_SCHEDULER_ADDRESS=address, **impatient)
+        assert status == 2
+        assert "no scheduler answers" in output
+    status, output = small.run(DASK_SCHEDULER_ADDRESS=others.address, **tls)
+    assert status == 0, output
+    tally("cluster that demands certificates", 1, small.csvs("headline"), uninterrupted("headline"))

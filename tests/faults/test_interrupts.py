@@ -1,6 +1,7 @@
 """Ctrl-C in the terminal, the stop button in Jupyter, and two studies on one folder."""
 
 import os
+import random
 import signal
 import time
 
@@ -16,10 +17,14 @@ TIMES = 5 if FULL else 1
 
 
 def test_ctrl_c_ends_everything_and_the_study_goes_on(study, uninterrupted, tally):
-    small = study()
-    for _ in range(TIMES):
+    small, chance = study(), random.Random(2)
+    for number in range(TIMES):
         small.start()
-        until(lambda: list(small.results.rglob("*.pt")) or small.process.poll() is not None)
+        if number == 0:
+            until(lambda: list(small.results.rglob("*.pt")))
+        else:  # make itself says nothing when it is stopped before it has started Python
+            until(lambda: len(family(small.process.pid)) > 1)
+            time.sleep(chance.uniform(0.5, 20))
         processes = family(small.process.pid)
         os.killpg(small.process.pid, signal.SIGINT)
         assert gone(processes), "processes are left behind"
@@ -44,11 +49,15 @@ _ = run_all(runs, {folder!r})
 
 def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     manager, client = start_new_kernel(kernel_name="python3", cwd=os.getcwd())
+    chance = random.Random(3)
     try:
         cell = CELL.format(network=NETWORK, folder=str(tmp_path / "results"))
-        for _ in range(TIMES):
+        for number in range(TIMES):
             request = client.execute(cell)
-            until(lambda: list(tmp_path.rglob("*.pt")))
+            if number == 0:
+                until(lambda: list(tmp_path.rglob("*.pt")))
+            else:
+                time.sleep(chance.uniform(0.5, 10))
             kernel = psutil.Process(manager.provisioner.pid)
             processes = kernel.children(recursive=True)
             started = time.monotonic()

@@ -1,0 +1,12 @@
+"""`python -m modules`: the study's command line, with Ctrl-C in one line from the first import on."""
+
+import sys
+
+try:
+    from modules.study import main
+
+    status = main()
+except KeyboardInterrupt:
+    print("interrupted: finished runs are kept, the same command goes on with the rest", file=sys.stderr)
+    status = 130
+sys.exit(status)
