@@ -50,7 +50,8 @@ class Data:
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 `[B, C, H, W]` to float32 in [0, 1] minus the training set's channel means, channels_last."""
-        return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(self.mean)
+        # Rearranged last, as floats: twice as fast as rearranging bytes on the way.
+        return images.to(torch.float32).div_(255).sub_(self.mean).contiguous(memory_format=torch.channels_last)
 
 
 def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
@@ -248,7 +249,8 @@ def _train(
     while state.iteration < spec.iterations:
         lr = scheduler.get_last_lr()[0]
         index = torch.from_numpy(next(order)).to(device)
-        inputs, labels = data.pixels(data.train_images[index]), data.train_labels[index]
+        # `index_select` copies whole images; indexing with brackets copies pixel by pixel, ten times slower.
+        inputs, labels = data.pixels(data.train_images.index_select(0, index)), data.train_labels[index]
         loss_sum += step(model, optimizer, inputs, labels, spec.precision)
         scheduler.step()
         since += 1
