@@ -12,9 +12,9 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce publish html test test-faults lint benchmark lab clean
+.PHONY: help env reproduce publish html test test-faults lint benchmark benchmark-scale lab clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 env: $(ENV) ## make .venv from requirements.txt
 
@@ -47,6 +47,9 @@ lint: $(ENV) ## ruff on code and notebooks
 
 benchmark: $(ENV) ## speed beside a conventional loop and the machine's limit, into results/benchmarks/
 	@$(PYTHON) benchmarks/throughput.py
+
+benchmark-scale: $(ENV) ## what the machinery costs from 10 to 10,000 runs, into results/benchmarks/
+	@$(PYTHON) benchmarks/scale.py
 
 lab: $(ENV) ## open JupyterLab
 	@$(PYTHON) -m jupyter lab notebooks

@@ -1,10 +1,10 @@
 """What the machinery around the runs costs: seconds a run and memory, from 10 to 10,000 runs, and on 1 and 2 workers.
 
-    make benchmark-scale        # about ten minutes; writes results/benchmarks/scale.{csv,png}
+    make benchmark-scale        # about eight minutes; writes results/benchmarks/scale.{csv,png} and workers.csv
 
 A trivial run is one iteration of the dense network on the digits. Each number of runs gets a process of its own, which
 is client and scheduler in one. Real runs are `cifar10_quick` on the digits, the same four with one worker, with two,
-and in a plain loop without any cluster.
+and in a plain loop without any cluster, in turn, three times.
 """
 
 import argparse
@@ -58,12 +58,14 @@ def measure(kind: str, count: int, workers: int) -> dict:
             for run in runs:
                 train(run, folder)
         seconds = stop() - started
+        training = sum(json.loads((Path(folder) / f"{run.name}.json").read_text())["seconds"] for run in runs)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "kind": kind,
         "runs": len(runs),
         "workers": workers,
         "seconds": seconds,
+        "training_seconds": training / max(workers, 1),
         "client_mib": own,
         "worker_mib": max(peak),
     }
@@ -105,7 +107,7 @@ def draw(table: pd.DataFrame):
     import matplotlib.pyplot as plt
 
     style()
-    part = table[table.kind == "trivial"]
+    part = table
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     left.plot(part.runs, part.seconds, marker="o")
     left.set(xscale="log", yscale="log", xlabel="trivial runs", ylabel="seconds, all in all")
@@ -121,7 +123,7 @@ def draw(table: pd.DataFrame):
 def main() -> None:
     """Measure, write the CSV and the plot, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of trivial runs")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="numbers of trivial runs")
     parser.add_argument("--iterations", type=int, default=400, help="length of a real run")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"), help="folder for CSV and plot")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "COUNT", "WORKERS"), help=argparse.SUPPRESS)
@@ -131,22 +133,28 @@ def main() -> None:
         kind, count, workers = options.one
         print(json.dumps(measure(kind, int(count), int(workers))))
         return
-    rows = [apart("trivial", size, CPU_COUNT) for size in options.sizes]
-    rows += [apart("real", options.iterations, workers) for workers in (0, 1, CPU_COUNT)]
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": processor(),
         "torch": version("torch"),
         "revision": revision(),
     }
-    table = pd.DataFrame(rows).assign(**about)
-    table.insert(4, "seconds_a_run", table.seconds / table.runs)
-    table = table.round({"seconds": 2, "seconds_a_run": 4, "client_mib": 0, "worker_mib": 0})
     options.output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.output / "scale.csv", index=False)
-    save(draw(table), options.output / "scale.png")
-    print(table.drop(columns=list(about)).to_string(index=False))
-    print(f"written to {options.output}/scale.csv and .png")
+    if options.sizes:
+        table = pd.DataFrame([apart("trivial", size, CPU_COUNT) for size in options.sizes])
+        table.insert(4, "seconds_a_run", table.seconds / table.runs)
+        write(table.assign(**about), options.output / "scale.csv")
+        save(draw(table.assign(**about)), options.output / "scale.png")
+    rounds = [apart("real", options.iterations, workers) for _ in range(3) for workers in (0, 1, CPU_COUNT)]
+    table = pd.DataFrame(rounds).groupby(["kind", "runs", "workers"], as_index=False).median()
+    write(table.assign(**about), options.output / "workers.csv")
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table, and print it without what is the same in every row."""
+    table = table.round({"seconds": 2, "training_seconds": 2, "seconds_a_run": 4, "client_mib": 0, "worker_mib": 0})
+    table.to_csv(path, index=False)
+    print(table.drop(columns=["date", "processor", "torch", "revision"]).to_string(index=False))
 
 
 if __name__ == "__main__":

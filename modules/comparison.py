@@ -109,3 +109,18 @@ def show(quantity: str, value: float, low: float, high: float) -> str:
 
     text = number(value) + (unit if not pd.isna(value) else "")
     return text if pd.isna(low) else f"{text} [{number(low)}, {number(high)}]"
+
+
+def speed_table(table: pd.DataFrame, network: str) -> pd.DataFrame:
+    """One network's part of the throughput benchmark's table, for the eye."""
+    part = table[table.network == network]
+    return pd.DataFrame(
+        {
+            "one iteration of " + network: part.variant,
+            "ms, whole machine [lowest, highest]": [
+                f"{row.ms:.1f} [{row.ms_low:.1f}, {row.ms_high:.1f}]" for row in part.itertuples()
+            ],
+            "times the conventional loop's speed": [f"{value:.2f}" for value in part.times_conventional],
+            "of the limit": [f"{value:.0%}" for value in part.fraction_of_limit],
+        }
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from modules.comparison import readable
+from modules.comparison import readable, speed_table
 from modules.files import atomic_write, sweep, writing
 from modules.pages import html
 from modules.parameters import NOTEBOOKS, PUBLISHED, StudyError, check, parameters, value
@@ -134,12 +134,21 @@ def publish(results: Path) -> None:
 
 
 README_TABLES = {"headline": "headline.csv", "bounds": "range_test_bounds.csv"}
+MARKED = re.compile(r"(<!-- (headline|bounds|speed):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def readme_table(kind: str, study: str) -> str:
-    """A published study's table, one of `README_TABLES`, as the Markdown that README shows."""
-    table = pd.read_csv(PUBLISHED / study / "tables" / README_TABLES[kind])
-    table = readable(table.rename(columns={"bound": "quantity"})).astype(str)
+def readme_table(kind: str, name: str) -> str:
+    """A published table as the Markdown that README shows.
+
+    Args:
+        kind: `headline` or `bounds` of a study, or `speed` of a network.
+        name: the study's, or the network's.
+    """
+    if kind == "speed":
+        table = speed_table(pd.read_csv(PUBLISHED / "benchmarks" / "throughput.csv"), name)
+    else:
+        table = pd.read_csv(PUBLISHED / name / "tables" / README_TABLES[kind])
+        table = readable(table.rename(columns={"bound": "quantity"})).astype(str)
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -149,12 +158,11 @@ def update_readme() -> None:
     readme = Path("README.md")
 
     def fill(found: re.Match) -> str:
-        start, kind, study, _, end = found.groups()
-        known = (PUBLISHED / study / "tables" / README_TABLES[kind]).exists()
-        return f"{start}\n{readme_table(kind, study)}\n{end}" if known else found[0]
+        start, kind, name, _, end = found.groups()
+        known = kind == "speed" or (PUBLISHED / name / "tables" / README_TABLES[kind]).exists()
+        return f"{start}\n{readme_table(kind, name)}\n{end}" if known else found[0]
 
-    marked = re.compile(r"(<!-- (headline|bounds):([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
-    atomic_write(readme, marked.sub(fill, readme.read_text()))
+    atomic_write(readme, MARKED.sub(fill, readme.read_text()))
 
 
 def main(arguments: list[str] | None = None) -> int:

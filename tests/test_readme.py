@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from modules.files import RunFiles
-from modules.study import PUBLISHED, readme_table
+from modules.study import MARKED, PUBLISHED, readme_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,10 +24,17 @@ def test_snippet_runs_and_learns(tmp_path, monkeypatch, capsys):
 
 
 def test_tables_are_those_of_the_published_results():
-    marked = re.findall(r"<!-- (headline|bounds):([\w-]+) -->\n(.*?)\n?<!-- end -->", README, re.DOTALL)
-    assert {kind for kind, _, _ in marked} == {"headline", "bounds"}
-    for kind, name, table in marked:
-        assert table == readme_table(kind, name)
+    marked = [found.groups() for found in MARKED.finditer(README)]
+    assert {kind for _, kind, _, _, _ in marked} == {"headline", "bounds", "speed"}
+    for _, kind, name, table, _ in marked:
+        assert table.strip() == readme_table(kind, name)
+
+
+def test_speed_is_quoted_with_its_date_and_machine():
+    about = pd.read_csv(ROOT / PUBLISHED / "benchmarks" / "throughput.csv").iloc[0]
+    assert f"{about.date}, two cores of {about.processor.split(',')[0]}, torch {about.torch}" in " ".join(
+        README.split()
+    )
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
