@@ -94,7 +94,9 @@ def check_all(
         raise RunError(f"two runs have the same name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
     for name in sorted({spec.dataset for spec in specs}):
         dataset, asked = load(name, data_dir), [spec for spec in specs if spec.dataset == name]
-        for spec in {(s.model, s.pooling, s.init, s.batch_size): s for s in asked}.values():
+        for spec in {
+            (s.model, s.pooling, s.init, s.bias_lr_mult, s.multipliers, s.batch_size): s for s in asked
+        }.values():
             check(spec, dataset)
         for spec in asked:
             RunFiles(folder, spec.name).check(spec, dataset.fingerprint)

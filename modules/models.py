@@ -58,14 +58,37 @@ def build(
     )
 
 
-def parameter_groups(model: nn.Module, bias_lr_mult: float = 1.0) -> list[dict]:
-    """Parameter groups for an optimizer, biases apart with their own `lr_mult` (Caffe trains biases at twice the rate).
+def parameter_groups(
+    model: nn.Module, bias_lr_mult: float = 1.0, multipliers: str = "none", weight_decay: float = 0.0
+) -> list[dict]:
+    """Parameter groups for an optimizer; every policy multiplies a group's rate by its `lr_mult`.
 
-    With a multiplier of 1 there is a single group, in the module's own order.
+    With `multipliers="none"` and a `bias_lr_mult` of 1 there is a single group, in the module's own order.
+
+    Args:
+        model: a network.
+        bias_lr_mult: learning rate multiplier of all biases.
+        multipliers: `none`, or `caffe`: those of Caffe's network files, rates and decays layer by layer.
+        weight_decay: what the decay multipliers multiply.
+
+    Raises:
+        ValueError: `caffe` for a network that Caffe has no file of, or together with `bias_lr_mult`.
     """
+    named = list(model.named_parameters())
+    if multipliers == "caffe":
+        exceptions = getattr(model, "caffe_multipliers", None)
+        if exceptions is None or bias_lr_mult != 1.0:
+            raise ValueError("multipliers='caffe' is for the two Caffe networks, and leaves no place for bias_lr_mult")
+        groups: dict[tuple[float, float], list] = {}
+        for name, parameter in named:
+            default = (2.0, 1.0) if name.endswith("bias") else (1.0, 1.0)
+            groups.setdefault(exceptions.get(name, default), []).append(parameter)
+        return [
+            {"params": parameters, "lr_mult": rate, "weight_decay": weight_decay * decay}
+            for (rate, decay), parameters in groups.items()
+        ]
     if bias_lr_mult == 1.0:
         return [{"params": list(model.parameters())}]
-    named = list(model.named_parameters())
     return [
         {"params": [p for name, p in named if not name.endswith("bias")], "lr_mult": 1.0},
         {"params": [p for name, p in named if name.endswith("bias")], "lr_mult": bias_lr_mult},
@@ -130,6 +153,7 @@ def cifar10_quick(channels: int, size: int, classes: int, pooling: str = "floor"
         nn.Linear(_flat(64, size, pooling), 64),
         nn.Linear(64, classes),
     )
+    model.caffe_multipliers = {}  # every bias at twice the rate, and no exceptions
     return _caffe_init(model, (1e-4, 1e-2, 1e-2, 0.1, 0.1)) if init == "caffe" else model
 
 
@@ -154,6 +178,9 @@ def cifar10_full(channels: int, size: int, classes: int, pooling: str = "floor",
         nn.Flatten(),
         nn.Linear(_flat(64, size, pooling), classes),
     )
+    conv3, ip1 = [str(index) for index, layer in enumerate(model) if isinstance(layer, nn.Conv2d | nn.Linear)][-2:]
+    # (learning rate, weight decay) where Caffe's file departs from twice the rate for biases.
+    model.caffe_multipliers = {f"{conv3}.bias": (1.0, 1.0), f"{ip1}.weight": (1.0, 250.0), f"{ip1}.bias": (2.0, 0.0)}
     return _caffe_init(model, (1e-4, 1e-2, 1e-2, 1e-2)) if init == "caffe" else model
 
 

@@ -124,10 +124,11 @@ class Spec(_Frozen):
     Attributes:
         dataset: a name of `datasets.NAMES`.
         model, pooling, init: as in `models.build`.
+        pixels: `unit` or `caffe`, as in `training.Data`.
         policy: one of the policy classes above, by its `name`.
         optimizer: `sgd` (with `momentum`), `adam` or `rmsprop`.
         weight_decay: L2 penalty.
-        bias_lr_mult: learning rate multiplier of the biases.
+        bias_lr_mult, multipliers: of parameter groups, as in `models.parameter_groups`.
         batch_size: images an iteration.
         iterations: length of the run.
         evaluate_every: iterations between evaluations on the whole test set.
@@ -141,11 +142,13 @@ class Spec(_Frozen):
     )
     pooling: Literal["floor", "caffe"] = "floor"
     init: Literal["torch", "caffe"] = "torch"
+    pixels: Literal["unit", "caffe"] = "unit"
     policy: Policy
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.004
     bias_lr_mult: Rate = 1.0
+    multipliers: Literal["none", "caffe"] = "none"
     batch_size: Count = 100
     iterations: Count
     evaluate_every: Count

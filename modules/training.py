@@ -37,10 +37,13 @@ class Data:
     Args:
         dataset: the data set.
         device: where batches are wanted; on the CPU the uint8 images stay memory-mapped and shared.
+        pixels: `unit`: 0 to 1 minus the training set's channel means; `caffe`: 0 to 255 minus its mean image.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        self.mean = torch.from_numpy(dataset.channel_mean()).view(1, -1, 1, 1).to(device)
+    def __init__(self, dataset: Dataset, device: torch.device, pixels: str = "unit") -> None:
+        self.scale = 255 if pixels == "unit" else 1
+        mean = dataset.channel_mean()[:, None, None] if pixels == "unit" else dataset.mean_image()
+        self.mean = torch.from_numpy(mean)[None].to(device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the arrays are read-only, and nothing here writes to them
             self.train_images, self.train_labels, self.test_images, self.test_labels = (
@@ -49,9 +52,9 @@ class Data:
             )
 
     def pixels(self, images: Tensor) -> Tensor:
-        """uint8 `[B, C, H, W]` to float32 in [0, 1] minus the training set's channel means, channels_last."""
+        """uint8 `[B, C, H, W]` to scaled and centred float32, channels_last."""
         # Rearranged last, as floats: twice as fast as rearranging bytes on the way.
-        return images.to(torch.float32).div_(255).sub_(self.mean).contiguous(memory_format=torch.channels_last)
+        return images.to(torch.float32).div_(self.scale).sub_(self.mean).contiguous(memory_format=torch.channels_last)
 
 
 def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
@@ -71,7 +74,7 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
 
 def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
     """The spec's optimizer over the model's parameter groups; its rate is set by the scheduler."""
-    groups = models.parameter_groups(model, spec.bias_lr_mult)
+    groups = models.parameter_groups(model, spec.bias_lr_mult, spec.multipliers, spec.weight_decay)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
     if spec.optimizer == "adam":
@@ -190,7 +193,7 @@ def check(spec: Spec, dataset: Dataset) -> None:
         raise RunError(f"batch_size={spec.batch_size} exceeds the {len(dataset.train_labels)} training images")
     try:
         with torch.device("meta"):
-            _build(spec, dataset)
+            models.parameter_groups(_build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -237,7 +240,7 @@ def _train(
     state = _State(spec, dataset, device)
     if saved := checkpoints.resume(files, spec, dataset.fingerprint):
         state.restore(saved)
-    data = Data(dataset, device)
+    data = Data(dataset, device, spec.pixels)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
     accuracy = state.rows[-1][-1] if state.rows else None
     order = batches(len(dataset.train_labels), spec.batch_size, spec.seed, state.iteration)

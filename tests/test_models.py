@@ -40,11 +40,23 @@ def test_caffe_pooling_gives_caffe_sizes():
     assert sizes == [16, 8, 4]
 
 
-def test_caffe_init_has_the_prototxt_deviations_and_zero_biases():
+@pytest.mark.parametrize(
+    ("name", "deviations"),
+    [("cifar10_quick", [1e-4, 1e-2, 1e-2, 0.1, 0.1]), ("cifar10_full", [1e-4, 1e-2, 1e-2, 1e-2])],
+)
+def test_caffe_init_has_the_prototxt_deviations_and_zero_biases(name, deviations):
     torch.manual_seed(0)
-    layers = [layer for layer in build("cifar10_quick", init="caffe") if hasattr(layer, "weight")]
-    assert [layer.weight.std().item() for layer in layers] == pytest.approx([1e-4, 1e-2, 1e-2, 0.1, 0.1], rel=0.1)
+    layers = [layer for layer in build(name, init="caffe") if hasattr(layer, "weight")]
+    assert [layer.weight.std().item() for layer in layers] == pytest.approx(deviations, rel=0.1)
     assert all((layer.bias == 0).all() for layer in layers)
+
+
+def test_caffe_pooling_divides_by_what_is_left_of_a_window_at_the_border():
+    (pool,) = [layer for layer in build("cifar10_quick", pooling="caffe") if isinstance(layer, torch.nn.AvgPool2d)][:1]
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    # Windows of three by two steps: the second starts at 2 and has two columns left.
+    expected = [[x[0, 0, :3, :3].mean(), x[0, 0, :3, 2:].mean()], [x[0, 0, 2:, :3].mean(), x[0, 0, 2:, 2:].mean()]]
+    torch.testing.assert_close(pool(x)[0, 0], torch.tensor(expected))
 
 
 def test_local_response_norm_is_the_formula():
@@ -65,6 +77,31 @@ def test_biases_get_their_own_group_only_when_asked():
     assert biases["lr_mult"] == 2.0
     assert all(parameter.ndim == 1 for parameter in biases["params"])
     assert len(weights["params"]) == len(biases["params"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # By layer, weight then bias: (rate multiplier, weight decay at 0.004), from Caffe's train_test files.
+        ("cifar10_quick", [(1, 0.004), (2, 0.004)] * 5),
+        (
+            "cifar10_full",
+            [(1, 0.004), (2, 0.004), (1, 0.004), (2, 0.004), (1, 0.004), (1, 0.004), (1, 1.0), (2, 0.0)],
+        ),
+    ],
+)
+def test_caffe_multipliers_layer_by_layer(name, expected):
+    model = build(name)
+    groups = parameter_groups(model, multipliers="caffe", weight_decay=0.004)
+    found = {id(p): (group["lr_mult"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(found) == len(list(model.parameters())) == len(expected)
+    assert [found[id(p)] for p in model.parameters()] == [pytest.approx(pair) for pair in expected]
+
+
+def test_caffe_multipliers_are_for_caffe_networks():
+    for model, factor in ((build("mlp"), 1.0), (build("cifar10_quick"), 2.0)):
+        with pytest.raises(ValueError, match="multipliers='caffe'"):
+            parameter_groups(model, factor, "caffe")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, make_images, small
 
 from modules.datasets import load
 from modules.files import COLUMNS, RunFiles
@@ -165,3 +165,30 @@ def test_pixels_are_scaled_and_centred():
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert (images.max() - images.min()).item() == pytest.approx(1)
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_caffe_pixels_are_bytes_minus_the_mean_image(tmp_path):
+    dataset = load("images", make_images(tmp_path / "images"))
+    data = Data(dataset, torch.device("cpu"), "caffe")
+    images = data.pixels(data.train_images)
+    expected = dataset.train_images.astype(float) - dataset.train_images.astype(float).mean(axis=0)
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-4)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_caffe_setting_trains_and_its_parts_change_the_result(tmp_path):
+    """Every one of its four switches alone gives other bytes, so none is without effect."""
+    base = dict(model="cifar10_full", batch_size=10, iterations=4, evaluate_every=2)
+    caffe = dict(pixels="caffe", init="caffe", pooling="caffe", multipliers="caffe")
+    fixed = dict(name="fixed", lr=0.001)
+    results = set()
+    for number, changes in enumerate([{}, caffe, *({key: value} for key, value in caffe.items())]):
+        (folder := tmp_path / str(number)).mkdir()
+        results.add(train(small(fixed, **base, **changes), folder).read_bytes())
+    assert len(results) == 6
+
+
+def test_multipliers_that_do_not_fit_are_refused_before_any_work(tmp_path):
+    with pytest.raises(RunError, match="multipliers='caffe' is for the two Caffe networks"):
+        train(small(multipliers="caffe"), tmp_path)
+    assert list(tmp_path.iterdir()) == []

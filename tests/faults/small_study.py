@@ -87,7 +87,7 @@ class Study:
 
     def run(self, *prefix, **environment):
         """Start it and wait for its end; while processes of a killed study hold the folder, again."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             status, output = self.start(*prefix, **environment).finish()
             if "is being written by another process" not in output or time.monotonic() > deadline:
@@ -127,12 +127,12 @@ def kill(process):
         process.kill()
 
 
-def gone(processes, seconds=15):
+def gone(processes, seconds=30):
     """Whether all processes have ended within some seconds."""
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-def until(condition, seconds=90):
+def until(condition, seconds=180):
     """Wait for a condition."""
     deadline = time.monotonic() + seconds
     while not condition():

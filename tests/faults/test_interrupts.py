@@ -62,12 +62,12 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
             processes = kernel.children(recursive=True)
             started = time.monotonic()
             manager.interrupt_kernel()
-            reply = client.get_shell_msg(timeout=30)
+            reply = client.get_shell_msg(timeout=60)
             assert reply["parent_header"]["msg_id"] == request
             assert reply["content"]["ename"] == "KeyboardInterrupt"
-            assert time.monotonic() - started < 15
+            assert time.monotonic() - started < 30
             assert gone([process for process in processes if "spawn_main" in " ".join(cmdline(process))])
-        assert client.execute(cell, reply=True, timeout=120)["content"]["status"] == "ok"
+        assert client.execute(cell, reply=True, timeout=300)["content"]["status"] == "ok"
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
