@@ -29,15 +29,24 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         `train_loss`, `val_loss`, `val_acc` (0 to 1).
 
     Raises:
-        AnalysisError: no complete run.
+        AnalysisError: no complete run, or runs that do not belong together.
         RunError: a run's CSV or JSON is not as the run wrote it.
     """
-    tables = []
+    tables, known = [], {}
     for path in sorted(Path(folder).glob("*-seed*.csv")):
         text, record = RunFiles(folder, path.stem).read()
         table = pd.read_csv(io.StringIO(text), dtype={"iteration": int} | dict.fromkeys(COLUMNS[1:], float))
         if table.empty:  # diverged before its first evaluation: a row without numbers, or it would not be counted
             table.loc[0, "iteration"] = record["spec"]["evaluate_every"]
+        settings = {**record["spec"], "seed": None}
+        first, expected, data = known.setdefault(record["spec"]["policy"]["name"], (path, settings, record["data"]))
+        name = f"{record['spec']['policy']['name']}-seed{record['spec']['seed']}"
+        if path.stem != name:
+            raise AnalysisError(f"{path} is the run {name}: give it its name back, or take it out of the folder")
+        if settings != expected:
+            raise AnalysisError(f"{path} and {first} are runs with different settings: keep one kind in the folder")
+        if record["data"]["label"] != data["label"] or record["data"].get("fingerprint") != data.get("fingerprint"):
+            raise AnalysisError(f"{path} and {first} were trained on different data: keep one kind in the folder")
         run = {
             "policy": record["spec"]["policy"]["name"],
             "seed": record["spec"]["seed"],
@@ -61,6 +70,20 @@ def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
         raise AnalysisError(f"no run with the policy {policy!r}")
     kept = found[~found.diverged]
     return kept.pivot(index="iteration", columns="seed", values="val_acc").dropna()
+
+
+def other_policy(runs: pd.DataFrame, baseline: str) -> str:
+    """The one policy among these runs that is not the baseline.
+
+    Raises:
+        AnalysisError: there is none, or more than one.
+    """
+    others = sorted(set(runs.policy) - {baseline})
+    if len(others) != 1:
+        raise AnalysisError(
+            f"challenger: choose one of the policies beside {baseline!r}: {', '.join(others) or 'none'}"
+        )
+    return others[0]
 
 
 def interval_of_mean(values: np.ndarray) -> dict[str, float]:
@@ -123,8 +146,9 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     base, chall = baseline.to_numpy(), challenger.to_numpy()
     steps = challenger.index.to_numpy(dtype=float)
 
+    # A tie counts as reached, so it must not depend on how a mean is rounded.
     def first(base_runs: np.ndarray, chall_runs: np.ndarray) -> float:
-        reached = chall[:, chall_runs].mean(axis=1) >= base[:, base_runs].mean(axis=1).max()
+        reached = chall[:, chall_runs].mean(axis=1) >= base[:, base_runs].mean(axis=1).max() - 1e-9
         return steps[reached.argmax()] if reached.any() else np.inf
 
     mean = base.mean(axis=1)

@@ -1,7 +1,9 @@
 """The checkpoint of an unfinished run: saved whole or not at all, taken up only by the run that wrote it."""
 
+import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +40,8 @@ def save(path: Path, spec: Spec, fingerprint: str, state: dict) -> None:
 def resume(files: RunFiles, spec: Spec, fingerprint: str, say: Callable[[str], None] = print) -> dict | None:
     """The state of an unfinished run, or None where it has to start from the beginning.
 
-    A checkpoint that cannot be read is deleted. One of other settings or data may be hours of somebody's work, so it is
-    set aside under another name. Either is said in one line.
+    A checkpoint that cannot be read, or is of other settings or data, may still be hours of somebody's work: it is set
+    aside in `.set-aside/`, which is said in one line.
 
     Args:
         files: the run's.
@@ -49,21 +51,25 @@ def resume(files: RunFiles, spec: Spec, fingerprint: str, say: Callable[[str], N
     path = files.checkpoint
     if not path.exists():
         return None
+    content = path.read_bytes()
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        # torch does not look at the archive's own checksums.
+        if zipfile.ZipFile(io.BytesIO(content)).testzip():
+            raise ValueError("a checksum does not match")
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         found = differences(Spec(**json.loads(state["spec"])), spec)
         if state["fingerprint"] != fingerprint:
             found.append("data: another fingerprint")
-    except Exception as error:  # torch.load raises whatever the damage leads to
-        path.unlink()
-        say(f"{path} could not be read ({type(error).__name__}): {spec.name} starts from the beginning")
-        return None
-    if found:
-        aside = path.with_suffix(f".at-{state['iteration']}.pt")
-        path.replace(aside)
-        say(
-            f"{path} is of other settings ({'; '.join(found)}): set aside as {aside.name}, "
-            f"{spec.name} starts from the beginning"
-        )
-        return None
-    return state
+        why = f"is of other settings ({'; '.join(found)})"
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the damage leads to
+        state, found = None, ["damaged"]
+        why = f"could not be read ({type(error).__name__})"
+    if not found:
+        return state
+    aside = path.parents[1] / ".set-aside" / f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}.pt"
+    aside.parent.mkdir(exist_ok=True)
+    path.replace(aside)
+    say(f"{path} {why}: set aside as {aside.parent.name}/{aside.name}, {spec.name} starts from the beginning")
+    return None

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from tqdm import tqdm
 
 from modules import checkpoints
 from modules.datasets import load
 from modules.files import RunFiles, writing
-from modules.runs import RunError, Spec, short, whole
+from modules.runs import RunError, Spec, first_line, short, whole
 from modules.training import check, train
 
 TOPIC = "clr-progress"
@@ -73,6 +74,8 @@ def run_all(
             for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
                 checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
             _run(pending, held.resolve(), Path(data_dir).resolve() if data_dir else None, workers, device)
+        for spec, file in zip(specs, files, strict=True):
+            file.check(spec, load(spec.dataset, data_dir).fingerprint)
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
     return files
 
@@ -122,8 +125,9 @@ def cluster(workers: int) -> Iterator:
     if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
         try:
             client = Client(address)
-        except (OSError, ValueError) as error:
-            raise RunError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address}") from error
+        except Exception as error:  # whatever a wrong address, a silent port or a missing certificate leads to
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address}: {short(why)}") from error
         with client:
             if not client.scheduler_info()["workers"]:
                 print(f"The scheduler at {address} has no workers yet; waiting for the first.")
@@ -134,6 +138,8 @@ def cluster(workers: int) -> Iterator:
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
         # A run goes to a worker when that worker is free, never into a queue behind another run.
         "distributed.scheduler.worker-saturation": 1.0,
+        # A long run may outlive many a worker.
+        "distributed.scheduler.allowed-failures": 1000,
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
@@ -190,7 +196,8 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
                 folder,
                 data_dir,
                 device,
-                key=f"{folder}/{spec.name}",
+                # Never the key of an earlier client's task, which the scheduler may still have with other settings.
+                key=f"{spec.name}-{uuid4().hex}",
                 pure=False,
                 retries=1,
                 priority=spec.iterations,
@@ -206,7 +213,7 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
                     "the connection to the scheduler was lost: the same command goes on from the last evaluations"
                 )
             else:
-                failures.append(f"{spec.name} failed: {str(future.exception()).splitlines()[0]}")
+                failures.append(f"{spec.name} failed: {first_line(future.exception())}")
     if failures:
         raise RunError("; ".join(failures))
 

@@ -1,6 +1,7 @@
 """The parameters of a study: what its YAML files and the command line say, checked before anything runs."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def _typed(name: str, default: object, value: object) -> object:
     if isinstance(default, float) and not isinstance(value, bool):
         with suppress(TypeError, ValueError, OverflowError):
             return float(value)  # YAML takes 1e-3 for text
+    elif default is None and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
+        return float(value)
     elif default is None or (type(value) is type(default)):
         return value
     kind = {int: "a whole number", float: "a number", str: "text", list: "a list"}[type(default)]

@@ -16,7 +16,7 @@ def record(
     spec: Spec,
     dataset: Dataset,
     device: torch.device,
-    source: str | None,
+    revisions: list[str],
     iterations: int,
     seconds: float,
     diverged: bool,
@@ -27,7 +27,7 @@ def record(
         spec: what was trained.
         dataset: the data it was trained on.
         device: the device it was trained on.
-        source: the project's revision when it started, as `revision` gives it.
+        revisions: the project's revision in each sitting that trained it, as `revision` gives it.
         iterations: iterations done.
         seconds: seconds they took, evaluations and checkpoints included, over all sittings.
         diverged: whether the loss stopped being finite.
@@ -46,7 +46,7 @@ def record(
         "processor": processor(),
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
-        "revision": source,
+        "revision": ", ".join(revisions) or None,
     }
 
 

@@ -191,6 +191,11 @@ def _complaint(item: dict) -> str:
     return f"{name}={short(item['input'])}: {message[0].lower()}{message[1:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def short(value: object) -> str:
     """A value as a message shows it: on one line, cut off where it gets long."""
     text = " ".join(repr(value).split())

@@ -17,6 +17,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from modules.analysis import read_runs
 from modules.comparison import readable, speed_table
 from modules.files import atomic_write, sweep, writing
 from modules.pages import html
@@ -34,6 +35,7 @@ def execute(name: str, values: dict, results: Path) -> None:
         StudyError: a cell failed; the message is the error's last line.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     # Ctrl-C ends the notebook's task from outside; asyncio would print its traceback below the one line that says so.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -56,7 +58,11 @@ def execute(name: str, values: dict, results: Path) -> None:
                 extra_arguments=["--IPKernelApp.log_level=40"],
             )
         except papermill.PapermillExecutionError as error:
-            raise StudyError(f"{name}: {error.ename}: {str(error.evalue).splitlines()[0]}") from None
+            raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
+        except DeadKernelError:
+            raise StudyError(
+                f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
+            ) from None
         finally:
             notebook = nbformat.read(unfinished, 4) if unfinished.exists() else None
             unfinished.unlink(missing_ok=True)
@@ -113,11 +119,12 @@ def publish(results: Path) -> None:
     if not (results / "notebooks").is_dir():
         raise StudyError(f"nothing to publish: {results} has no executed notebooks, run make reproduce first")
     with writing(results):
-        if any(results.rglob(".partial")):
-            raise StudyError(f"{results} has unfinished runs: run make reproduce again first")
-        here = re.compile("|".join(re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix))))
+        _check_complete(results)
+        here = [re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix))]
+        # Also the folders that a notebook was given, wherever they are.
+        named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|reference) = \\"[/~]']))
         for path in results.rglob("*"):
-            if path.suffix in (".ipynb", ".json", ".csv") and here.search(path.read_text()):
+            if path.suffix in (".ipynb", ".json", ".csv") and named.search(path.read_text()):
                 raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")
         if results.resolve() != target.resolve():
             new = target.with_name(f".{target.name}.new")
@@ -131,6 +138,22 @@ def publish(results: Path) -> None:
         shutil.copyfile(target / "figures" / figure, images / figure)
     update_readme()
     print(f"published {target}, figures in {images}, tables in README.md")
+
+
+def _check_complete(results: Path) -> None:
+    """Raise StudyError when something is missing from a results folder, before anything published is touched."""
+    if unfinished := sorted(results.rglob(".partial/*")):
+        raise StudyError(f"{results} has unfinished runs ({unfinished[0].name}): run make reproduce again first")
+    wanted = [Path("notebooks") / path.name for path in NOTEBOOKS.glob("*.ipynb")]
+    wanted += [Path("figures") / name for name in ("run.png", "lrrt.png")]
+    wanted += [Path("tables") / name for name in README_TABLES.values()]
+    for part in sorted(wanted):
+        if not (results / part).exists():
+            raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
+    runs = read_runs(results / "headline").groupby("policy").seed.nunique()
+    table = pd.read_csv(results / "tables" / "headline.csv").query("quantity == 'iterations'").set_index("policy").runs
+    if runs.to_dict() != table.to_dict():
+        raise StudyError(f"{results}/tables/headline.csv is not of the runs beside it: run make reproduce again first")
 
 
 README_TABLES = {"headline": "headline.csv", "bounds": "range_test_bounds.csv"}

@@ -26,6 +26,8 @@ from modules.runs import RunError, Spec
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
+#: Beyond this a rate does not fit into float32, whatever the optimizer divides it by: such a run has diverged.
+LARGEST_RATE = 1e36
 
 #: Called with (iterations done, last test accuracy or None) about once a second and at every evaluation.
 Report = Callable[[int, float | None], None]
@@ -183,6 +185,7 @@ def train(
         return files.csv
     with files.training(), one_thread():
         if files.complete:  # by the process that was waited for
+            files.check(spec, dataset.fingerprint)
             return files.csv
         return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after)
 
@@ -214,12 +217,14 @@ class _State:
         self.optimizer = make_optimizer(spec, self.model)
         self.scheduler = make_scheduler(spec, self.optimizer)
         self.iteration, self.seconds = 0, 0.0
+        self.revisions: list[str] = []
         self.rows: list[list] = []
 
     def save(self, path: Path) -> None:
         state = {
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "revisions": self.revisions,
             "rows": self.rows,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -232,6 +237,7 @@ class _State:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
+        self.revisions = state.get("revisions", [])
 
 
 def _train(
@@ -247,10 +253,14 @@ def _train(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     since, diverged = 0, False
     # Taken now: these are the sources the run was trained with, whatever happens to the files meanwhile.
-    source = revision()
+    if (source := revision()) and source not in state.revisions:
+        state.revisions.append(source)
     started = reported = time.monotonic()
     while state.iteration < spec.iterations:
-        lr = scheduler.get_last_lr()[0]
+        rates = scheduler.get_last_lr()
+        if not max(rates) < LARGEST_RATE:
+            diverged = True
+            break
         index = torch.from_numpy(next(order)).to(device)
         # `index_select` copies whole images; indexing with brackets copies pixel by pixel, ten times slower.
         inputs, labels = data.pixels(data.train_images.index_select(0, index)), data.train_labels[index]
@@ -264,7 +274,7 @@ def _train(
             if not (np.isfinite(train_loss) and np.isfinite(val_loss)):
                 diverged = True
                 break
-            state.rows.append([state.iteration, lr, train_loss, val_loss, accuracy])
+            state.rows.append([state.iteration, rates[0], train_loss, val_loss, accuracy])
             loss_sum.zero_()
             since = 0
             now = time.monotonic()
@@ -276,5 +286,5 @@ def _train(
             reported = time.monotonic()
             report(state.iteration, accuracy)
     state.seconds += time.monotonic() - started
-    files.finish(state.rows, record(spec, dataset, device, source, state.iteration, state.seconds, diverged))
+    files.finish(state.rows, record(spec, dataset, device, state.revisions, state.iteration, state.seconds, diverged))
     return files.csv

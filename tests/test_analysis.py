@@ -12,6 +12,7 @@ from modules.analysis import (
     headline,
     interval_of_mean,
     mean_curves,
+    other_policy,
     read_bounds,
     read_runs,
 )
@@ -149,3 +150,37 @@ def test_run_that_diverged_before_its_first_evaluation_is_counted(tmp_path):
     assert runs.iteration.tolist() == [5, 5]
     assert runs[runs.diverged].seed.tolist() == [2]
     assert runs[runs.diverged].val_acc.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(momentum=0.5), "different settings"),
+        (dict(fingerprint="other"), "different data"),
+        (dict(name="copy-of-fixed-seed2"), "is the run fixed-seed2"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_named(tmp_path, changes, message):
+    for seed in (1, 2):
+        odd = {"momentum": 0.9, "fingerprint": "same", "name": f"fixed-seed{seed}", **(changes if seed == 2 else {})}
+        settings = {"policy": {"name": "fixed"}, "seed": seed, "momentum": odd["momentum"]}
+        record = {"spec": settings, "data": {"label": "toy", "fingerprint": odd["fingerprint"]}, "diverged": False}
+        RunFiles(tmp_path, odd["name"]).finish([(1, 0.1, 1.0, 1.0, 0.5)], record)
+    with pytest.raises(AnalysisError, match=message):
+        read_runs(tmp_path)
+
+
+def test_exact_ties_count_as_reached_whatever_the_rounding():
+    base = table([0.1, 0.3], seeds=range(1, 4))
+    fast = table([0.3], "triangular", seeds=range(1, 4))
+    base.loc[base.iteration == 20, "val_acc"] = [0.1, 0.3, 0.5]
+    fast["val_acc"] = [0.5, 0.3, 0.1]
+    assert crossing(curves(base, "fixed"), curves(fast, "triangular")).iteration == 10
+
+
+def test_the_other_policy_is_found_where_there_is_one():
+    runs = pd.concat([SLOW, FAST])
+    assert other_policy(runs, "fixed") == "triangular"
+    for several in (SLOW, pd.concat([runs, table([0.2], "exp")])):
+        with pytest.raises(AnalysisError, match="choose one of the policies beside 'fixed'"):
+            other_policy(several, "fixed")

@@ -135,7 +135,7 @@ def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
     assert "02_range_test.yaml" in output
 
 
-def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch):
+def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
     monkeypatch.setattr(study, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
@@ -143,19 +143,42 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     monkeypatch.setattr(study, "update_readme", lambda: None)
     mine = tmp_path / "results" / "smoke"
     # What was run into an absolute folder names it, and must not be published.
-    assert study.main(["publish", "--results", str(results)]) == 0
+    assert study.main(["publish", "--results", str(results)]) == 2
+    assert "names a folder of this machine" in capsys.readouterr().err
     for path in results.rglob("*"):
         target = mine / path.relative_to(results)
         if path.is_file() and not path.name.startswith("."):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    (mine / "headline" / ".partial").mkdir()
-    assert study.main(["publish", "--results", str(mine)]) == 2
-    (mine / "headline" / ".partial").rmdir()
-    (mine / "notebooks" / "03_headline_experiment.ipynb").write_text(json.dumps({"path": f"{ROOT}/data"}))
-    assert study.main(["publish", "--results", str(mine)]) == 2
+            target.write_bytes(path.read_bytes().replace(str(results).encode(), b"results/smoke"))
+    assert study.main(["publish", "--results", str(mine)]) == 0
+    published = {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()}
     assert (tmp_path / "images" / "smoke" / "run.png").exists()
     assert not (tmp_path / "published" / "smoke" / "tables" / "comparison.csv").exists()
+
+    partial = mine / "headline" / ".partial" / "fixed-seed1.pt"
+    partial.parent.mkdir()
+    partial.write_text("")
+    notebook = mine / "notebooks" / "03_headline_experiment.ipynb"
+    content = notebook.read_text()
+    for damage, repair, message in (
+        (lambda: None, lambda: shutil.rmtree(partial.parent), "unfinished runs (fixed-seed1.pt)"),
+        (notebook.unlink, lambda: notebook.write_text(content), "03_headline_experiment.ipynb is missing"),
+        (
+            lambda: (mine / "headline" / "fixed-seed2.csv").rename(tmp_path / "away"),
+            lambda: (tmp_path / "away").rename(mine / "headline" / "fixed-seed2.csv"),
+            "headline.csv is not of the runs beside it",
+        ),
+        (
+            lambda: notebook.write_text(json.dumps({"path": f"{ROOT}/data"})),
+            lambda: notebook.write_text(content),
+            "names a folder of this machine",
+        ),
+    ):
+        damage()
+        assert study.main(["publish", "--results", str(mine)]) == 2
+        assert message in capsys.readouterr().err
+        repair()
+    assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
 
 
 def test_html_pages_are_self_contained_and_linked(smoke, tmp_path, monkeypatch):

@@ -108,16 +108,23 @@ def test_unfinished_run_of_other_settings_is_set_aside_and_the_run_starts_over(t
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     assert "triangular-seed1.pt is of other settings (weight_decay: 0.1, not 0.004): set aside as" in said[0]
-    assert (checkpoint.parent / "triangular-seed1.at-6.pt").read_bytes() == before
+    (aside,) = (tmp_path / ".set-aside").iterdir()
+    assert aside.read_bytes() == before
     (whole := tmp_path / "whole").mkdir()
     assert path.read_bytes() == train(small(), whole).read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "truncated"])
-def test_damaged_checkpoint_is_named_and_the_run_starts_over(tmp_path, capsys, content):
+def flipped(content):
+    """One bit of a weight is another: torch alone would not notice."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: b"PK\x03\x04 no archive", lambda c: c[:500], flipped])
+def test_damaged_checkpoint_is_named_and_the_run_starts_over(tmp_path, capsys, damage):
     train(small(), tmp_path, stop_after=6)
     checkpoint = RunFiles(tmp_path, small().name).checkpoint
-    checkpoint.write_bytes(checkpoint.read_bytes()[:500] if content == "truncated" else content)
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     path = train(small(), tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
@@ -137,6 +144,15 @@ def test_diverged_run_keeps_its_rows_and_says_so(tmp_path):
     table = pd.read_csv(path)
     assert len(table) >= 1
     assert np.isfinite(table.to_numpy()).all()
+
+
+def test_rate_beyond_float32_is_a_divergence(tmp_path):
+    policy = dict(name="exp", lr=0.01, gamma=100.0)
+    path = train(small(policy, optimizer="adam", iterations=50, evaluate_every=25), tmp_path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["diverged"] is True
+    assert record["iterations"] == 19  # 0.01 * 100^19 is the first rate of at least 1e36
+    assert pd.read_csv(path).empty
 
 
 def test_too_large_a_batch_and_a_network_that_does_not_fit(tmp_path):

@@ -107,10 +107,8 @@ class Study:
         return {path.stem: path.read_bytes() for path in (self.results / notebook).glob("*.csv")}
 
     def leftovers(self):
-        """Partial and temporary files."""
-        return [path for path in self.results.rglob(".*") if path.name not in (".lock", ".partial")] + list(
-            self.results.rglob(".partial")
-        )
+        """Partial and temporary files; what was set aside is meant to stay."""
+        return [path for path in self.results.rglob(".*") if path.name not in (".lock", ".set-aside")]
 
 
 def family(pid):

@@ -30,16 +30,16 @@ class Cluster:
             "--dashboard-address=127.0.0.1:0",
             f"--scheduler-file={self.file}",
         )
-        until(lambda: self.file.exists() and self.file.read_text().rstrip().endswith("}"))
+        until(lambda: self.scheduler.poll() is not None or self.file.exists())
+        until(lambda: self.file.read_text().rstrip().endswith("}"))
         self.address = json.loads(self.file.read_text())["address"]
         self.workers = [self.add(), self.add()]
 
     def start(self, kind, *options):
         command = [sys.executable, "-m", "distributed.cli.dask_" + kind, "--host=127.0.0.1", *options]
         silent = subprocess.DEVNULL
-        process = subprocess.Popen(
-            command, stdout=silent, stderr=silent, env={**os.environ, "PYTHONWARNINGS": "ignore"}
-        )
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", **self.environment}
+        process = subprocess.Popen(command, stdout=silent, stderr=silent, env=environment)
         self.processes.append(process)
         return process
 
@@ -101,6 +101,8 @@ def test_killed_client_frees_the_cluster_for_the_next(study, cluster, uninterrup
     small.start(DASK_SCHEDULER_ADDRESS=others.address)
     until(lambda: list(small.results.rglob("*.pt")))
     assert gone(small.kill())
+    until(lambda: not list(small.results.rglob(".*-seed*.lock")), 30)
+    assert len(small.csvs("headline")) < 4
     status, output = small.run(DASK_SCHEDULER_ADDRESS=others.address)
     assert status == 0, output
     assert small.leftovers() == []

@@ -95,8 +95,8 @@ def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tall
     assert status == 0, output
     assert f"{fixed.name} could not be read" in output
     assert f"{clr.name} is of other settings (momentum: 0.5, not 0.9): set aside as" in output
-    assert [path.name for path in small.leftovers()] == [".partial"]
-    assert len(list(partial.iterdir())) == 1
+    assert small.leftovers() == []
+    assert len(list((small.results / "headline" / ".set-aside").iterdir())) == 2
     tally("checkpoints truncated or another's", 2, small.csvs("headline"), uninterrupted("headline"))
 
 

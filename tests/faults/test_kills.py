@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import suppress
 
 from small_study import FULL, HEADLINE, RANGE_TEST, family, gone, kill, until
 
@@ -22,11 +23,14 @@ def test_killed_study_loses_nothing(study, uninterrupted, tally):
 
     killed = 0
     while killed < TIMES:
+        before = newest(small)
         small.start()
         if FULL:
             time.sleep(chance.uniform(1, 25))
         else:
-            until(lambda: list(small.results.rglob("*.pt")))
+            # A checkpoint of this sitting, so that there are workers to be orphaned.
+            until(lambda before=before: newest(small) > before)
+            assert len(family(small.process.pid)) > 4
             time.sleep(chance.uniform(0, 1))
         assert b"error" not in (small.process.stdout.peek() if small.process.poll() else b"")
         processes = small.kill(everything=killed % 2 == 0)
@@ -55,6 +59,15 @@ def test_killed_workers_cost_no_run(study, uninterrupted, tally):
     assert status == 0, output
     assert small.leftovers() == []
     tally("SIGKILL of a worker", times, small.csvs("headline"), uninterrupted("headline"))
+
+
+def newest(small):
+    """When the last checkpoint was written."""
+    times = [0.0]
+    for path in small.results.rglob("*.pt"):
+        with suppress(FileNotFoundError):  # replaced meanwhile
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def workers(small):
