@@ -12,12 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 import yaml
 
 from modules.runs import spec
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("CLR_FAULTS") == "full"
+
+#: For faults whose kin is made in the short form already.
+in_full = pytest.mark.skipif(not FULL, reason="make test-faults makes this fault")
 
 NETWORK = dict(model="mlp", optimizer="adam", weight_decay=0.0, batch_size=50)
 LENGTH = 2400 if FULL else 1200

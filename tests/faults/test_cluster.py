@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
-from small_study import family, gone, kill, until
+from small_study import family, gone, in_full, kill, until
 
 
 class Cluster:
@@ -96,6 +96,7 @@ def test_killed_scheduler_is_said_and_the_study_goes_on(study, cluster, uninterr
     tally("scheduler of a cluster killed", 1, small.csvs("headline"), uninterrupted("headline"))
 
 
+@in_full
 def test_killed_client_frees_the_cluster_for_the_next(study, cluster, uninterrupted, tally):
     small, others = study(), cluster()
     small.start(DASK_SCHEDULER_ADDRESS=others.address)
@@ -110,6 +111,7 @@ def test_killed_client_frees_the_cluster_for_the_next(study, cluster, uninterrup
     tally("client of a cluster killed", 1, small.csvs("headline"), uninterrupted("headline"))
 
 
+@in_full
 def test_worker_with_two_threads_is_refused(study, cluster):
     small, others = study(), cluster()
     for worker in others.workers:
@@ -132,6 +134,7 @@ def test_nobody_at_the_address(study):
     assert "Traceback" not in output
 
 
+@in_full
 def test_cluster_that_demands_certificates(study, cluster, uninterrupted, tally, tmp_path):
     """As README says to set it up; without the certificate nobody gets in."""
     if not shutil.which("openssl"):

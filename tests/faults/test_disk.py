@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from small_study import FULL, HEADLINE, RANGE_TEST, specs, until
+from small_study import FULL, HEADLINE, RANGE_TEST, in_full, specs, until
 
 from modules import study as driver
 from modules.analysis import read_runs
@@ -60,6 +60,7 @@ def disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@in_full
 def test_full_disk_is_said_and_what_was_finished_stays(study, disk, uninterrupted, tally):
     load("digits")
     small = study()
