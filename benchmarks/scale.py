@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -48,16 +49,16 @@ def real(iterations: int) -> list:
 def measure(kind: str, count: int, workers: int) -> dict:
     """Make the runs here and now; 0 workers are a plain loop."""
     runs = trivial(count) if kind == "trivial" else real(count)
-    peak, stop = [0.0], time.monotonic
+    peak = [0.0]
     with tempfile.TemporaryDirectory() as folder:
-        started = stop()
+        started = time.monotonic()
         if workers:
             with _Watch() as peak:
                 run_all(runs, folder, workers=workers)
         else:
             for run in runs:
                 train(run, folder)
-        seconds = stop() - started
+        seconds = time.monotonic() - started
         training = sum(json.loads((Path(folder) / f"{run.name}.json").read_text())["seconds"] for run in runs)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -75,8 +76,6 @@ class _Watch:
     """Largest resident memory of any worker process, looked at twice a second."""
 
     def __enter__(self) -> list[float]:
-        import threading
-
         self.peak, self.done = [0.0], threading.Event()
         self.thread = threading.Thread(target=self._look)
         self.thread.start()
@@ -107,12 +106,11 @@ def draw(table: pd.DataFrame):
     import matplotlib.pyplot as plt
 
     style()
-    part = table
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    left.plot(part.runs, part.seconds, marker="o")
+    left.plot(table.runs, table.seconds, marker="o")
     left.set(xscale="log", yscale="log", xlabel="trivial runs", ylabel="seconds, all in all")
-    right.plot(part.runs, part.client_mib, marker="o", label="client and scheduler")
-    right.plot(part.runs, part.worker_mib, marker="o", label="largest worker")
+    right.plot(table.runs, table.client_mib, marker="o", label="client and scheduler")
+    right.plot(table.runs, table.worker_mib, marker="o", label="largest worker")
     right.set(xscale="log", xlabel="trivial runs", ylabel="peak memory, MiB", ylim=(0, None))
     right.legend()
     figure.suptitle(f"{table.processor.iloc[0]}, {table.workers.max()} workers", fontsize=10)

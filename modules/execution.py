@@ -69,13 +69,14 @@ def run_all(
     files = [RunFiles(folder, spec.name) for spec in specs]
     pending = [spec for spec, file in zip(specs, files, strict=True) if not file.complete]
     if pending:
+        # Once: to see that a folder of images has not changed takes a look at each of its files.
+        fingerprints = {name: load(name, data_dir).fingerprint for name in {spec.dataset for spec in specs}}
         with writing(folder) as held:
-            fingerprints = {name: load(name, data_dir).fingerprint for name in {spec.dataset for spec in pending}}
             for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
                 checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
             _run(pending, held.resolve(), Path(data_dir).resolve() if data_dir else None, workers, device)
         for spec, file in zip(specs, files, strict=True):
-            file.check(spec, load(spec.dataset, data_dir).fingerprint)
+            file.check(spec, fingerprints[spec.dataset])
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
     return files
 

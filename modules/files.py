@@ -86,8 +86,8 @@ class RunFiles:
         Raises:
             RunError: the folder cannot be written.
         """
-        name = self.csv.with_name(f".{self.csv.stem}.lock")
-        lock = filelock.FileLock(name)
+        path = self.csv.with_name(f".{self.csv.stem}.lock")
+        lock = filelock.FileLock(path)
         with _writable(self.csv.parent):
             lock.acquire()
         try:
@@ -98,7 +98,7 @@ class RunFiles:
                 self.checkpoint.unlink(missing_ok=True)
             with suppress(OSError):  # other runs are still in there, or it never was
                 self.checkpoint.parent.rmdir()
-            name.unlink(missing_ok=True)  # filelock's waiters look again when the file they hold has lost its name
+            path.unlink(missing_ok=True)  # filelock's waiters look again when the file they hold has lost its name
             lock.release()
 
     def finish(self, rows: Iterable[tuple], record: dict) -> None:

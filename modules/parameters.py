@@ -85,11 +85,10 @@ def _typed(name: str, default: object, value: object) -> object:
     Raises:
         StudyError: it is of another kind.
     """
-    if isinstance(default, float) and not isinstance(value, bool):
+    text = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)  # YAML takes 1e-3 for text
+    if (isinstance(default, float) and not isinstance(value, bool)) or (default is None and text):
         with suppress(TypeError, ValueError, OverflowError):
-            return float(value)  # YAML takes 1e-3 for text
-    elif default is None and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
-        return float(value)
+            return float(value)
     elif default is None or (type(value) is type(default)):
         return value
     kind = {int: "a whole number", float: "a number", str: "text", list: "a list"}[type(default)]

@@ -37,6 +37,16 @@ def test_speed_is_quoted_with_its_date_and_machine():
     )
 
 
+def test_cost_of_the_machinery_is_that_of_the_benchmark():
+    folder = ROOT / PUBLISHED / "benchmarks"
+    most, two = pd.read_csv(folder / "scale.csv").iloc[-1], pd.read_csv(folder / "workers.csv").iloc[-1]
+    assert (most.runs, two.workers) == (10_000, 2)
+    text = " ".join(README.split())
+    assert f"two workers costs {two.seconds - two.training_seconds:.0f} seconds a notebook" in text
+    assert f"10,000 trivial runs {1000 * most.seconds_a_run:.0f} milliseconds" in text
+    assert f"{most.client_mib:.0f} MiB in the client" in text
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()

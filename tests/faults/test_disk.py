@@ -1,4 +1,4 @@
-"""No space, no permission, damaged and edited files, two studies at once on one disk."""
+"""No space, a disk that cannot be written, damaged checkpoints and edited results."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def test_file_size_limit_is_said_and_what_was_finished_stays(study, uninterrupte
     assert small.run()[0] == 0
     before = small.csvs("range_test")
     (small.folder / "02_range_test.yaml").unlink()
-    small = study_again(small)
+    (small.folder / "03_headline_experiment.yaml").write_text(json.dumps(HEADLINE))
     for _ in range(3 if FULL else 1):
         status, output = small.run(*LIMITED)
         assert status == 2
@@ -36,12 +36,6 @@ def test_file_size_limit_is_said_and_what_was_finished_stays(study, uninterrupte
     assert small.leftovers() == []
     found = small.csvs("range_test") | small.csvs("headline")
     tally("file size limit", 3 if FULL else 1, found, uninterrupted("range_test") | uninterrupted("headline"))
-
-
-def study_again(small):
-    """The same results, now with the headline's notebook."""
-    (small.folder / "03_headline_experiment.yaml").write_text(json.dumps(HEADLINE))
-    return small
 
 
 @pytest.fixture
