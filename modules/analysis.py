@@ -4,7 +4,6 @@ Nothing here trains or draws. Intervals are 95 % throughout; statistics are scip
 """
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,11 @@ import pandas as pd
 from scipy import stats
 
 from modules.files import COLUMNS, RunFiles, atomic_write
+from modules.runs import RunError, spec
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+TABLE_COLUMNS = ["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"]
 
 
 class AnalysisError(ValueError):
@@ -25,8 +26,8 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     """All complete runs of a folder, one row an evaluation.
 
     Returns:
-        Columns `policy`, `seed`, `diverged`, `label` (the data set's), then those of the CSVs: `iteration`, `lr`,
-        `train_loss`, `val_loss`, `val_acc` (0 to 1).
+        Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), then those of
+        the CSVs: `iteration`, `lr`, `train_loss`, `val_loss`, `val_acc` (0 to 1).
 
     Raises:
         AnalysisError: no complete run, or runs that do not belong together.
@@ -35,22 +36,27 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     tables, known = [], {}
     for path in sorted(Path(folder).glob("*-seed*.csv")):
         text, record = RunFiles(folder, path.stem).read()
+        try:
+            settings = spec(**record["spec"])
+        except RunError as error:
+            raise AnalysisError(f"{path.with_suffix('.json')}: {error}") from error
         table = pd.read_csv(io.StringIO(text), dtype={"iteration": int} | dict.fromkeys(COLUMNS[1:], float))
         if table.empty:  # diverged before its first evaluation: a row without numbers, or it would not be counted
-            table.loc[0, "iteration"] = record["spec"]["evaluate_every"]
-        settings = {**record["spec"], "seed": None}
-        first, expected, data = known.setdefault(record["spec"]["policy"]["name"], (path, settings, record["data"]))
-        name = f"{record['spec']['policy']['name']}-seed{record['spec']['seed']}"
-        if path.stem != name:
-            raise AnalysisError(f"{path} is the run {name}: give it its name back, or take it out of the folder")
-        if settings != expected:
+            table.loc[0, "iteration"] = settings.evaluate_every
+        first, expected, data = known.setdefault(settings.kind, (path, settings, record["data"]))
+        if path.stem != settings.name:
+            raise AnalysisError(
+                f"{path} is the run {settings.name}: give it its name back, or take it out of the folder"
+            )
+        if settings.model_copy(update={"seed": expected.seed}) != expected:
             raise AnalysisError(f"{path} and {first} are runs with different settings: keep one kind in the folder")
         if record["data"]["label"] != data["label"] or record["data"].get("fingerprint") != data.get("fingerprint"):
             raise AnalysisError(f"{path} and {first} were trained on different data: keep one kind in the folder")
         run = {
-            "policy": record["spec"]["policy"]["name"],
-            "seed": record["spec"]["seed"],
+            "policy": settings.kind,
+            "seed": settings.seed,
             "diverged": record["diverged"],
+            "seconds": record["seconds"],
             "label": record["data"]["label"],
         }
         tables.append(table.assign(**run)[[*run, *table.columns]])
@@ -105,162 +111,34 @@ def interval_of_mean(values: np.ndarray) -> dict[str, float]:
     return out
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """Where one policy's mean accuracy first reaches the best mean accuracy of another.
+def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
+    """Means over the runs of each policy, with intervals; one quantity of one policy a row, in the order of `runs`.
 
-    Attributes:
-        target: the best mean accuracy of the baseline, over its evaluations.
-        target_iteration: the evaluation at which the baseline has it.
-        iteration: the first evaluation at which the challenger's mean reaches it; NaN when it never does.
-        low, high: bootstrap interval of `iteration` over runs; infinite when that many resamples never reach it.
-        ratio, ratio_low, ratio_high: the baseline's length over those iterations.
-        never: share of resamples in which the challenger never reaches the target.
-    """
-
-    target: float
-    target_iteration: float
-    iteration: float
-    low: float
-    high: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    never: float
-
-
-def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
-    """Iterations the challenger needs for the baseline's best mean accuracy (coxy1989/clr's definition).
-
-    The target is taken anew in every resample, so its own uncertainty is in the interval. Where both sides have the
-    same seeds, runs are resampled in pairs: a seed gives both policies the same initial weights and image order.
-
-    Args:
-        baseline, challenger: accuracies as `curves` gives them, `[iterations, seeds]`; without a run of either nothing
-            is known, and all is NaN.
-    """
-    if baseline.empty or challenger.empty:
-        nothing = dict.fromkeys(("iteration", "low", "high", "ratio", "ratio_low", "ratio_high", "never"), np.nan)
-        target = np.nan if baseline.empty else baseline.mean(axis=1)
-        return Crossing(target=float(np.max(target)), target_iteration=_best_at(baseline), **nothing)
-    base, chall = baseline.to_numpy(), challenger.to_numpy()
-    steps = challenger.index.to_numpy(dtype=float)
-
-    # A tie counts as reached, so it must not depend on how a mean is rounded.
-    def first(base_runs: np.ndarray, chall_runs: np.ndarray) -> float:
-        reached = chall[:, chall_runs].mean(axis=1) >= base[:, base_runs].mean(axis=1).max() - 1e-9
-        return steps[reached.argmax()] if reached.any() else np.inf
-
-    mean = base.mean(axis=1)
-    paired = list(baseline.columns) == list(challenger.columns)
-    everyone = np.arange(base.shape[1]), np.arange(chall.shape[1])
-    at = first(*everyone)
-    low = high = never = np.nan
-    if min(base.shape[1], chall.shape[1]) > 1:
-        # scipy's own percentiles cannot hold infinities, so they are taken from its resamples.
-        with np.errstate(invalid="ignore"):
-            drawn = stats.bootstrap(
-                everyone,
-                lambda b, c: first(b.astype(int), c.astype(int)),
-                n_resamples=RESAMPLES,
-                paired=paired,
-                vectorized=False,
-                method="percentile",
-                rng=0,
-            ).bootstrap_distribution
-        tail = (1 - CONFIDENCE) / 2
-        low = np.quantile(drawn, tail, method="inverted_cdf")
-        high = np.quantile(drawn, 1 - tail, method="inverted_cdf")
-        never = float(np.isinf(drawn).mean())
-    length = float(baseline.index[-1])
-    return Crossing(
-        target=float(mean.max()),
-        target_iteration=_best_at(baseline),
-        iteration=at if np.isfinite(at) else np.nan,
-        low=float(low),
-        high=float(high),
-        ratio=length / at if np.isfinite(at) else np.nan,
-        ratio_low=length / high,
-        ratio_high=length / low,
-        never=never,
-    )
-
-
-def _best_at(curve: pd.DataFrame) -> float:
-    """The evaluation at which the mean is best."""
-    return np.nan if curve.empty else float(curve.mean(axis=1).idxmax())
-
-
-def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "triangular") -> pd.DataFrame:
-    """The headline table, one quantity a row; accuracies are on the test images, 0 to 1.
-
-    Final accuracy, which nobody selected, comes before best accuracy, the highest of a run's evaluations.
+    Diverged runs are counted, and left out of the means.
 
     Args:
         runs: as `read_runs` gives them.
-        baseline, challenger: two policies' names.
+        quantities: of `iterations`, `final_accuracy` (which nobody selected), `best_accuracy` (the highest of a run's
+            evaluations), `seconds` (of training, evaluations included).
 
     Returns:
-        Columns `quantity`, `policy`, `runs`, `diverged`, `value`, `std`, `low`, `high`, `t_low`, `t_high`.
-
-    Raises:
-        AnalysisError: a policy without a run.
+        Columns `quantity`, `policy`, `runs`, `diverged`, `value`, `std`, `low`, `high`, `t_low`, `t_high`; accuracies
+        are on the test images, 0 to 1.
     """
     rows = []
-    both = {policy: curves(runs, policy) for policy in (baseline, challenger)}
-    for quantity in ("iterations", "final_accuracy", "best_accuracy"):
-        for policy, curve in both.items():
-            seeds = runs[runs.policy == policy].groupby("seed").diverged.first()
+    for quantity in quantities:
+        for policy in runs.policy.unique():
+            found, curve = runs[runs.policy == policy], curves(runs, policy)
+            seeds = found.groupby("seed").diverged.first()
             row = {"quantity": quantity, "policy": policy, "runs": len(seeds), "diverged": int(seeds.sum())}
             if quantity == "iterations":
                 row["value"] = np.nan if curve.empty else float(curve.index[-1])
+            elif quantity == "seconds":
+                row.update(interval_of_mean(found[~found.diverged].groupby("seed").seconds.first()))
             else:
                 row.update(interval_of_mean(curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()))
             rows.append(row)
-    shared = [seed for seed in both[baseline].columns if seed in both[challenger].columns]
-    if shared:
-        difference = both[challenger][shared].iloc[-1] - both[baseline][shared].iloc[-1]
-        name = f"{challenger} - {baseline}"
-        rows.append(
-            {
-                "quantity": "final_accuracy_difference",
-                "policy": name,
-                "runs": len(shared),
-                **interval_of_mean(difference),
-            }
-        )
-    cross = crossing(both[baseline], both[challenger])
-    count = both[challenger].shape[1]
-    rows += [
-        {"quantity": "best_mean_accuracy", "policy": baseline, "runs": both[baseline].shape[1], "value": cross.target},
-        {
-            "quantity": "best_mean_iteration",
-            "policy": baseline,
-            "runs": both[baseline].shape[1],
-            "value": cross.target_iteration,
-        },
-        {
-            "quantity": "crossing_iteration",
-            "policy": challenger,
-            "runs": count,
-            "value": cross.iteration,
-            "low": cross.low,
-            "high": cross.high,
-        },
-        {
-            "quantity": "crossing_ratio",
-            "policy": challenger,
-            "runs": count,
-            "value": cross.ratio,
-            "low": cross.ratio_low,
-            "high": cross.ratio_high,
-        },
-        {"quantity": "never_crossed_share", "policy": challenger, "runs": count, "value": cross.never},
-    ]
-    table = pd.DataFrame(
-        rows, columns=["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"]
-    )
-    return table.astype({"diverged": "Int64"})
+    return pd.DataFrame(rows, columns=TABLE_COLUMNS)
 
 
 def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:

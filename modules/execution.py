@@ -99,7 +99,7 @@ def check_all(
     for name in sorted({spec.dataset for spec in specs}):
         dataset, asked = load(name, data_dir), [spec for spec in specs if spec.dataset == name]
         for spec in {
-            (s.model, s.pooling, s.init, s.bias_lr_mult, s.multipliers, s.batch_size): s for s in asked
+            (s.model, s.pooling, s.init, s.activation, s.bias_lr_mult, s.multipliers, s.batch_size): s for s in asked
         }.values():
             check(spec, dataset)
         for spec in asked:
@@ -238,11 +238,10 @@ def _train(spec: Spec, folder: Path, data_dir: Path | None, device: str | None) 
     path = train(spec, folder, data_dir, device, report)
     rows = path.read_text().splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
-    return (
-        f"accuracy {float(last[-1]):.4f} after {int(last[0]):,} iterations"
-        if last
-        else "diverged before its first evaluation"
-    )
+    if last is None:
+        return "diverged before its first evaluation"
+    reached = f"accuracy {float(last[-1]):.4f}" if last[-1] else f"training loss {float(last[2]):.4f}"
+    return f"{reached} after {int(last[0]):,} iterations"
 
 
 class _Progress:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from modules.analysis import Crossing
 from modules.files import atomic_write
+from modules.headline import Crossing
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
@@ -68,7 +68,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
 
     Args:
         runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
-        cross: as `analysis.crossing` gives it.
+        cross: as `headline.crossing` gives it.
         baseline, challenger: names of two policies.
     """
     figure, axes = plt.subplots()
@@ -108,6 +108,54 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend_below(figure, axes, 2, "bands: lowest to highest run")
+    figure.tight_layout()
+    return figure
+
+
+def accuracies(runs: pd.DataFrame, title: str, names: Mapping[str, str] | None = None) -> Figure:
+    """Test accuracy against iteration of any number of policies: mean and range over runs.
+
+    Args:
+        runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
+        title: the figure's title.
+        names: legend names by policy; by default the policies' own.
+    """
+    figure, axes = plt.subplots()
+    for index, policy in enumerate(runs.policy.unique()):
+        found = runs[runs.policy == policy]
+        kept = found[~found.diverged]
+        lost = found[found.diverged].seed.nunique()
+        name = (names or {}).get(policy, policy) + (f" ({lost} of {found.seed.nunique()} diverged)" if lost else "")
+        look = dict(color=COLOURS[index % len(COLOURS)], label=name)
+        if kept.empty:
+            axes.plot([], [], **look)
+        else:
+            sns.lineplot(kept, x="iteration", y="val_acc", errorbar=("pi", 100), ax=axes, **look)
+    axes.set(xlabel="iteration", ylabel="test accuracy", title=title)
+    axes.set_xlim(0, runs.iteration.max())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    several = runs.groupby("policy").seed.nunique().max() > 1
+    _legend_below(figure, axes, 2, "lines: means, bands: lowest to highest run" if several else None)
+    figure.tight_layout()
+    return figure
+
+
+def sweep(curve: pd.DataFrame, best: float, low: float, high: float, title: str) -> Figure:
+    """Training loss against learning rate, with the rate of its least.
+
+    Args:
+        curve: columns `lr`, `loss` (smoothed mean over runs).
+        best, low, high: the rate and its interval (NaN where there is none).
+        title: the figure's title.
+    """
+    figure, axes = plt.subplots()
+    axes.plot(curve.lr, curve.loss, color=BASELINE, label="training loss, smoothed")
+    axes.axvline(best, color=COLOURS[3], linestyle="--", label=f"least loss: {best:.3g}")
+    if low == low:
+        axes.axvspan(low, high, color=COLOURS[3], alpha=0.12, linewidth=0, label="its 95 % interval")
+    axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log")
+    _legend_below(figure, axes, 3)
     figure.tight_layout()
     return figure
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import torch
 
 from modules.runs import RunError, Spec, differences
 
@@ -32,6 +33,7 @@ class RunFiles:
         folder = Path(folder)
         self.csv = folder / f"{name}.csv"
         self.json = folder / f"{name}.json"
+        self.weights = folder / f"{name}.weights.pt"
         self.checkpoint = folder / ".partial" / f"{name}.pt"
 
     @property
@@ -100,6 +102,17 @@ class RunFiles:
                 self.checkpoint.parent.rmdir()
             path.unlink(missing_ok=True)  # filelock's waiters look again when the file they hold has lost its name
             lock.release()
+
+    def keep(self, weights: dict) -> None:
+        """Write a network's `state_dict()`, before `finish`.
+
+        Raises:
+            RunError: it cannot be written; the checkpoint is still there.
+        """
+        content = io.BytesIO()
+        torch.save({key: value.cpu() for key, value in weights.items()}, content)
+        with _writable(self.csv.parent):
+            atomic_write(self.weights, content.getvalue())
 
     def finish(self, rows: Iterable[tuple], record: dict) -> None:
         """Write a complete run: JSON first, CSV last.

@@ -3,12 +3,20 @@
 `build(name, ...)` makes any of them. Logits come out: the loss is cross entropy.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modules.wide_resnet import WideResNet
+
 POOLINGS = ("floor", "caffe")
-INITS = ("torch", "caffe")
+#: Initialisations by Keras's names; biases start at zero.
+NAMED_INITS = {
+    "he_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
+    "he_uniform": lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"),
+    "glorot_normal": nn.init.xavier_normal_,
+    "glorot_uniform": nn.init.xavier_uniform_,
+}
+INITS = ("torch", "caffe", *NAMED_INITS)
 
 
 def build(
@@ -18,6 +26,7 @@ def build(
     classes: int = 10,
     pooling: str = "floor",
     init: str = "torch",
+    activation: str = "relu",
 ) -> nn.Module:
     """Make a network with freshly drawn weights (torch's global random generator).
 
@@ -28,7 +37,9 @@ def build(
         classes: number of classes.
         pooling: `floor` (torch's and coxy1989/clr's output sizes) or `caffe` (rounded up, 16-8-4 at 32 pixels);
             for the two Caffe networks only.
-        init: `torch`'s defaults (coxy1989/clr) or `caffe`: the prototxt's Gaussians, zero biases; Caffe networks only.
+        init: `torch`'s defaults (coxy1989/clr); `caffe`: the prototxt's Gaussians, zero biases, Caffe networks only; or
+            one of `NAMED_INITS` (best_lr).
+        activation: of `wide_resnet` only, a name of `wide_resnet.ACTIVATIONS` (best_lr).
 
     Returns:
         A module from float images `[N, channels, size, size]` to logits `[N, classes]`.
@@ -40,22 +51,32 @@ def build(
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, not {init!r}")
-    if name in ("cifar10_quick", "cifar10_full"):
+    caffe = name in ("cifar10_quick", "cifar10_full")
+    if not caffe and (pooling != "floor" or init == "caffe"):
+        raise ValueError(f"caffe pooling and init are options of the Caffe networks, not of model {name!r}")
+    if activation != "relu" and not name.startswith("wide_resnet-"):
+        raise ValueError(f"activation={activation!r} is an option of wide_resnet, not of model {name!r}")
+    if caffe:
         make = cifar10_quick if name == "cifar10_quick" else cifar10_full
-        return make(channels, size, classes, pooling, init)
-    if (pooling, init) != ("floor", "torch"):
-        raise ValueError(f"pooling and init are options of the Caffe networks, not of model {name!r}")
-    if name == "lenet":
-        return lenet(channels, size, classes)
-    if name == "mlp":
-        return mlp(channels * size * size, classes)
-    if name.startswith("wide_resnet-"):
-        parts = name.split("-")[1:]
-        if len(parts) == 2 and all(part.isdigit() for part in parts):
-            return WideResNet(int(parts[0]), int(parts[1]), channels, classes)
-    raise ValueError(
-        f"unknown model {name!r}: choose cifar10_quick, cifar10_full, lenet, mlp or wide_resnet-<depth>-<width>"
-    )
+        model = make(channels, size, classes, pooling, init)
+    elif name == "lenet":
+        model = lenet(channels, size, classes)
+    elif name == "mlp":
+        model = mlp(channels * size * size, classes)
+    else:
+        parts = name.split("-")
+        if len(parts) != 3 or parts[0] != "wide_resnet" or not (parts[1].isdigit() and parts[2].isdigit()):
+            raise ValueError(
+                f"unknown model {name!r}: choose cifar10_quick, cifar10_full, lenet, mlp or wide_resnet-<depth>-<width>"
+            )
+        model = WideResNet(int(parts[1]), int(parts[2]), channels, classes, activation)
+    if init in NAMED_INITS:
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                NAMED_INITS[init](layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    return model
 
 
 def parameter_groups(
@@ -214,54 +235,3 @@ def mlp(features: int, classes: int) -> nn.Module:
         nn.Softmax(dim=1),
         nn.Linear(50, classes),
     )
-
-
-class _WideBlock(nn.Module):
-    """Pre-activation basic block of two 3x3 convolutions, no dropout. Shapes `[N, C, H, W]`, halved by `stride`."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs or stride > 1 else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(x))
-        # The shortcut of a block that changes shape starts from the activated input, as in the published network.
-        residual = x if self.shortcut is None else self.shortcut(out)
-        return residual + self.conv2(torch.relu(self.bn2(self.conv1(out))))
-
-
-class WideResNet(nn.Module):
-    """WRN-depth-width (arXiv:1605.07146), He initialisation; WRN-28-10 (best_lr) has 36.5 million parameters.
-
-    Args:
-        depth: layers, 6 n + 4.
-        width: multiplier of the 16-32-64 channels.
-        channels: input channels.
-        classes: number of classes.
-
-    Raises:
-        ValueError: a depth that is not 6 n + 4, or a width below 1.
-    """
-
-    def __init__(self, depth: int, width: int, channels: int = 3, classes: int = 10) -> None:
-        super().__init__()
-        if depth < 10 or depth % 6 != 4 or width < 1:
-            raise ValueError(
-                f"wide_resnet needs a depth of 10, 16, 22, 28, ... and a width above 0, not {depth}-{width}"
-            )
-        layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
-        inputs = 16
-        for outputs, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
-            for block in range((depth - 4) // 6):
-                layers.append(_WideBlock(inputs, outputs, stride if block == 0 else 1))
-                inputs = outputs
-        self.features = nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.classifier = nn.Linear(inputs, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))

@@ -91,7 +91,8 @@ def _typed(name: str, default: object, value: object) -> object:
             return float(value)
     elif default is None or (type(value) is type(default)):
         return value
-    kind = {int: "a whole number", float: "a number", str: "text", list: "a list"}[type(default)]
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    kind = kinds[type(default)]
     raise StudyError(f"{name}={short(value)}: {kind} is needed, such as {default!r}")
 
 

@@ -211,3 +211,55 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
         }
     )
     return curve.reset_index(drop=True), bounds
+
+
+@dataclass(frozen=True)
+class BestRate:
+    """The learning rate of the least training loss in a sweep, with a bootstrap interval over runs."""
+
+    lr: float
+    low: float
+    high: float
+
+
+def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRate, np.ndarray]:
+    """The rate at which a sweep's smoothed training loss, averaged over runs, is smallest.
+
+    Args:
+        lr: learning rates in increasing order, `[points]`.
+        loss: training loss at those rates, `[points]` or `[points, runs]`; NaN from where a run has ended.
+        window: points of the centred mean that smooths it; near both ends as many as there are.
+
+    Returns:
+        The rate, and the smoothed mean loss `[points]`, NaN where some run had ended.
+
+    Raises:
+        AnalysisError: no point that all runs reached.
+
+    Source: best_lr. The least loss lies at the edge of divergence, so its rate is an upper bound rather than a choice.
+    """
+    lr = np.asarray(lr, dtype=float)
+    loss = pd.DataFrame(np.asarray(loss, dtype=float).reshape(len(lr), -1))
+    if not loss.notna().all(axis=1).any():
+        raise AnalysisError("no learning rate of the sweep was reached by every run: start it at a smaller one")
+
+    def smooth(runs: np.ndarray) -> np.ndarray:
+        mean = loss[runs].mean(axis=1, skipna=False)
+        return mean.rolling(window, center=True, min_periods=1).mean().where(mean.notna()).to_numpy()
+
+    def best(runs: np.ndarray) -> float:
+        return lr[np.nanargmin(smooth(runs))]
+
+    everyone = np.arange(loss.shape[1])
+    low = high = np.nan
+    if len(everyone) > 1:
+        cached = lru_cache(maxsize=None)(lambda chosen: best(np.array(chosen)))
+        low, high = stats.bootstrap(
+            (everyone,),
+            lambda chosen: cached(tuple(sorted(chosen.astype(int)))),
+            n_resamples=RESAMPLES,
+            vectorized=False,
+            method="percentile",
+            rng=0,
+        ).confidence_interval
+    return BestRate(float(best(everyone)), float(low), float(high)), smooth(everyone)

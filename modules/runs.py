@@ -94,12 +94,17 @@ class Exponential(_Frozen):
 
 
 class RangeTest(_Frozen):
-    """`schedulers.RangeTestLR` over the whole run."""
+    """`schedulers.RangeTestLR` over the whole run.
+
+    With a `stop_factor` the run ends, as diverged, once the training loss of three rows exceeds that many times the
+    least of three before (best_lr's sweep goes far beyond the useful rates).
+    """
 
     name: Literal["range_test"] = "range_test"
     min_lr: Rate
     max_lr: Rate
     ramp: Literal["linear", "exponential"] = "linear"
+    stop_factor: Annotated[Number, Field(gt=1, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -108,12 +113,30 @@ class RangeTest(_Frozen):
         return self
 
 
-Policy = Annotated[Cyclic | CustomCyclic | Fixed | Decay | Exponential | RangeTest, Field(discriminator="name")]
+Single = Annotated[Cyclic | CustomCyclic | Fixed | Decay | Exponential, Field(discriminator="name")]
 
+
+class Phase(_Frozen):
+    """One policy for a number of iterations, counted from the phase's start."""
+
+    iterations: Count
+    policy: Single
+
+
+class Phases(_Frozen):
+    """Policies one after another (the paper's Table 2)."""
+
+    name: Literal["phases"] = "phases"
+    phases: Annotated[tuple[Phase, ...], Field(min_length=2)]
+
+
+Policy = Annotated[
+    Cyclic | CustomCyclic | Fixed | Decay | Exponential | RangeTest | Phases, Field(discriminator="name")
+]
 
 _POLICIES = {
     name: kind
-    for kind in (Cyclic, CustomCyclic, Fixed, Decay, Exponential, RangeTest)
+    for kind in (Cyclic, CustomCyclic, Fixed, Decay, Exponential, RangeTest, Phases)
     for name in get_args(kind.model_fields["name"].annotation)
 }
 
@@ -123,17 +146,22 @@ class Spec(_Frozen):
 
     Attributes:
         dataset: a name of `datasets.NAMES`.
-        model, pooling, init: as in `models.build`.
-        pixels: `unit` or `caffe`, as in `training.Data`.
+        model, pooling, init, activation: as in `models.build`.
+        pixels: `unit` or `caffe`, as in `batches.Data`.
+        augment: `none`, or `flip_crop`, as in `batches.flip_crop`.
         policy: one of the policy classes above, by its `name`.
+        variant: what the run is called in tables and in its files' names, where the policy's name does not tell it from
+            others; changes no result.
         optimizer: `sgd` (with `momentum`), `adam` or `rmsprop`.
         weight_decay: L2 penalty.
         bias_lr_mult, multipliers: of parameter groups, as in `models.parameter_groups`.
         batch_size: images an iteration.
         iterations: length of the run.
-        evaluate_every: iterations between evaluations on the whole test set.
+        evaluate_every: iterations between two rows of the CSV.
+        evaluation: what a row says of the test set: `test`, loss and accuracy on all of it, or `none`, nothing.
         seed: of the initial weights and, together with the epoch, of the order of the images.
         precision: of the training step, `float32` or `bfloat16`; evaluation is in float32.
+        keep_weights: keep the trained network beside the CSV, as `<name>.weights.pt`.
     """
 
     dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "images"]
@@ -141,9 +169,12 @@ class Spec(_Frozen):
         "cifar10_quick"
     )
     pooling: Literal["floor", "caffe"] = "floor"
-    init: Literal["torch", "caffe"] = "torch"
+    init: Literal["torch", "caffe", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform"] = "torch"
+    activation: Literal["relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
     pixels: Literal["unit", "caffe"] = "unit"
+    augment: Literal["none", "flip_crop"] = "none"
     policy: Policy
+    variant: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,60}$")] | None = None
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.004
@@ -152,12 +183,27 @@ class Spec(_Frozen):
     batch_size: Count = 100
     iterations: Count
     evaluate_every: Count
+    evaluation: Literal["test", "none"] = "test"
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
     precision: Literal["float32", "bfloat16"] = "float32"
+    keep_weights: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _phases_fit(self):
+        if self.policy.name == "phases":
+            total = sum(phase.iterations for phase in self.policy.phases)
+            if total != self.iterations:
+                raise ValueError(f"phases last {total} iterations together, the run iterations={self.iterations}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What tells this run from others in its folder, beside the seed."""
+        return self.variant or self.policy.name
 
     @property
     def name(self) -> str:
-        return f"{self.policy.name}-seed{self.seed}"
+        return f"{self.kind}-seed{self.seed}"
 
 
 def spec(**settings) -> Spec:
@@ -181,8 +227,9 @@ def _complaint(item: dict) -> str:
         return f"unknown policy {short(item['ctx']['tag'])} (choose {item['ctx']['expected_tags']})"
     if item["type"] == "extra_forbidden":
         of, known = "", Spec.model_fields
-        if where[0] == "policy":
-            of, known = f" of policy name={where[1]!r}", _POLICIES[where[1]].model_fields
+        policies = [part for part in where if part in _POLICIES]
+        if policies and where[0] == "policy":
+            of, known = f" of policy name={policies[-1]!r}", _POLICIES[policies[-1]].model_fields
         return f"{where[-1]}={short(item['input'])}: no such setting{of}{did_you_mean(where[-1], known)}"
     message = item["msg"].removeprefix("Value error, ")
     # Behind `policy` comes the policy's own tag, which the user did not write there; a list's index is not a name.

@@ -6,7 +6,6 @@ several threads share one run), and denormal numbers, which the momentum buffers
 """
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from modules import checkpoints, models, schedulers
+from modules import checkpoints, models
+from modules.batches import Data, batches, flip_crop
 from modules.datasets import Dataset, load
 from modules.files import RunFiles
+from modules.policies import make_scheduler
 from modules.provenance import record, revision
 from modules.runs import RunError, Spec
 
@@ -33,47 +33,6 @@ LARGEST_RATE = 1e36
 Report = Callable[[int, float | None], None]
 
 
-class Data:
-    """A data set on a device, ready to be cut into batches.
-
-    Args:
-        dataset: the data set.
-        device: where batches are wanted; on the CPU the uint8 images stay memory-mapped and shared.
-        pixels: `unit`: 0 to 1 minus the training set's channel means; `caffe`: 0 to 255 minus its mean image.
-    """
-
-    def __init__(self, dataset: Dataset, device: torch.device, pixels: str = "unit") -> None:
-        self.scale = 255 if pixels == "unit" else 1
-        mean = dataset.channel_mean()[:, None, None] if pixels == "unit" else dataset.mean_image()
-        self.mean = torch.from_numpy(mean)[None].to(device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the arrays are read-only, and nothing here writes to them
-            self.train_images, self.train_labels, self.test_images, self.test_labels = (
-                torch.from_numpy(array).to(device)
-                for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
-            )
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """uint8 `[B, C, H, W]` to scaled and centred float32, channels_last."""
-        # Rearranged last, as floats: twice as fast as rearranging bytes on the way.
-        return images.to(torch.float32).div_(self.scale).sub_(self.mean).contiguous(memory_format=torch.channels_last)
-
-
-def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Endless indices of training images, `[batch_size]` each, from iteration `start`.
-
-    Every epoch is a new permutation drawn from (seed, epoch) alone, so a resumed run replays nothing. The images left
-    over when `batch_size` does not divide `count` sit that epoch out.
-    """
-    per_epoch = count // batch_size
-    epoch, first = divmod(start, per_epoch)
-    while True:
-        order = np.random.default_rng((seed, epoch)).permutation(count)
-        for index in range(first, per_epoch):
-            yield order[index * batch_size : (index + 1) * batch_size]
-        epoch, first = epoch + 1, 0
-
-
 def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
     """The spec's optimizer over the model's parameter groups; its rate is set by the scheduler."""
     groups = models.parameter_groups(model, spec.bias_lr_mult, spec.multipliers, spec.weight_decay)
@@ -82,23 +41,6 @@ def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, weight_decay=spec.weight_decay)
     return torch.optim.RMSprop(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
-
-
-def make_scheduler(spec: Spec, optimizer: Optimizer) -> LRScheduler:
-    """The spec's policy on an optimizer."""
-    policy = spec.policy
-    settings = policy.model_dump(exclude={"name"})
-    if policy.name == "fixed":
-        return schedulers.fixed(optimizer, **settings)
-    if policy.name == "decay":
-        return schedulers.decay(optimizer, **settings)
-    if policy.name == "exp":
-        return schedulers.exponential(optimizer, **settings)
-    if policy.name == "range_test":
-        return schedulers.RangeTestLR(optimizer, iterations=spec.iterations, **settings)
-    if policy.name == "custom":
-        return schedulers.CyclicLR(optimizer, **settings)
-    return schedulers.CyclicLR(optimizer, mode=policy.name, **settings)
 
 
 @contextmanager
@@ -202,7 +144,8 @@ def check(spec: Spec, dataset: Dataset) -> None:
 
 
 def _build(spec: Spec, dataset: Dataset) -> nn.Module:
-    return models.build(spec.model, dataset.channels, dataset.size, len(dataset.classes), spec.pooling, spec.init)
+    shape = dataset.channels, dataset.size, len(dataset.classes)
+    return models.build(spec.model, *shape, spec.pooling, spec.init, spec.activation)
 
 
 class _State:
@@ -215,7 +158,7 @@ class _State:
         self.spec, self.fingerprint = spec, dataset.fingerprint
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(spec, self.model)
-        self.scheduler = make_scheduler(spec, self.optimizer)
+        self.scheduler = make_scheduler(spec.policy, self.optimizer, spec.iterations)
         self.iteration, self.seconds = 0, 0.0
         self.revisions: list[str] = []
         self.rows: list[list] = []
@@ -236,8 +179,17 @@ class _State:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        # The policies of phases each wrote their own rate into the optimizer.
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
         self.revisions = state.get("revisions", [])
+
+
+def _climbed(losses: list[float], factor: float) -> bool:
+    """Whether the loss, as a mean of three rows, exceeds `factor` times the least such mean so far."""
+    means = np.convolve(losses, np.ones(3) / 3, "valid")
+    return len(means) > 0 and bool(means[-1] > factor * means.min())
 
 
 def _train(
@@ -252,6 +204,7 @@ def _train(
     order = batches(len(dataset.train_labels), spec.batch_size, spec.seed, state.iteration)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     since, diverged = 0, False
+    stop_factor = getattr(spec.policy, "stop_factor", None)
     # Taken now: these are the sources the run was trained with, whatever happens to the files meanwhile.
     if (source := revision()) and source not in state.revisions:
         state.revisions.append(source)
@@ -263,18 +216,24 @@ def _train(
             break
         index = torch.from_numpy(next(order)).to(device)
         # `index_select` copies whole images; indexing with brackets copies pixel by pixel, ten times slower.
-        inputs, labels = data.pixels(data.train_images.index_select(0, index)), data.train_labels[index]
+        images, labels = data.train_images.index_select(0, index), data.train_labels[index]
+        if spec.augment == "flip_crop":
+            images = flip_crop(images, spec.seed, state.iteration)
+        inputs = data.pixels(images)
         loss_sum += step(model, optimizer, inputs, labels, spec.precision)
         scheduler.step()
         since += 1
         state.iteration += 1
         if state.iteration % spec.evaluate_every == 0 or state.iteration == spec.iterations:
             train_loss = loss_sum.item() / since
-            val_loss, accuracy = evaluate(model, data)
-            if not (np.isfinite(train_loss) and np.isfinite(val_loss)):
+            val_loss, accuracy = evaluate(model, data) if spec.evaluation == "test" else (None, None)
+            if not np.isfinite([train_loss, val_loss or 0]).all():
                 diverged = True
                 break
             state.rows.append([state.iteration, rates[0], train_loss, val_loss, accuracy])
+            if stop_factor and _climbed([row[2] for row in state.rows], stop_factor):
+                diverged = True
+                break
             loss_sum.zero_()
             since = 0
             now = time.monotonic()
@@ -286,5 +245,7 @@ def _train(
             reported = time.monotonic()
             report(state.iteration, accuracy)
     state.seconds += time.monotonic() - started
+    if spec.keep_weights:
+        files.keep(model.state_dict())
     files.finish(state.rows, record(spec, dataset, device, state.revisions, state.iteration, state.seconds, diverged))
     return files.csv

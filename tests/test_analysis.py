@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from toys import FIXED, small
 
 from modules.analysis import (
     AnalysisError,
-    crossing,
+    by_policy,
     curves,
-    headline,
     interval_of_mean,
     mean_curves,
     other_policy,
@@ -17,7 +17,14 @@ from modules.analysis import (
     read_runs,
 )
 from modules.files import RunFiles
+from modules.headline import crossing, headline
 from modules.runs import RunError
+
+
+def a_record(**changes):
+    """What the JSON of a finished run holds, as far as tables need it."""
+    spec = small(FIXED, **changes).model_dump(mode="json")
+    return {"spec": spec, "diverged": False, "seconds": 1.0, "data": {"label": "toy", "fingerprint": "same"}}
 
 
 def table(curve, policy="fixed", seeds=(1, 2, 3, 4, 5), step=10, noise=0.0, diverged=()):
@@ -26,8 +33,10 @@ def table(curve, policy="fixed", seeds=(1, 2, 3, 4, 5), step=10, noise=0.0, dive
     for seed in seeds:
         shift = noise * rng.normal()
         for index, accuracy in enumerate(curve, start=1):
-            rows.append((policy, seed, seed in diverged, "toy", index * step, 0.1, 1.0, 1.0, accuracy + shift))
-    columns = ["policy", "seed", "diverged", "label", "iteration", "lr", "train_loss", "val_loss", "val_acc"]
+            rows.append(
+                (policy, seed, seed in diverged, seed / 2, "toy", index * step, 0.1, 1.0, 1.0, accuracy + shift)
+            )
+    columns = ["policy", "seed", "diverged", "seconds", "label", "iteration", "lr", "train_loss", "val_loss", "val_acc"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -133,7 +142,7 @@ def test_unreadable_results_are_named(tmp_path):
         read_runs(tmp_path)
     with pytest.raises(AnalysisError, match="run the range test there first"):
         read_bounds(tmp_path)
-    record = {"spec": {"policy": {"name": "fixed"}, "seed": 1}, "diverged": False, "data": {"label": "toy"}}
+    record = a_record(seed=1)
     files = RunFiles(tmp_path, "fixed-seed1")
     files.finish([(1, 0.1, 1.0, 1.0, 0.5)], record)
     assert read_runs(tmp_path).val_acc.tolist() == [0.5]
@@ -144,8 +153,8 @@ def test_unreadable_results_are_named(tmp_path):
 
 def test_run_that_diverged_before_its_first_evaluation_is_counted(tmp_path):
     for seed, rows in ((1, [(5, 0.1, 1.0, 1.0, 0.5)]), (2, [])):
-        record = {"spec": {"policy": {"name": "fixed"}, "seed": seed, "evaluate_every": 5}, "data": {"label": "toy"}}
-        RunFiles(tmp_path, f"fixed-seed{seed}").finish(rows, {**record, "diverged": not rows})
+        record = {**a_record(seed=seed, evaluate_every=5), "diverged": not rows}
+        RunFiles(tmp_path, f"fixed-seed{seed}").finish(rows, record)
     runs = read_runs(tmp_path)
     assert runs.iteration.tolist() == [5, 5]
     assert runs[runs.diverged].seed.tolist() == [2]
@@ -163,8 +172,8 @@ def test_run_that_diverged_before_its_first_evaluation_is_counted(tmp_path):
 def test_runs_that_do_not_belong_together_are_named(tmp_path, changes, message):
     for seed in (1, 2):
         odd = {"momentum": 0.9, "fingerprint": "same", "name": f"fixed-seed{seed}", **(changes if seed == 2 else {})}
-        settings = {"policy": {"name": "fixed"}, "seed": seed, "momentum": odd["momentum"]}
-        record = {"spec": settings, "data": {"label": "toy", "fingerprint": odd["fingerprint"]}, "diverged": False}
+        record = a_record(seed=seed, momentum=odd["momentum"])
+        record["data"]["fingerprint"] = odd["fingerprint"]
         RunFiles(tmp_path, odd["name"]).finish([(1, 0.1, 1.0, 1.0, 0.5)], record)
     with pytest.raises(AnalysisError, match=message):
         read_runs(tmp_path)
@@ -184,3 +193,33 @@ def test_the_other_policy_is_found_where_there_is_one():
     for several in (SLOW, pd.concat([runs, table([0.2], "exp")])):
         with pytest.raises(AnalysisError, match="choose one of the policies beside 'fixed'"):
             other_policy(several, "fixed")
+
+
+def test_a_variant_is_a_policy_of_its_own_in_tables(tmp_path):
+    for variant, batch in (("small_batch", 10), ("large_batch", 100)):
+        name = f"{variant}-seed1"
+        RunFiles(tmp_path, name).finish([(5, 0.1, 1.0, 1.0, 0.5)], a_record(variant=variant, batch_size=batch))
+    assert set(read_runs(tmp_path).policy) == {"small_batch", "large_batch"}
+
+
+def test_a_record_that_is_no_spec_is_named_in_one_line(tmp_path):
+    record = a_record(seed=1)
+    del record["spec"]["iterations"]
+    RunFiles(tmp_path, "fixed-seed1").finish([(5, 0.1, 1.0, 1.0, 0.5)], record)
+    with pytest.raises(AnalysisError, match=r"fixed-seed1.json: iterations=.*required") as error:
+        read_runs(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_means_by_policy_leave_diverged_runs_out_and_count_them():
+    runs = pd.concat([table([0.1, 0.4, 0.3], "b"), table([0.2, 0.5], "a", diverged=(5,))])
+    got = by_policy(runs, ("iterations", "final_accuracy", "best_accuracy", "seconds")).set_index(
+        ["quantity", "policy"]
+    )
+    assert got.index.get_level_values("policy").tolist() == ["b", "a"] * 4
+    assert got.value["iterations"].tolist() == [30, 20]
+    assert got.value["final_accuracy"].tolist() == pytest.approx([0.3, 0.5])
+    assert got.value["best_accuracy"].tolist() == pytest.approx([0.4, 0.5])
+    assert got.value["seconds"].tolist() == pytest.approx([1.5, 1.25])
+    assert got.runs.tolist() == [5] * 8
+    assert got.diverged["final_accuracy"].tolist() == [0, 1]

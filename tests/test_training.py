@@ -8,10 +8,11 @@ import pytest
 import torch
 from toys import FIXED, TRIANGULAR, make_images, small
 
+from modules.batches import Data, batches
 from modules.datasets import load
 from modules.files import COLUMNS, RunFiles
 from modules.runs import RunError
-from modules.training import Data, batches, train
+from modules.training import train
 
 POLICIES = [
     TRIANGULAR,

@@ -1,0 +1,157 @@
+"""The headline: one policy's accuracy against another's, and the iterations it needs to catch up with it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from modules.analysis import CONFIDENCE, RESAMPLES, TABLE_COLUMNS, by_policy, curves, interval_of_mean
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where one policy's mean accuracy first reaches the best mean accuracy of another.
+
+    Attributes:
+        target: the best mean accuracy of the baseline, over its evaluations.
+        target_iteration: the evaluation at which the baseline has it.
+        iteration: the first evaluation at which the challenger's mean reaches it; NaN when it never does.
+        low, high: bootstrap interval of `iteration` over runs; infinite when that many resamples never reach it.
+        ratio, ratio_low, ratio_high: the baseline's length over those iterations.
+        never: share of resamples in which the challenger never reaches the target.
+    """
+
+    target: float
+    target_iteration: float
+    iteration: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    never: float
+
+
+def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
+    """Iterations the challenger needs for the baseline's best mean accuracy (coxy1989/clr's definition).
+
+    The target is taken anew in every resample, so its own uncertainty is in the interval. Where both sides have the
+    same seeds, runs are resampled in pairs: a seed gives both policies the same initial weights and image order.
+
+    Args:
+        baseline, challenger: accuracies as `curves` gives them, `[iterations, seeds]`; without a run of either nothing
+            is known, and all is NaN.
+    """
+    if baseline.empty or challenger.empty:
+        nothing = dict.fromkeys(("iteration", "low", "high", "ratio", "ratio_low", "ratio_high", "never"), np.nan)
+        target = np.nan if baseline.empty else baseline.mean(axis=1)
+        return Crossing(target=float(np.max(target)), target_iteration=_best_at(baseline), **nothing)
+    base, chall = baseline.to_numpy(), challenger.to_numpy()
+    steps = challenger.index.to_numpy(dtype=float)
+
+    # A tie counts as reached, so it must not depend on how a mean is rounded.
+    def first(base_runs: np.ndarray, chall_runs: np.ndarray) -> float:
+        reached = chall[:, chall_runs].mean(axis=1) >= base[:, base_runs].mean(axis=1).max() - 1e-9
+        return steps[reached.argmax()] if reached.any() else np.inf
+
+    mean = base.mean(axis=1)
+    paired = list(baseline.columns) == list(challenger.columns)
+    everyone = np.arange(base.shape[1]), np.arange(chall.shape[1])
+    at = first(*everyone)
+    low = high = never = np.nan
+    if min(base.shape[1], chall.shape[1]) > 1:
+        # scipy's own percentiles cannot hold infinities, so they are taken from its resamples.
+        with np.errstate(invalid="ignore"):
+            drawn = stats.bootstrap(
+                everyone,
+                lambda b, c: first(b.astype(int), c.astype(int)),
+                n_resamples=RESAMPLES,
+                paired=paired,
+                vectorized=False,
+                method="percentile",
+                rng=0,
+            ).bootstrap_distribution
+        tail = (1 - CONFIDENCE) / 2
+        low = np.quantile(drawn, tail, method="inverted_cdf")
+        high = np.quantile(drawn, 1 - tail, method="inverted_cdf")
+        never = float(np.isinf(drawn).mean())
+    length = float(baseline.index[-1])
+    return Crossing(
+        target=float(mean.max()),
+        target_iteration=_best_at(baseline),
+        iteration=at if np.isfinite(at) else np.nan,
+        low=float(low),
+        high=float(high),
+        ratio=length / at if np.isfinite(at) else np.nan,
+        ratio_low=length / high,
+        ratio_high=length / low,
+        never=never,
+    )
+
+
+def _best_at(curve: pd.DataFrame) -> float:
+    """The evaluation at which the mean is best."""
+    return np.nan if curve.empty else float(curve.mean(axis=1).idxmax())
+
+
+def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "triangular") -> pd.DataFrame:
+    """The headline table, one quantity a row; accuracies are on the test images, 0 to 1.
+
+    Final accuracy, which nobody selected, comes before best accuracy, the highest of a run's evaluations.
+
+    Args:
+        runs: as `read_runs` gives them.
+        baseline, challenger: two policies' names.
+
+    Returns:
+        Columns `quantity`, `policy`, `runs`, `diverged`, `value`, `std`, `low`, `high`, `t_low`, `t_high`.
+
+    Raises:
+        AnalysisError: a policy without a run.
+    """
+    both = {policy: curves(runs, policy) for policy in (baseline, challenger)}
+    compared = pd.concat([runs[runs.policy == policy] for policy in both])
+    rows = by_policy(compared, ("iterations", "final_accuracy", "best_accuracy")).to_dict("records")
+    shared = [seed for seed in both[baseline].columns if seed in both[challenger].columns]
+    if shared:
+        difference = both[challenger][shared].iloc[-1] - both[baseline][shared].iloc[-1]
+        name = f"{challenger} - {baseline}"
+        rows.append(
+            {
+                "quantity": "final_accuracy_difference",
+                "policy": name,
+                "runs": len(shared),
+                **interval_of_mean(difference),
+            }
+        )
+    cross = crossing(both[baseline], both[challenger])
+    count = both[challenger].shape[1]
+    rows += [
+        {"quantity": "best_mean_accuracy", "policy": baseline, "runs": both[baseline].shape[1], "value": cross.target},
+        {
+            "quantity": "best_mean_iteration",
+            "policy": baseline,
+            "runs": both[baseline].shape[1],
+            "value": cross.target_iteration,
+        },
+        {
+            "quantity": "crossing_iteration",
+            "policy": challenger,
+            "runs": count,
+            "value": cross.iteration,
+            "low": cross.low,
+            "high": cross.high,
+        },
+        {
+            "quantity": "crossing_ratio",
+            "policy": challenger,
+            "runs": count,
+            "value": cross.ratio,
+            "low": cross.ratio_low,
+            "high": cross.ratio_high,
+        },
+        {"quantity": "never_crossed_share", "policy": challenger, "runs": count, "value": cross.never},
+    ]
+    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
+    return table.astype({"diverged": "Int64"})
