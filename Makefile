@@ -12,7 +12,7 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce publish html test test-faults lint benchmark benchmark-scale lab clean
+.PHONY: help env reproduce best-lr publish html test test-faults lint benchmark benchmark-scale lab clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
@@ -29,8 +29,11 @@ env: $(ENV) ## make .venv from requirements.txt
 reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results/digits] [PARAMS="-p runs 2"]
 	@$(PYTHON) -m modules reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
 
+best-lr: $(ENV) ## a learning rate for your data: make best-lr [PARAMS="-p dataset mnist -p cycle True"]
+	@$(PYTHON) -m modules reproduce --study best-lr --results results/best-lr $(PARAMS)
+
 publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
-	@$(PYTHON) -m modules publish --results $(RESULTS)
+	@$(PYTHON) -m modules publish --study $(STUDY) --results $(RESULTS)
 
 html: $(ENV) ## executed notebooks as web pages in site/
 	@$(PYTHON) -m modules html

@@ -141,6 +141,19 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TABLE_COLUMNS)
 
 
+def final_difference(runs: pd.DataFrame, policy: str, baseline: str) -> dict:
+    """By how much one policy's final accuracy exceeds another's, in pairs of runs with the same seed.
+
+    Returns:
+        A row for a table like `by_policy`'s; without a seed that both finished, its numbers are NaN.
+    """
+    a, b = curves(runs, policy), curves(runs, baseline)
+    seeds = [seed for seed in a.columns if seed in b.columns]
+    values = a[seeds].iloc[-1] - b[seeds].iloc[-1] if seeds else []
+    row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": len(seeds)}
+    return row | interval_of_mean(values)
+
+
 def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy by policy and iteration: columns `policy`, `iteration`, `lr`, `runs`, `mean`, `std`, `low`, `high`.
 

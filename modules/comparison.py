@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-TABLES = {"range_test_bounds": ("range_test", ["bound"]), "headline": ("headline", ["quantity", "policy"])}
+#: By table: the experiment whose runs it is of, and what tells its rows apart.
+TABLES = {
+    "range_test_bounds": ("range_test", ["bound"]),
+    "headline": ("headline", ["quantity", "policy"]),
+    "policies": ("policies", ["quantity", "policy"]),
+    "best_lr": ("best_lr", ["quantity", "policy"]),
+    "mlp": ("mlp", ["quantity", "policy"]),
+}
 
 
 def compare(ours: str | Path, published: str | Path) -> pd.DataFrame:
@@ -86,6 +93,21 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         out.loc[table.verdict == "not published", "published"] = "-"
         out["verdict"] = table.verdict
     return out
+
+
+def beside(table: pd.DataFrame, reference: str | Path, source: str) -> pd.DataFrame:
+    """What others published beside our own values: one row a quantity and policy, one column a source.
+
+    Args:
+        table: columns `quantity`, `policy`, `value`; rows that nobody else has are left out.
+        reference: CSV with columns `source`, `quantity`, `policy`, `value`.
+        source: what our own column is called.
+    """
+    others = pd.read_csv(reference)
+    keys = ["quantity", "policy"]
+    ours = table.merge(others[keys].drop_duplicates(), on=keys).assign(source=source)[[*keys, "source", "value"]]
+    pivot = pd.concat([ours, others]).pivot(index=keys, columns="source", values="value")
+    return pivot[[source, *others.source.unique()]].reset_index().rename_axis(columns=None)
 
 
 def show(quantity: str, value: float, low: float, high: float) -> str:

@@ -121,8 +121,10 @@ def cluster(workers: int) -> Iterator:
     from distributed.client import logger as client_logger
     from distributed.worker import logger as worker_logger
 
-    # What goes wrong is said by the exceptions below, in a line; dask would log a traceback as well.
-    client_logger.setLevel(logging.CRITICAL)
+    # What goes wrong is said by the exceptions below, in a line; dask would log a traceback as well, and its
+    # connections do so when they are cut while a message is under way.
+    for logger in (client_logger, logging.getLogger("distributed.batched")):
+        logger.setLevel(logging.CRITICAL)
     if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
         try:
             client = Client(address)
@@ -157,7 +159,12 @@ def cluster(workers: int) -> Iterator:
                 )
             )
             client = stack.enter_context(Client(started))
-        yield client
+        try:
+            yield client
+        except KeyboardInterrupt:
+            # A notebook's kernel may now end amid its own tasks, which asyncio would log below the one line about it.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from modules.files import atomic_write
 from modules.headline import Crossing
@@ -112,29 +112,30 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     return figure
 
 
-def accuracies(runs: pd.DataFrame, title: str, names: Mapping[str, str] | None = None) -> Figure:
-    """Test accuracy against iteration of any number of policies: mean and range over runs.
+def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
+    """Test accuracy of any number of policies: mean and range over runs.
 
     Args:
         runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
         title: the figure's title.
-        names: legend names by policy; by default the policies' own.
+        x: the column to draw it against.
     """
     figure, axes = plt.subplots()
     for index, policy in enumerate(runs.policy.unique()):
         found = runs[runs.policy == policy]
         kept = found[~found.diverged]
         lost = found[found.diverged].seed.nunique()
-        name = (names or {}).get(policy, policy) + (f" ({lost} of {found.seed.nunique()} diverged)" if lost else "")
-        look = dict(color=COLOURS[index % len(COLOURS)], label=name)
+        name = policy.replace("_", " ") + (f" ({lost} of {found.seed.nunique()} diverged)" if lost else "")
+        look = dict(color=COLOURS[index % len(COLOURS)], linestyle=("-", "--")[index % 2], label=name)
         if kept.empty:
             axes.plot([], [], **look)
         else:
-            sns.lineplot(kept, x="iteration", y="val_acc", errorbar=("pi", 100), ax=axes, **look)
-    axes.set(xlabel="iteration", ylabel="test accuracy", title=title)
-    axes.set_xlim(0, runs.iteration.max())
+            sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100), ax=axes, **look)
+    axes.set(xlabel=x, ylabel="test accuracy", title=title)
+    axes.set_xlim(0, runs[x].max())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     several = runs.groupby("policy").seed.nunique().max() > 1
     _legend_below(figure, axes, 2, "lines: means, bands: lowest to highest run" if several else None)
     figure.tight_layout()
@@ -160,11 +161,11 @@ def sweep(curve: pd.DataFrame, best: float, low: float, high: float, title: str)
     return figure
 
 
-def range_test(curve: pd.DataFrame, bounds: pd.DataFrame, label: str, runs: int, log: bool = False) -> Figure:
+def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, runs: int, log: bool = False) -> Figure:
     """Test accuracy against learning rate with the suggested bounds and their intervals.
 
     Args:
-        curve, bounds: as `range_test.bounds_table` gives them.
+        curve, bounds: as `range_test.bounds_table` gives them; None for the curve alone.
         label: the data set's.
         runs: how many runs the curve averages.
         log: draw the learning rate on a logarithmic axis.
@@ -173,7 +174,8 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame, label: str, runs: int,
     name = f"mean of {runs} runs (band: lowest to highest)" if runs > 1 else "one run"
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
     axes.fill_between(curve.lr, curve["low"], curve["high"], color=BASELINE, alpha=0.2, linewidth=0)
-    for row, colour in zip(bounds.itertuples(), (COLOURS[2], COLOURS[3]), strict=True):
+    suggested = bounds.itertuples() if bounds is not None else ()
+    for row, colour in zip(suggested, (COLOURS[2], COLOURS[3]), strict=False):
         axes.axvline(row.value, color=colour, linestyle="--", label=f"suggested {row.bound}: {row.value:.2g}")
         if row.low == row.low:
             axes.axvspan(row.low, row.high, color=colour, alpha=0.12, linewidth=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from modules.analysis import CONFIDENCE, RESAMPLES, TABLE_COLUMNS, by_policy, curves, interval_of_mean
+from modules.analysis import CONFIDENCE, RESAMPLES, TABLE_COLUMNS, by_policy, curves, final_difference
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,8 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     both = {policy: curves(runs, policy) for policy in (baseline, challenger)}
     compared = pd.concat([runs[runs.policy == policy] for policy in both])
     rows = by_policy(compared, ("iterations", "final_accuracy", "best_accuracy")).to_dict("records")
-    shared = [seed for seed in both[baseline].columns if seed in both[challenger].columns]
-    if shared:
-        difference = both[challenger][shared].iloc[-1] - both[baseline][shared].iloc[-1]
-        name = f"{challenger} - {baseline}"
-        rows.append(
-            {
-                "quantity": "final_accuracy_difference",
-                "policy": name,
-                "runs": len(shared),
-                **interval_of_mean(difference),
-            }
-        )
+    if not (both[baseline].empty or both[challenger].empty):
+        rows.append(final_difference(runs, challenger, baseline))
     cross = crossing(both[baseline], both[challenger])
     count = both[challenger].shape[1]
     rows += [

@@ -30,6 +30,11 @@ def assigned(source: str) -> dict:
     return {key: value for key, value in namespace.items() if not key.startswith("__")}
 
 
+def published_folder(results: Path) -> Path:
+    """Where a results folder's committed counterpart is: itself, when it lies among what is published."""
+    return results if PUBLISHED.resolve() in results.resolve().parents else PUBLISHED / results.name
+
+
 def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[str, dict]:
     """What papermill passes to each notebook of a study, by the notebook's name.
 
@@ -72,7 +77,7 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         for name in owners:
             if name != ILLUSTRATION or len(owners) == 1:
                 plan[name][key] = value
-    places = {"results_dir": str(results), "published_dir": str(PUBLISHED / results.name)}
+    places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
     for name, values in plan.items():
         values.update({key: value for key, value in places.items() if key in known[name]})
         plan[name] = {key: _typed(f"{name}: {key}", known[name][key], value) for key, value in values.items()}

@@ -192,16 +192,8 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
     Raises:
         AnalysisError: no range test here, or no rise in it.
     """
-    tests = runs[runs.policy == "range_test"]
-    if tests.empty:
-        raise AnalysisError("no range test among these runs")
-    rates = tests.groupby("iteration").lr.first()
-    accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
-    accuracy = accuracy.fillna(accuracy.iloc[0]).fillna(accuracy.iloc[0].min())
+    rates, accuracy = _accuracies(runs)
     found = suggest_bounds(rates.to_numpy(), accuracy.to_numpy(), log)
-    curve = pd.DataFrame(
-        {"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
-    )
     bounds = pd.DataFrame(
         {
             "bound": ["base_lr", "max_lr"],
@@ -210,7 +202,24 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
             "high": [found.base_high, found.max_high],
         }
     )
-    return curve.reset_index(drop=True), bounds
+    return curve_of(runs), bounds
+
+
+def curve_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """The range test's curve alone; arguments, errors and columns as for `bounds_table`."""
+    rates, accuracy = _accuracies(runs)
+    ends = {"mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
+    return pd.DataFrame({"lr": rates, **ends}).reset_index(drop=True)
+
+
+def _accuracies(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
+    """Learning rate, and accuracy by seed, at each evaluation of the range tests among these runs."""
+    tests = runs[runs.policy == "range_test"]
+    if tests.empty:
+        raise AnalysisError("no range test among these runs")
+    accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
+    accuracy = accuracy.fillna(accuracy.iloc[0]).fillna(accuracy.iloc[0].min())
+    return tests.groupby("iteration").lr.first(), accuracy
 
 
 @dataclass(frozen=True)

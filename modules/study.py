@@ -1,7 +1,7 @@
 """The whole study: check every notebook's parameters, run the notebooks through papermill, compare, publish, HTML.
 
 python -m modules reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
-python -m modules publish --results FOLDER
+python -m modules publish --study digits [--results FOLDER]
 python -m modules html
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from modules.analysis import read_runs
-from modules.comparison import readable, speed_table
+from modules.analysis import read_runs, write
+from modules.comparison import compare, readable, speed_table
 from modules.files import atomic_write, sweep, writing
 from modules.pages import html
-from modules.parameters import NOTEBOOKS, PUBLISHED, StudyError, check, parameters, value
+from modules.parameters import NOTEBOOKS, PUBLISHED, STUDIES, StudyError, check, parameters, published_folder, value
 from modules.runs import at_root
 
 IMAGES = Path("images")
@@ -101,25 +101,26 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             print(f"\n== {name}", flush=True)
             execute(name, values, results)
         pages = html()
-        comparison = results / "tables" / "comparison.csv"
-        if comparison.exists():
-            print(f"\nThis run beside {PUBLISHED / results.name}:\n")
-            print(readable(pd.read_csv(comparison)).to_string(index=False))
+        comparison = compare(results, published_folder(results))
+        if len(comparison):
+            write(comparison, results / "tables" / "comparison.csv")
+            print(f"\nThis run beside {published_folder(results)}:\n")
+            print(readable(comparison).to_string(index=False))
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"As web pages: {pages}\nStudy took {time.monotonic() - started:.0f} s")
 
 
-def publish(results: Path) -> None:
-    """Promote a complete results folder to `results/published/`, and its figures to `images/`.
+def publish(study: str, results: Path) -> None:
+    """Promote a study's complete results to `results/published/`, and its figures to `images/`.
 
     Raises:
         StudyError: results are missing, unfinished, failed, or name a place on this machine.
     """
-    target = PUBLISHED / results.name
+    target = published_folder(results)
     if not (results / "notebooks").is_dir():
         raise StudyError(f"nothing to publish: {results} has no executed notebooks, run make reproduce first")
     with writing(results):
-        _check_complete(results)
+        _check_complete(study, results)
         here = [re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix))]
         # Also the folders that a notebook was given, wherever they are.
         named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|reference) = \\"[/~]']))
@@ -129,42 +130,66 @@ def publish(results: Path) -> None:
         if results.resolve() != target.resolve():
             new = target.with_name(f".{target.name}.new")
             shutil.rmtree(new, ignore_errors=True)
-            shutil.copytree(results, new, ignore=shutil.ignore_patterns(".*", "comparison.csv"))
+            shutil.copytree(results, new, ignore=shutil.ignore_patterns(".*", "comparison.csv", "*.weights.pt"))
             shutil.rmtree(target, ignore_errors=True)
             new.replace(target)
     images = IMAGES if results.name == MAIN_STUDY else IMAGES / results.name
     images.mkdir(parents=True, exist_ok=True)
-    for figure in ("run.png", "lrrt.png"):
-        shutil.copyfile(target / "figures" / figure, images / figure)
+    for figure in FIGURES:
+        if (target / "figures" / figure).exists():
+            shutil.copyfile(target / "figures" / figure, images / figure)
     update_readme()
     print(f"published {target}, figures in {images}, tables in README.md")
 
 
-def _check_complete(results: Path) -> None:
-    """Raise StudyError when something is missing from a results folder, before anything published is touched."""
+#: What each notebook leaves behind: runs, and the table that counts them; figures for README.
+TABLES = {
+    "02_range_test": ("range_test", "range_test_bounds.csv"),
+    "04_headline_figures": ("headline", "headline.csv"),
+    "05_policies": ("policies", "policies.csv"),
+    "06_best_lr": ("best_lr", "best_lr.csv"),
+    "07_mlp_mnist": ("mlp", "mlp.csv"),
+}
+FIGURES = ("run.png", "lrrt.png", "policies.png", "ablation.png", "best_lr_sweep.png", "best_lr.png", "mlp.png")
+
+
+def _check_complete(study: str, results: Path) -> None:
+    """Raise StudyError when something is missing from a study's results, before anything published is touched."""
     if unfinished := sorted(results.rglob(".partial/*")):
         raise StudyError(f"{results} has unfinished runs ({unfinished[0].name}): run make reproduce again first")
-    wanted = [Path("notebooks") / path.name for path in NOTEBOOKS.glob("*.ipynb")]
-    wanted += [Path("figures") / name for name in ("run.png", "lrrt.png")]
-    wanted += [Path("tables") / name for name in README_TABLES.values()]
-    for part in sorted(wanted):
-        if not (results / part).exists():
-            raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
-    runs = read_runs(results / "headline").groupby("policy").seed.nunique()
-    table = pd.read_csv(results / "tables" / "headline.csv").query("quantity == 'iterations'").set_index("policy").runs
-    if runs.to_dict() != table.to_dict():
-        raise StudyError(f"{results}/tables/headline.csv is not of the runs beside it: run make reproduce again first")
+    notebooks = [path.stem for path in sorted((STUDIES / study).glob("*.yaml"))]
+    if not notebooks:
+        raise StudyError(f"unknown study {study!r}: publish with the STUDY that made {results}")
+    for name in notebooks:
+        experiment, table = TABLES.get(name, (None, None))
+        for part in [f"notebooks/{name}.ipynb", *([f"tables/{table}"] if table else [])]:
+            if not (results / part).exists():
+                raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
+        counted = pd.read_csv(results / "tables" / table) if table else pd.DataFrame()
+        if "policy" in counted:
+            runs = read_runs(results / experiment).groupby("policy").seed.nunique()
+            counted = counted.query("quantity == 'iterations'").set_index("policy").runs
+            if runs.to_dict() != counted.to_dict():
+                raise StudyError(
+                    f"{results}/tables/{table} is not of the runs beside it: run make reproduce again first"
+                )
 
 
-README_TABLES = {"headline": "headline.csv", "bounds": "range_test_bounds.csv"}
-MARKED = re.compile(r"(<!-- (headline|bounds|speed):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
+README_TABLES = {
+    "headline": "headline.csv",
+    "bounds": "range_test_bounds.csv",
+    "policies": "policies.csv",
+    "best_lr": "best_lr.csv",
+    "mlp": "mlp.csv",
+}
+MARKED = re.compile(rf"(<!-- ({'|'.join(README_TABLES)}|speed):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def readme_table(kind: str, name: str) -> str:
     """A published table as the Markdown that README shows.
 
     Args:
-        kind: `headline` or `bounds` of a study, or `speed` of a network.
+        kind: one of `README_TABLES` of a study, or `speed` of a network.
         name: the study's, or the network's.
     """
     if kind == "speed":
@@ -197,7 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--results", type=Path, help="results folder; by default results/<study>")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
-    promote.add_argument("--results", type=Path, required=True, help="a complete results folder")
+    promote.add_argument("--study", required=True, help="the study it is of")
+    promote.add_argument("--results", type=Path, help="a complete results folder; by default results/<study>")
     commands.add_parser("html", help="convert executed notebooks to web pages in site/")
     options = parser.parse_args(arguments)
     at_root()
@@ -205,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "reproduce":
             reproduce(options.study, options.results, {name: value(text) for name, text in options.p})
         elif options.command == "publish":
-            publish(options.results)
+            publish(options.study, options.results or Path("results") / options.study)
         else:
             print(html())
     except OSError as error:
