@@ -1,9 +1,13 @@
 """Networks: parameter counts, shapes, and the layers torch does not have."""
 
+import itertools
+
 import pytest
 import torch
 
 from modules.models import LocalResponseNorm, build, parameter_groups
+from modules.training import step
+from modules.wide_resnet import ACTIVATIONS
 
 
 @pytest.mark.parametrize(
@@ -118,3 +122,37 @@ def test_caffe_multipliers_are_for_caffe_networks():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         build(**arguments)
+
+
+@pytest.mark.parametrize(("init", "gain"), [("he_normal", 2.0), ("he_uniform", 2.0), ("glorot_normal", None)])
+def test_named_initialisations_have_their_standard_deviations(init, gain):
+    torch.manual_seed(0)
+    model = build("wide_resnet-10-4", init=init)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and layer.weight.numel() > 10_000:
+            receptive = layer.weight[0, 0].numel()
+            inputs, outputs = layer.weight.shape[1] * receptive, layer.weight.shape[0] * receptive
+            expected = (gain / inputs if gain else 2 / (inputs + outputs)) ** 0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert (model.classifier.bias == 0).all()
+
+
+def test_activation_is_the_wide_residual_networks_own():
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for activation in ACTIVATIONS:
+        torch.manual_seed(0)
+        outputs.append(build("wide_resnet-10-1", activation=activation)(images))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(outputs, 2))
+    with pytest.raises(ValueError, match="activation='elu' is an option of wide_resnet"):
+        build("lenet", 1, 28, activation="elu")
+
+
+def test_a_few_steps_of_the_wide_residual_network_lower_its_loss():
+    """WRN-28-10 itself, on four small images: 36.5 million parameters are trained."""
+    torch.manual_seed(0)
+    model = build("wide_resnet-28-10", size=8, init="he_normal")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    losses = [step(model, optimizer, images, labels).item() for _ in range(4)]
+    assert losses[-1] < losses[0] / 2
