@@ -11,7 +11,7 @@ import yaml
 from modules.runs import did_you_mean, short
 
 NOTEBOOKS, STUDIES, PUBLISHED = map(Path, ("notebooks", "studies", "results/published"))
-ILLUSTRATION = "01_schedulers"
+ILLUSTRATIONS = ("00_learning_rates", "01_schedulers")
 
 
 class StudyError(ValueError):
@@ -74,9 +74,8 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         if not owners:
             hint = did_you_mean(key, {name for names in known.values() for name in names})
             raise StudyError(f"no notebook has a parameter {key!r} (value {short(value)}{hint})")
-        for name in owners:
-            if name != ILLUSTRATION or len(owners) == 1:
-                plan[name][key] = value
+        for name in [owner for owner in owners if owner not in ILLUSTRATIONS] or owners:
+            plan[name][key] = value
     places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
     for name, values in plan.items():
         values.update({key: value for key, value in places.items() if key in known[name]})

@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_snippet_runs_and_learns(tmp_path, monkeypatch, capsys):
+def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), names)
+    assert len(names["lr"]) == len(names["acc"]) == len(names["loader"])
     found = re.search(r"base_lr (\S+), max_lr (\S+)\naccuracy (\S+)", capsys.readouterr().out)
     base_lr, max_lr, accuracy = map(float, found.groups())
     assert 1e-5 < base_lr < max_lr < 1
