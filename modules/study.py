@@ -17,11 +17,12 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from modules import documents
 from modules.analysis import read_runs, write
-from modules.comparison import compare, readable, speed_table
-from modules.files import atomic_write, sweep, writing
+from modules.comparison import compare, readable
+from modules.files import sweep, writing
 from modules.pages import html
-from modules.parameters import NOTEBOOKS, PUBLISHED, STUDIES, StudyError, check, parameters, published_folder, value
+from modules.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
 from modules.runs import at_root
 
 IMAGES = Path("images")
@@ -138,8 +139,8 @@ def publish(study: str, results: Path) -> None:
     for figure in FIGURES:
         if (target / "figures" / figure).exists():
             shutil.copyfile(target / "figures" / figure, images / figure)
-    update_readme()
-    print(f"published {target}, figures in {images}, tables in README.md")
+    documents.update()
+    print(f"published {target}, figures in {images}, numbers in {' and '.join(map(str, documents.DOCUMENTS))}")
 
 
 #: What each notebook leaves behind: runs, and the table that counts them; figures for README.
@@ -173,44 +174,6 @@ def _check_complete(study: str, results: Path) -> None:
                 raise StudyError(
                     f"{results}/tables/{table} is not of the runs beside it: run make reproduce again first"
                 )
-
-
-README_TABLES = {
-    "headline": "headline.csv",
-    "bounds": "range_test_bounds.csv",
-    "policies": "policies.csv",
-    "best_lr": "best_lr.csv",
-    "mlp": "mlp.csv",
-}
-MARKED = re.compile(rf"(<!-- ({'|'.join(README_TABLES)}|speed):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
-
-
-def readme_table(kind: str, name: str) -> str:
-    """A published table as the Markdown that README shows.
-
-    Args:
-        kind: one of `README_TABLES` of a study, or `speed` of a network.
-        name: the study's, or the network's.
-    """
-    if kind == "speed":
-        table = speed_table(pd.read_csv(PUBLISHED / "benchmarks" / "throughput.csv"), name)
-    else:
-        table = pd.read_csv(PUBLISHED / name / "tables" / README_TABLES[kind])
-        table = readable(table.rename(columns={"bound": "quantity"})).astype(str)
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def update_readme() -> None:
-    """Write every published table between its markers in README.md."""
-    readme = Path("README.md")
-
-    def fill(found: re.Match) -> str:
-        start, kind, name, _, end = found.groups()
-        known = kind == "speed" or (PUBLISHED / name / "tables" / README_TABLES[kind]).exists()
-        return f"{start}\n{readme_table(kind, name)}\n{end}" if known else found[0]
-
-    atomic_write(readme, MARKED.sub(fill, readme.read_text()))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from modules import documents
 from modules.files import RunFiles
-from modules.study import MARKED, PUBLISHED, readme_table
+from modules.parameters import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,11 +26,20 @@ def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
     assert accuracy > 0.75
 
 
-def test_tables_are_those_of_the_published_results():
-    marked = [found.groups() for found in MARKED.finditer(README)]
-    assert {kind for _, kind, _, _, _ in marked} == {"headline", "bounds", "speed"}
-    for _, kind, name, table, _ in marked:
-        assert table.strip() == readme_table(kind, name)
+def test_numbers_are_those_of_the_published_results():
+    assert {found[2] for found in documents.WHOLE.finditer(README)} >= {"headline", "bounds", "speed"}
+    for path in documents.DOCUMENTS:
+        text = (ROOT / path).read_text()
+        marked = len(documents.WHOLE.findall(text)) + len(documents.SINGLE.findall(text))
+        assert marked == text.count("<!-- end -->") > 0
+        assert documents.filled(text) == text
+
+
+def test_a_wrong_number_is_noticed_and_put_right():
+    text = "about <!-- digits/headline iterations fixed -->9<!-- end --> iterations"
+    assert documents.filled(text) == text.replace(">9<", ">1,400<")
+    with pytest.raises(KeyError, match="no row iterations square"):
+        documents.filled(text.replace("fixed", "square"))
 
 
 def test_speed_is_quoted_with_its_date_and_machine():

@@ -11,7 +11,7 @@ import papermill
 import pytest
 import yaml
 
-from modules import parameters, study
+from modules import documents, parameters, study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -143,7 +143,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     monkeypatch.setattr(study, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(study, "IMAGES", tmp_path / "images")
-    monkeypatch.setattr(study, "update_readme", lambda: None)
+    monkeypatch.setattr(documents, "update", lambda: None)
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
     # What was run into an absolute folder names it, and must not be published.
