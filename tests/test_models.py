@@ -71,7 +71,12 @@ def test_local_response_norm_is_the_formula():
         for j in range(5):
             mean = (padded[:, :, i : i + 3, j : j + 3] ** 2).sum((2, 3)) / 9
             expected[:, :, i, j] = x[:, :, i, j] / (1 + 0.1 * mean) ** 0.75
-    torch.testing.assert_close(LocalResponseNorm(3, 0.1, 0.75)(x), expected)
+    torch.testing.assert_close(LocalResponseNorm(3, 0.1)(x), expected)
+
+
+def test_gradient_of_the_normalisation_is_that_of_its_formula():
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(LocalResponseNorm(3, 0.3), (x,))
 
 
 def test_biases_get_their_own_group_only_when_asked():
