@@ -29,8 +29,9 @@ env: $(ENV) ## make .venv from requirements.txt
 reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results/digits] [PARAMS="-p runs 2"]
 	@$(PYTHON) -m modules reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
 
-best-lr: $(ENV) ## a learning rate for your data: make best-lr [PARAMS="-p dataset mnist -p cycle True"]
-	@$(PYTHON) -m modules reproduce --study best-lr --results results/best-lr $(PARAMS)
+best-lr: RESULTS = results/best-lr
+best-lr: $(ENV) ## a learning rate for your data: make best-lr [RESULTS=results/mine] [PARAMS="-p dataset mnist -p cycle True"]
+	@$(PYTHON) -m modules reproduce --study best-lr --results $(RESULTS) $(PARAMS)
 
 publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
 	@$(PYTHON) -m modules publish --study $(STUDY) --results $(RESULTS)

@@ -16,9 +16,10 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from modules import checkpoints
+from modules.checks import whole
 from modules.datasets import load
 from modules.files import RunFiles, writing
-from modules.runs import RunError, Spec, first_line, short, whole
+from modules.runs import RunError, Spec, first_line, short
 from modules.training import check, train
 
 TOPIC = "clr-progress"

@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from modules.runs import RunError, Spec, differences, short
+from modules.runs import RunError, Spec, differences
 
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 
@@ -135,28 +135,6 @@ def checksums(table: bytes, record: dict) -> dict[str, str]:
     """SHA-256 of a run's CSV, and of its record (without checksums) as sorted JSON."""
     text = json.dumps(record, sort_keys=True).encode()
     return {"csv": hashlib.sha256(table).hexdigest(), "record": hashlib.sha256(text).hexdigest()}
-
-
-def check_file(name: str, value: object) -> None:
-    """Raise RunError when a parameter's value is not the path of a file."""
-    try:
-        found = isinstance(value, str | Path) and Path(value).is_file()
-    except (OSError, ValueError):  # no path at all
-        found = False
-    if not found:
-        raise RunError(f"{name}={short(value)}: no such file")
-
-
-def check_folder(name: str, value: object) -> None:
-    """Raise RunError when a parameter's value is not a folder that can be written, or made."""
-    try:
-        path = Path(value)
-        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-        good = bool(value) and nearest.is_dir() and os.access(nearest, os.W_OK)
-    except (OSError, ValueError, TypeError):
-        good = False
-    if not good:
-        raise RunError(f"{name}={short(value)}: a folder that can be written is needed")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

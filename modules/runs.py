@@ -1,9 +1,7 @@
 """What a run is: its validated specification and its name."""
 
-import os
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -249,26 +247,6 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def seeds(runs: int) -> range:
-    """Seeds 1 to `runs`.
-
-    Raises:
-        RunError: `runs` is not a positive whole number.
-    """
-    return range(1, whole("runs", runs) + 1)
-
-
-def whole(name: str, value: object) -> int:
-    """A parameter's value, when it is a whole number from 1 to a billion.
-
-    Raises:
-        RunError: it is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**9:
-        raise RunError(f"{name}={short(value)}: a whole number from 1 to 1,000,000,000 is needed")
-    return value
-
-
 def differences(a: Spec, b: Spec) -> list[str]:
     """The settings in which two specs differ, each as `name: a's value, not b's`."""
     flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
@@ -283,8 +261,3 @@ def _flat(nested: dict, prefix: str = "") -> dict:
     for key, value in nested.items():
         out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return out
-
-
-def at_root() -> None:
-    """Make the project's folder the working directory, so that a notebook's relative paths mean the same anywhere."""
-    os.chdir(Path(__file__).resolve().parents[1])

@@ -19,11 +19,11 @@ import pandas as pd
 
 from modules import documents
 from modules.analysis import read_runs, write
+from modules.checks import at_root
 from modules.comparison import compare, readable
 from modules.files import sweep, writing
 from modules.pages import html
 from modules.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
-from modules.runs import at_root
 
 IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/

@@ -73,11 +73,14 @@ def test_one_channel_gets_lenet_and_colour_the_wide_residual_network(tmp_path, c
         ("activation", "elu", "activation"),
         ("weight_decay", 0.01, "weight_decay"),
         ("augment", "none", "augment"),
+        ("depth", 16, "model"),
+        ("width", 2, "model"),
     ],
 )
 def test_options_of_the_wide_residual_network(tmp_path, colour, option, value, setting):
     for before, after in zip(planned(tmp_path, **colour), planned(tmp_path, **colour, **{option: value}), strict=True):
-        assert getattr(before, setting) != getattr(after, setting) == value
+        assert getattr(before, setting) != getattr(after, setting)
+        assert setting == "model" or getattr(after, setting) == value
     with pytest.raises(RunError, match=f"{option}={value!r}: for the wide residual network only"):
         planned(tmp_path, **{option: value})
 
@@ -125,13 +128,15 @@ def test_options_of_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(skip_test=-1.0), "lr=-1.0"),
-        (dict(lr_min=20.0), "min_lr must not exceed max_lr"),
-        (dict(cycle=True, lr_min_multiplier=2.0), "base_lr must not exceed max_lr"),
+        (dict(skip_test=-1.0), "skip_test=-1.0"),
+        (dict(lr_min=20.0), "the lower must not exceed the upper: lr_min=20.0, lr_max=10.0"),
+        (dict(cycle=True, lr_min_multiplier=2.0), "lr_min_multiplier=2.0, lr_max_multiplier=1.0"),
         (dict(num_epochs=0), "num_epochs=0"),
         (dict(num_learning_batches=2.5), "num_learning_batches=2.5"),
         (dict(batch_size=5000), "batch_size=5000 exceeds the 1297 training images"),
-        (dict(cycle=True, step_size_epochs=0.0), "step_size_epochs in iterations=0"),
+        (dict(cycle=True, step_size_epochs=0.001), "step_size_epochs in iterations=0"),
+        (dict(cycle=True, step_size_epochs=1e307), "step_size_epochs in iterations=10000000000"),
+        (dict(step_size_epochs=0.0), "step_size_epochs=0.0"),
         (dict(log_dir=""), "log_dir=''"),
     ],
 )

@@ -5,7 +5,8 @@ import json
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
-from modules.runs import RunError, Spec, did_you_mean, differences, seeds
+from modules.checks import positive, seeds
+from modules.runs import RunError, Spec, did_you_mean, differences
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,10 @@ def test_runs_must_be_a_positive_whole_number(runs):
 def test_near_names_are_suggested():
     assert did_you_mean("step_sise", ["step_size", "gamma"]) == ", did you mean 'step_size'?"
     assert did_you_mean("zzz", ["step_size", "gamma"]) == ""
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1", None])
+def test_a_number_above_zero_is_needed(value):
+    with pytest.raises(RunError, match="rate=.*: a number above 0 is needed"):
+        positive("rate", value)
+    assert positive("rate", 0.1) == 0.1

@@ -1,0 +1,66 @@
+"""What a notebook's parameters must be; every check names the parameter and its value in one line."""
+
+import math
+import os
+from pathlib import Path
+
+from modules.runs import RunError, short
+
+
+def at_root() -> None:
+    """Make the project's folder the working directory, so that a notebook's relative paths mean the same anywhere."""
+    os.chdir(Path(__file__).resolve().parents[1])
+
+
+def seeds(runs: int) -> range:
+    """Seeds 1 to `runs`.
+
+    Raises:
+        RunError: `runs` is not a positive whole number.
+    """
+    return range(1, whole("runs", runs) + 1)
+
+
+def whole(name: str, value: object) -> int:
+    """A parameter's value, when it is a whole number from 1 to a billion.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**9:
+        raise RunError(f"{name}={short(value)}: a whole number from 1 to 1,000,000,000 is needed")
+    return value
+
+
+def positive(name: str, value: object) -> float:
+    """A parameter's value, when it is a finite number above 0.
+
+    Raises:
+        RunError: it is not.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and value > 0 and math.isfinite(value)):
+        raise RunError(f"{name}={short(value)}: a number above 0 is needed")
+    return value
+
+
+def check_file(name: str, value: object) -> None:
+    """Raise RunError when a parameter's value is not the path of a file."""
+    try:
+        found = isinstance(value, str | Path) and Path(value).is_file()
+    except (OSError, ValueError):  # no path at all
+        found = False
+    if not found:
+        raise RunError(f"{name}={short(value)}: no such file")
+
+
+def check_folder(name: str, value: object) -> None:
+    """Raise RunError when a parameter's value is not a folder that can be written, or made."""
+    try:
+        path = Path(value)
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        good = bool(value) and nearest.is_dir() and os.access(nearest, os.W_OK)
+    except (OSError, ValueError, TypeError):
+        good = False
+    if not good:
+        raise RunError(f"{name}={short(value)}: a folder that can be written is needed")
