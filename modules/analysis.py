@@ -15,6 +15,7 @@ from modules.runs import RunError, spec
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+LEAST_BOOTSTRAP = 5  # runs
 TABLE_COLUMNS = ["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"]
 
 
@@ -96,18 +97,23 @@ def interval_of_mean(values: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation, and two 95 % intervals of the mean of `values` `[runs]`; of no run at all: NaN.
 
     `low`, `high` are the percentile bootstrap's over runs. With five runs it is known to be too narrow (it covers
-    nearer 85 % than 95 %), so `t_low`, `t_high`, Student's interval, stand beside it. One run has no interval: NaN.
+    nearer 85 % than 95 %), so `t_low`, `t_high`, Student's interval, stand beside it. With fewer it can name little but
+    the lowest and the highest run, so Student's stands in both places. One run has no interval: NaN.
     """
     values = np.asarray(values, dtype=float)
     out = dict.fromkeys(("value", "std", "low", "high", "t_low", "t_high"), np.nan)
     if len(values):
         out["value"] = values.mean()
     if len(values) > 1:
-        boot = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
-        out.update(std=values.std(ddof=1), low=boot.confidence_interval.low, high=boot.confidence_interval.high)
+        out["std"] = values.std(ddof=1)
         if values.std() > 0:
             student = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
             out.update(t_low=student[0], t_high=student[1])
+        if len(values) >= LEAST_BOOTSTRAP:
+            boot = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
+            out.update(low=boot.confidence_interval.low, high=boot.confidence_interval.high)
+        else:
+            out.update(low=out["t_low"], high=out["t_high"])
     return out
 
 
@@ -138,7 +144,7 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             else:
                 row.update(interval_of_mean(curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()))
             rows.append(row)
-    return pd.DataFrame(rows, columns=TABLE_COLUMNS)
+    return pd.DataFrame(rows, columns=TABLE_COLUMNS).astype({"diverged": "Int64"})
 
 
 def final_difference(runs: pd.DataFrame, policy: str, baseline: str) -> dict:

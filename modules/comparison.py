@@ -29,6 +29,7 @@ def compare(ours: str | Path, published: str | Path) -> pd.DataFrame:
         if not mine.exists():
             continue
         table = pd.read_csv(mine)
+        table = table[table.get("quantity", "") != "seconds"]  # another machine's are no reproduction's business
         other = pd.read_csv(theirs) if theirs.exists() else table.iloc[:0]
         other = other.assign(found=True)[[*keys, "value", "low", "high", "found"]]
         same = _same_runs(Path(ours) / experiment, Path(published) / experiment)

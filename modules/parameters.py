@@ -11,7 +11,8 @@ import yaml
 from modules.runs import did_you_mean, short
 
 NOTEBOOKS, STUDIES, PUBLISHED = map(Path, ("notebooks", "studies", "results/published"))
-ILLUSTRATIONS = ("00_learning_rates", "01_schedulers")
+HEADLINE = ("02", "03", "04")
+EVERYWHERE = ("dataset", "data_dir", "workers")
 
 
 class StudyError(ValueError):
@@ -41,8 +42,8 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     Args:
         study: a folder of `studies/`, or the path of one.
         results: the study's results folder.
-        overrides: the user's `-p` values; each goes to every notebook of the experiment that has the parameter, and to
-            the illustrations of policies only when no other notebook has it.
+        overrides: the user's `-p` values. `06.batch_size` goes to notebook 06. A plain name in `EVERYWHERE` goes to all
+            notebooks that have it; any other to those of the headline (`HEADLINE`) that have it, else to all that do.
 
     Raises:
         StudyError: an unknown study; a parameter that is unknown or of the wrong kind; YAML that cannot be read.
@@ -69,12 +70,15 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
             if key not in known[file.stem]:
                 hint = did_you_mean(str(key), known[file.stem])
                 raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {short(value)}{hint})")
-    for key, value in overrides.items():
-        owners = [name for name in plan if key in known[name]]
+    for given, value in overrides.items():
+        number, _, key = given.rpartition(".")
+        owners = [name for name in plan if key in known[name] and name.startswith(number)]
         if not owners:
             hint = did_you_mean(key, {name for names in known.values() for name in names})
-            raise StudyError(f"no notebook has a parameter {key!r} (value {short(value)}{hint})")
-        for name in [owner for owner in owners if owner not in ILLUSTRATIONS] or owners:
+            raise StudyError(f"no notebook has a parameter {given!r} (value {short(value)}{hint})")
+        if key not in EVERYWHERE and not number:
+            owners = [name for name in owners if name.startswith(HEADLINE)] or owners
+        for name in owners:
             plan[name][key] = value
     places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
     for name, values in plan.items():
@@ -101,13 +105,20 @@ def _typed(name: str, default: object, value: object) -> object:
 
 
 def check(plan: dict[str, dict]) -> None:
-    """Run every notebook's own check of its parameters, before anything is computed; raises what they raise."""
+    """Run every notebook's own check of its parameters, before anything is computed.
+
+    Raises:
+        StudyError: a check refused, with the notebook's name and what the check said.
+    """
     for name, values in plan.items():
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
         namespace: dict = {}
         exec(cells(notebook, "parameters"), namespace)
         namespace.update(values)
-        exec(cells(notebook, "check"), namespace)
+        try:
+            exec(cells(notebook, "check"), namespace)
+        except ValueError as error:
+            raise StudyError(f"{name}: {error}") from error
 
 
 def value(text: str) -> object:

@@ -243,7 +243,8 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRa
         The rate, and the smoothed mean loss `[points]`, NaN where some run had ended.
 
     Raises:
-        AnalysisError: no point that all runs reached.
+        AnalysisError: no point that all runs reached, a loss that does not fall clear of its own noise, or one whose
+            least lies at an end of the sweep.
 
     Source: best_lr. The least loss lies at the edge of divergence, so its rate is an upper bound rather than a choice.
     """
@@ -260,6 +261,14 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRa
         return lr[np.nanargmin(smooth(runs))]
 
     everyone = np.arange(loss.shape[1])
+    whole = smooth(everyone)
+    noise = np.nanstd(loss.mean(axis=1, skipna=False) - whole)
+    if not whole[0] - np.nanmin(whole) > 4 * noise:
+        raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
+    at = np.nanargmin(whole)
+    if at < window // 2 or (at >= len(lr) - window // 2 and not np.isnan(whole[-1])):
+        end = ("first", "start lower") if at < window // 2 else ("last", "end higher")
+        raise AnalysisError(f"the loss is least at the {end[0]} learning rates of the sweep: let it {end[1]}")
     low = high = np.nan
     if len(everyone) > 1:
         cached = lru_cache(maxsize=None)(lambda chosen: best(np.array(chosen)))
@@ -271,4 +280,4 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRa
             method="percentile",
             rng=0,
         ).confidence_interval
-    return BestRate(float(best(everyone)), float(low), float(high)), smooth(everyone)
+    return BestRate(float(lr[at]), float(low), float(high)), whole

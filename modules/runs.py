@@ -51,6 +51,12 @@ class Cyclic(_Bounded):
     step_size: Count
     gamma: Rate = 1.0
 
+    @model_validator(mode="after")
+    def _gamma_is_used(self):
+        if (self.gamma == 1) == self.name.startswith("exp_range"):
+            raise ValueError(f"gamma={self.gamma!r}: exp_range policies need a gamma that is not 1, others have none")
+        return self
+
 
 class CustomCyclic(_Bounded):
     """`schedulers.CyclicLR` with a named scale function."""
@@ -150,7 +156,7 @@ class Spec(_Frozen):
         policy: one of the policy classes above, by its `name`.
         variant: what the run is called in tables and in its files' names, where the policy's name does not tell it from
             others; changes no result.
-        optimizer: `sgd` (with `momentum`), `adam` or `rmsprop`.
+        optimizer: `sgd` or `rmsprop` (with `momentum`), or `adam`.
         weight_decay: L2 penalty.
         bias_lr_mult, multipliers: of parameter groups, as in `models.parameter_groups`.
         batch_size: images an iteration.

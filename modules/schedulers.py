@@ -79,7 +79,7 @@ class CyclicLR(_PolicyLR):
         mode: one of `triangular`, `triangular2`, `exp_range`, `exp_range_both`.
         gamma: decay per iteration for the `exp_range` modes.
         scale_fn: function of one number giving a factor in [0, 1], or the name of one in `SCALE_FUNCTIONS`.
-        scale_mode: what `scale_fn` is called with: `cycle` (1, 2, ...) or `iterations` (since the cycle's start).
+        scale_mode: what `scale_fn` is called with: `cycle` (1, 2, ...) or `iterations` (since the last `reset`).
         last_epoch: as in torch; -1 starts afresh, k goes on as if at iteration k + 1.
 
     Raises:
@@ -129,7 +129,7 @@ class CyclicLR(_PolicyLR):
         if self._scale_fn is not None:
             return self.base_lr + height * self._scale_fn(cycle if self.scale_mode == "cycle" else t)
         if self.mode == "triangular2":
-            return self.base_lr + height / 2.0 ** (cycle - 1)
+            return self.base_lr + math.ldexp(height, 1 - cycle)
         if self.mode == "exp_range":
             return self.base_lr + height * self.gamma**t
         if self.mode == "exp_range_both":
@@ -286,7 +286,7 @@ def exponential(optimizer: Optimizer, lr: float, gamma: float) -> ExponentialLR:
 def fixed(
     optimizer: Optimizer, lr: float = 0.001, milestones: tuple[int, ...] = (60_000, 65_000), gamma: float = 0.1
 ) -> MultiStepLR:
-    """`lr`, multiplied by `gamma` at each milestone: Caffe's CIFAR-10 `quick` solver, coxy1989/clr's baseline.
+    """`lr`, multiplied by `gamma` at each milestone: Caffe's solver for `cifar10_full`, coxy1989/clr's baseline.
 
     Raises:
         ValueError: `lr` or `gamma` not positive, milestones not increasing.

@@ -124,7 +124,7 @@ def publish(study: str, results: Path) -> None:
         _check_complete(study, results)
         here = [re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix))]
         # Also the folders that a notebook was given, wherever they are.
-        named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|reference) = \\"[/~]']))
+        named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|log_dir|reference) = \\"[/~]']))
         for path in results.rglob("*"):
             if path.suffix in (".ipynb", ".json", ".csv") and named.search(path.read_text()):
                 raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")

@@ -10,6 +10,7 @@ from modules.analysis import (
     AnalysisError,
     by_policy,
     curves,
+    final_difference,
     interval_of_mean,
     mean_curves,
     other_policy,
@@ -223,3 +224,21 @@ def test_means_by_policy_leave_diverged_runs_out_and_count_them():
     assert got.value["seconds"].tolist() == pytest.approx([1.5, 1.25])
     assert got.runs.tolist() == [5] * 8
     assert got.diverged["final_accuracy"].tolist() == [0, 1]
+
+
+def test_fewer_than_five_runs_have_students_interval_in_both_places():
+    got = interval_of_mean([0.1, 0.2, 0.4])
+    low, high = stats.t.interval(0.95, 2, np.mean([0.1, 0.2, 0.4]), stats.sem([0.1, 0.2, 0.4]))
+    assert (got["low"], got["high"]) == (got["t_low"], got["t_high"]) == pytest.approx((low, high))
+    five = interval_of_mean([0.1, 0.2, 0.4, 0.3, 0.2])
+    assert five["t_low"] < five["low"] < five["high"] < five["t_high"]
+
+
+def test_final_difference_is_taken_between_runs_with_the_same_seed():
+    a = pd.concat([table([0.1, 0.5], "a", seeds=[seed], noise=0) for seed in (1, 2, 3)])
+    a["val_acc"] += a.seed / 10
+    b = table([0.1, 0.3], "b", seeds=(2, 3, 4))
+    row = final_difference(pd.concat([a, b]), "a", "b")
+    assert (row["policy"], row["runs"]) == ("a - b", 2)
+    assert row["value"] == pytest.approx(0.45)
+    assert np.isnan(final_difference(pd.concat([a[a.seed == 1], b]), "a", "b")["value"])

@@ -203,3 +203,24 @@ def test_event_files_hold_the_csv(tmp_path):
     for name in ("lr", "val_acc"):
         assert [event.step for event in events.Scalars(name)] == runs.iteration.tolist()
         assert [event.value for event in events.Scalars(name)] == pytest.approx(runs[name].tolist(), rel=1e-6)
+
+
+def test_a_sweep_without_a_best_rate_is_refused():
+    lr, random = np.geomspace(1e-4, 10, 101), np.random.default_rng(0)
+    falling = 2.3 - np.linspace(0, 2, 101)
+    with pytest.raises(AnalysisError, match="least at the last learning rates of the sweep: let it end higher"):
+        best_rate(lr, falling)
+    with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
+        best_rate(lr, 2.3 + 0.01 * random.normal(size=(101, 3)))
+    with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
+        best_rate(lr, falling[::-1])
+    ended = np.where(lr > 1, np.nan, falling)  # by divergence: the least may well be the last
+    assert best_rate(lr, ended)[0].lr == pytest.approx(lr[lr <= 1][-1])
+
+
+def test_a_folder_with_runs_at_another_sweeps_rate_is_refused_before_any_work(tmp_path):
+    folder = tmp_path / "results" / "best_lr"
+    folder.mkdir(parents=True)
+    (folder / "cycle-seed1.csv").write_text("")
+    with pytest.raises(RunError, match="best_lr holds runs at the rate of another sweep"):
+        planned(tmp_path, num_epochs=1)

@@ -18,6 +18,8 @@ from modules.runs import RunError, Spec, did_you_mean, differences
         (dict(policy={**TRIANGULAR, "base_lr": 0.2}), "base_lr=0.2, max_lr=0.1"),
         (dict(policy={**TRIANGULAR, "step_size": 0}), "step_size=0"),
         (dict(policy={**TRIANGULAR, "step_size": -3}), "step_size=-3"),
+        (dict(policy={**TRIANGULAR, "gamma": 0.5}), "gamma=0.5: exp_range policies need a gamma"),
+        (dict(policy={**TRIANGULAR, "name": "exp_range_both"}), "gamma=1.0: exp_range policies need a gamma"),
         (dict(policy={**TRIANGULAR, "stepsize": 3}), "stepsize=3"),
         (dict(policy={**FIXED, "milestones": (20, 10)}), r"milestones=\[20, 10\]"),
         (dict(policy=dict(name="range_test", min_lr=1.0, max_lr=0.5)), "min_lr=1.0, max_lr=0.5"),

@@ -245,3 +245,27 @@ def test_digits_is_the_headline_at_a_fiftieth():
 )
 def test_values_on_the_command_line(text, result):
     assert parameters.value(text) == result
+
+
+def test_values_go_to_the_headline_unless_a_notebook_is_named():
+    def plan(overrides):
+        return parameters.parameters("digits", Path("results/digits"), overrides)
+
+    def changed(overrides):
+        plain = plan({})
+        return sorted(name[:2] for name, values in plan(overrides).items() if values != plain[name])
+
+    assert changed({"step_size": 80}) == ["03"]
+    assert changed({"batch_size": 20}) == ["02", "03"]
+    assert changed({"06.batch_size": 20}) == ["06"]
+    assert changed({"07_mlp_mnist.step_size": 80}) == ["07"]
+    assert changed({"small_batch": 20}) == ["07"]
+    assert changed({"workers": 1}) == ["02", "03", "05", "06", "07"]
+    for wrong in ("08.batch_size", "04.batch_size", "06.batchsize"):
+        with pytest.raises(parameters.StudyError, match=f"no notebook has a parameter '{wrong}'"):
+            plan({wrong: 1})
+
+
+def test_a_refusal_names_its_notebook():
+    with pytest.raises(parameters.StudyError, match="06_best_lr: weight_decay=0.001: for the wide residual network"):
+        parameters.check(parameters.parameters("digits", Path("results/digits"), {"06.weight_decay": 0.001}))
