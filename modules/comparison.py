@@ -29,7 +29,8 @@ def compare(ours: str | Path, published: str | Path) -> pd.DataFrame:
         if not mine.exists():
             continue
         table = pd.read_csv(mine)
-        table = table[table.get("quantity", "") != "seconds"]  # another machine's are no reproduction's business
+        if "quantity" in table:
+            table = table[table.quantity != "seconds"]  # another machine's are no reproduction's business
         other = pd.read_csv(theirs) if theirs.exists() else table.iloc[:0]
         other = other.assign(found=True)[[*keys, "value", "low", "high", "found"]]
         same = _same_runs(Path(ours) / experiment, Path(published) / experiment)
@@ -119,7 +120,7 @@ def show(quantity: str, value: float, low: float, high: float) -> str:
         form, unit = "{:.2f}", " %"
     elif "iteration" in quantity:
         form, unit = "{:,.0f}", ""
-    elif quantity.endswith("lr"):
+    elif quantity.split()[0].endswith("lr"):  # in `compare` the policy follows
         form, unit = "{:.5f}", ""
     else:
         form, unit = "{:.2f}", ""

@@ -262,13 +262,12 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRa
 
     everyone = np.arange(loss.shape[1])
     whole = smooth(everyone)
-    noise = np.nanstd(loss.mean(axis=1, skipna=False) - whole)
-    if not whole[0] - np.nanmin(whole) > 4 * noise:
-        raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
     at = np.nanargmin(whole)
-    if at < window // 2 or (at >= len(lr) - window // 2 and not np.isnan(whole[-1])):
-        end = ("first", "start lower") if at < window // 2 else ("last", "end higher")
-        raise AnalysisError(f"the loss is least at the {end[0]} learning rates of the sweep: let it {end[1]}")
+    noise = (loss.mean(axis=1) - whole)[: at + 1].std()  # of what divergence does afterwards nothing is asked
+    if not (at > 0 and whole[0] - whole[at] > 4 * noise):
+        raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
+    if at >= len(lr) - window // 2 and not np.isnan(whole[-1]):
+        raise AnalysisError("the loss is least at the last learning rates of the sweep: let it end higher")
     low = high = np.nan
     if len(everyone) > 1:
         cached = lru_cache(maxsize=None)(lambda chosen: best(np.array(chosen)))
