@@ -93,12 +93,13 @@ def other_policy(runs: pd.DataFrame, baseline: str) -> str:
     return others[0]
 
 
-def interval_of_mean(values: np.ndarray) -> dict[str, float]:
+def interval_of_mean(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> dict[str, float]:
     """Mean, standard deviation, and two 95 % intervals of the mean of `values` `[runs]`; of no run at all: NaN.
 
     `low`, `high` are the percentile bootstrap's over runs. With five runs it is known to be too narrow (it covers
     nearer 85 % than 95 %), so `t_low`, `t_high`, Student's interval, stand beside it. With fewer it can name little but
-    the lowest and the highest run, so Student's stands in both places. One run has no interval: NaN.
+    the lowest and the highest run, so Student's stands in both places. One run has no interval: NaN. Intervals end
+    where the values can: at `least` and `most`.
     """
     values = np.asarray(values, dtype=float)
     out = dict.fromkeys(("value", "std", "low", "high", "t_low", "t_high"), np.nan)
@@ -108,6 +109,7 @@ def interval_of_mean(values: np.ndarray) -> dict[str, float]:
         out["std"] = values.std(ddof=1)
         if values.std() > 0:
             student = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
+            student = np.clip(student, least, most)
             out.update(t_low=student[0], t_high=student[1])
         if len(values) >= LEAST_BOOTSTRAP:
             boot = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
@@ -142,7 +144,8 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             elif quantity == "seconds":
                 row.update(interval_of_mean(found[~found.diverged].groupby("seed").seconds.first()))
             else:
-                row.update(interval_of_mean(curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()))
+                accuracy = curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()
+                row.update(interval_of_mean(accuracy, 0, 1))
             rows.append(row)
     return pd.DataFrame(rows, columns=TABLE_COLUMNS).astype({"diverged": "Int64"})
 
@@ -157,7 +160,7 @@ def final_difference(runs: pd.DataFrame, policy: str, baseline: str) -> dict:
     seeds = [seed for seed in a.columns if seed in b.columns]
     values = a[seeds].iloc[-1] - b[seeds].iloc[-1] if seeds else []
     row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": len(seeds)}
-    return row | interval_of_mean(values)
+    return row | interval_of_mean(values, -1, 1)
 
 
 def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:

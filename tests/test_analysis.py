@@ -242,3 +242,10 @@ def test_final_difference_is_taken_between_runs_with_the_same_seed():
     assert (row["policy"], row["runs"]) == ("a - b", 2)
     assert row["value"] == pytest.approx(0.45)
     assert np.isnan(final_difference(pd.concat([a[a.seed == 1], b]), "a", "b")["value"])
+
+
+def test_intervals_end_where_the_values_can():
+    wide = interval_of_mean([0.1, 0.9])
+    assert wide["low"] < 0 < 1 < wide["high"]
+    cut = interval_of_mean([0.1, 0.9], 0, 1)
+    assert (cut["low"], cut["high"], cut["t_low"], cut["t_high"]) == (0, 1, 0, 1)
