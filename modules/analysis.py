@@ -142,7 +142,7 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             if quantity == "iterations":
                 row["value"] = np.nan if curve.empty else float(curve.index[-1])
             elif quantity == "seconds":
-                row.update(interval_of_mean(found[~found.diverged].groupby("seed").seconds.first()))
+                row.update(interval_of_mean(found[~found.diverged].groupby("seed").seconds.first(), 0))
             else:
                 accuracy = curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()
                 row.update(interval_of_mean(accuracy, 0, 1))

@@ -1,6 +1,7 @@
 """Pictures from tables. Each function draws one message on new axes and returns the figure."""
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -120,8 +121,9 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
         title: the figure's title.
         x: the column to draw it against.
     """
-    figure, axes = plt.subplots()
-    for index, policy in enumerate(runs.policy.unique()):
+    policies = runs.policy.unique()
+    figure, axes = plt.subplots(figsize=(8, 4.3 + 0.3 * math.ceil(len(policies) / 2)))  # the legend takes no axes
+    for index, policy in enumerate(policies):
         found = runs[runs.policy == policy]
         kept = found[~found.diverged]
         lost = found[found.diverged].seed.nunique()
