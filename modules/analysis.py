@@ -4,6 +4,8 @@ Nothing here trains or draws. Intervals are 95 % throughout; statistics are scip
 """
 
 import io
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from modules.files import COLUMNS, RunFiles, atomic_write
-from modules.runs import RunError, spec
+from modules.runs import RunError, Spec, spec
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -23,8 +25,12 @@ class AnalysisError(ValueError):
     """Results that cannot answer the question; the message is one line for the user."""
 
 
-def read_runs(folder: str | Path) -> pd.DataFrame:
-    """All complete runs of a folder, one row an evaluation.
+def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.DataFrame:
+    """The complete runs of a folder, one row an evaluation.
+
+    Args:
+        folder: an experiment's results folder.
+        specs: read these runs only; by default all.
 
     Returns:
         Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), then those of
@@ -35,7 +41,10 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         RunError: a run's CSV or JSON is not as the run wrote it.
     """
     tables, known = [], {}
+    asked = None if specs is None else {spec.name for spec in specs}
     for path in sorted(Path(folder).glob("*-seed*.csv")):
+        if asked is not None and path.stem not in asked:
+            continue
         text, record = RunFiles(folder, path.stem).read()
         try:
             settings = spec(**record["spec"])
@@ -44,7 +53,8 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text), dtype={"iteration": int} | dict.fromkeys(COLUMNS[1:], float))
         if table.empty:  # diverged before its first evaluation: a row without numbers, or it would not be counted
             table.loc[0, "iteration"] = settings.evaluate_every
-        first, expected, data = known.setdefault(settings.kind, (path, settings, record["data"]))
+        first, expected = known.setdefault(settings.kind, (path, settings))
+        source, data = known.setdefault("data", (path, record["data"]))
         if path.stem != settings.name:
             raise AnalysisError(
                 f"{path} is the run {settings.name}: give it its name back, or take it out of the folder"
@@ -52,7 +62,7 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         if settings.model_copy(update={"seed": expected.seed}) != expected:
             raise AnalysisError(f"{path} and {first} are runs with different settings: keep one kind in the folder")
         if record["data"]["label"] != data["label"] or record["data"].get("fingerprint") != data.get("fingerprint"):
-            raise AnalysisError(f"{path} and {first} were trained on different data: keep one kind in the folder")
+            raise AnalysisError(f"{path} and {source} were trained on different data: keep one kind in the folder")
         run = {
             "policy": settings.kind,
             "seed": settings.seed,
@@ -117,6 +127,38 @@ def interval_of_mean(values: np.ndarray, least: float = -np.inf, most: float = n
         else:
             out.update(low=out["t_low"], high=out["t_high"])
     return out
+
+
+def over_runs(statistic: Callable[..., float], *counts: int, paired: bool = False) -> np.ndarray:
+    """A statistic's values over bootstrap resamples of runs; none, `[0]`, with fewer than five runs.
+
+    Args:
+        statistic: given the indices of the runs that were drawn, a tuple for each of `counts`.
+        counts: how many runs there are, of one policy or of several.
+        paired: draw the same runs of all policies.
+    """
+    if min(counts) < LEAST_BOOTSTRAP:
+        return np.empty(0)
+    cached = lru_cache(maxsize=None)(statistic)
+    with np.errstate(invalid="ignore"):  # for an interval of its own, which cannot hold infinities
+        return stats.bootstrap(
+            tuple(np.arange(count) for count in counts),
+            lambda *drawn: cached(*(tuple(sorted(runs.astype(int))) for runs in drawn)),
+            n_resamples=RESAMPLES,
+            paired=paired,
+            vectorized=False,
+            method="percentile",
+            rng=0,
+        ).bootstrap_distribution
+
+
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of resampled values, each end one of them; of no values: NaN."""
+    if not len(values):
+        return np.nan, np.nan
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, (tail, 1 - tail), method="inverted_cdf")
+    return float(low), float(high)
 
 
 def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:

@@ -98,6 +98,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
         return found
     splits, classes = source.read() if source else _READERS[name](data_dir)
     arrays = _arrays(*splits)
+    _check(arrays, classes, name, data_dir)
     return _write_cache(cache, name, key, arrays, classes, data_dir)
 
 
@@ -163,6 +164,24 @@ def _arrays(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.nda
     return named
 
 
+def _check(arrays: Arrays, classes: tuple[str, ...], name: str, data_dir: Path) -> None:
+    """Raise DataError when no network could be trained on one split and tested on the other."""
+    train, test = (arrays[f"{split}_images"].shape for split in SPLITS)
+    if train[1:] != test[1:]:
+        raise DataError(
+            f"{name} in {data_dir}: images of the two splits differ, [C, H, W] is {list(train[1:])} in train and "
+            f"{list(test[1:])} in test: resize or convert them first"
+        )
+    if train[2] != train[3]:
+        raise DataError(f"{name} in {data_dir}: images are {train[3]} x {train[2]} pixels, the networks need squares")
+    for split in SPLITS:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if len(images) != len(labels):
+            raise DataError(f"{name} in {data_dir}: {len(images)} images and {len(labels)} labels in {split}")
+        if not 0 <= labels.min() <= labels.max() < len(classes):
+            raise DataError(f"{name} in {data_dir}: labels in {split} go to {labels.max()}, of {len(classes)} classes")
+
+
 def _read_digits(data_dir: Path) -> tuple[Splits, tuple[str, ...]]:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 to 32x32; 1,297 to train, 500 to test, stratified."""
     from PIL import Image
@@ -219,6 +238,8 @@ def _idx(path: Path) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{path} is not an IDX file of bytes")
     start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise DataError(f"{path} is truncated: {len(content)} bytes, not even its shape")
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").astype(int))
     if len(content) != start + int(np.prod(shape)):
         raise DataError(f"{path} is truncated: {len(content)} bytes, {start + int(np.prod(shape))} expected")
@@ -230,7 +251,7 @@ def _idx_reader(what: str, folder: str, torchvision_name: str, system: Path | No
     files = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
     def find(data_dir: Path) -> list[Path] | None:
-        for place in filter(None, (data_dir / folder / "raw", data_dir, system)):
+        for place in filter(None, (data_dir / folder / "raw", system)):
             for suffix in ("", ".gz"):
                 paths = [place / (name + suffix) for name in files]
                 if all(path.is_file() for path in paths):
@@ -249,7 +270,7 @@ def _idx_reader(what: str, folder: str, torchvision_name: str, system: Path | No
             paths = find(data_dir)
         train_images, train_labels, test_images, test_labels = map(_idx, paths)
         for split, images, labels in (("train", train_images, train_labels), ("t10k", test_images, test_labels)):
-            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
                 raise DataError(f"{what}: the {split} images {images.shape} and labels {labels.shape} do not match")
         return [(train_images, train_labels), (test_images, test_labels)], tuple(map(str, kind.classes))
 

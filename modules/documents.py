@@ -1,78 +1,89 @@
 """The numbers in README.md and in the ledger of claims: written from the published tables, between markers.
 
-A whole table stands between `<!-- headline:digits -->` and `<!-- end -->`. A single number stands behind
-`<!-- digits/headline final_accuracy fixed -->`: study, table, quantity, and policy (`-` where the table has none).
+A whole table stands between `<!-- headline:digits -->`, table and study, and `<!-- end -->`. A single number stands
+behind `<!-- digits/headline final_accuracy fixed -->`: study, table, quantity, and policy (`-` where it has none).
 """
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from modules.comparison import readable, show, speed_table
-from modules.files import atomic_write
+from modules.formatting import readable, show, speed_table
 from modules.parameters import PUBLISHED
 
 DOCUMENTS = (Path("README.md"), PUBLISHED / "README.md")
-TABLES = {
-    "headline": "headline.csv",
-    "bounds": "range_test_bounds.csv",
-    "policies": "policies.csv",
-    "ablation": "ablation.csv",
-    "best_lr": "best_lr.csv",
-    "mlp": "mlp.csv",
-}
-WHOLE = re.compile(rf"(<!-- ({'|'.join(TABLES)}|speed):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
+WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
 SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w -]+?) -->)(.*?)(<!-- end -->)")
 
 
-def table(kind: str, name: str) -> str:
+class DocumentError(ValueError):
+    """A document asks for a number that no table has; the message is one line for the user."""
+
+
+def table(path: Path, kind: str, name: str) -> str:
     """A published table as Markdown.
 
     Args:
-        kind: one of `TABLES` of a study, or `speed` of a network.
+        path: the table's CSV.
+        kind: a table of a study, or `speed` of a network.
         name: the study's, or the network's.
     """
     if kind == "speed":
-        found = speed_table(pd.read_csv(PUBLISHED / "benchmarks" / "throughput.csv"), name)
+        found = speed_table(pd.read_csv(path), name)
     else:
-        found = pd.read_csv(PUBLISHED / name / "tables" / TABLES[kind])
-        found = readable(found.rename(columns={"bound": "quantity"})).astype(str)
+        found = readable(pd.read_csv(path).rename(columns={"bound": "quantity"})).astype(str)
     rows = [list(found.columns), ["---"] * len(found.columns), *found.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def number(study: str, name: str, quantity: str, policy: str) -> str:
-    """One number of a published table, with its interval.
+def number(path: Path, quantity: str, policy: str) -> str:
+    """One number of a published table, with Student's interval where it has one: of few runs the bootstrap's is narrow.
+
+    Args:
+        path: the table's CSV.
+        quantity, policy: of one of its rows; `-` where it has no policies.
 
     Raises:
-        KeyError: the table has no such row.
+        DocumentError: the table has no such row.
     """
-    found = pd.read_csv(PUBLISHED / study / "tables" / f"{name}.csv").rename(columns={"bound": "quantity"})
+    found = pd.read_csv(path).rename(columns={"bound": "quantity"})
     found = found[(found.quantity == quantity) & (found.get("policy", "-") == policy)]
     if len(found) != 1:
-        raise KeyError(f"{study}/{name} has no row {quantity} {policy}")
+        raise DocumentError(f"{path} has no row {quantity} {policy}")
     row = found.iloc[0]
-    return show(quantity, row["value"], row["low"], row["high"])
+    ends = ("low", "high") if pd.isna(row.get("t_low", np.nan)) else ("t_low", "t_high")
+    return show(quantity, row["value"], *row[list(ends)])
 
 
-def filled(text: str) -> str:
-    """A document's text with every number between markers as it is published; the rest as it was."""
+def filled(text: str, results: dict[str, Path] | None = None) -> str:
+    """A document's text with every number between markers as it is published; the rest as it was.
+
+    Args:
+        text: the document's.
+        results: folders to take a study's tables from, by its name, in place of those that are published.
+
+    Raises:
+        DocumentError: a table has no such row.
+    """
+
+    def place(study: str, name: str) -> Path:
+        return (results or {}).get(study, PUBLISHED / study) / "tables" / f"{name}.csv"
 
     def whole(found: re.Match) -> str:
         start, kind, name, _, end = found.groups()
-        known = kind == "speed" or (PUBLISHED / name / "tables" / TABLES[kind]).exists()
-        return f"{start}\n{table(kind, name)}\n{end}" if known else found[0]
+        path = PUBLISHED / "benchmarks" / "throughput.csv" if kind == "speed" else place(name, kind)
+        return f"{start}\n{table(path, kind, name)}\n{end}" if path.exists() else found[0]
 
     def single(found: re.Match) -> str:
         start, study, name, quantity, policy, _, end = found.groups()
-        known = (PUBLISHED / study / "tables" / f"{name}.csv").exists()
-        return f"{start}{number(study, name, quantity, policy)}{end}" if known else found[0]
+        path = place(study, name)
+        return f"{start}{number(path, quantity, policy)}{end}" if path.exists() else found[0]
 
     return SINGLE.sub(single, WHOLE.sub(whole, text))
 
 
-def update() -> None:
-    """Write the published numbers into the documents."""
-    for path in DOCUMENTS:
-        atomic_write(path, filled(path.read_text()))
+def updated(results: dict[str, Path] | None = None) -> dict[Path, str]:
+    """The documents' texts as they should be; arguments and errors as for `filled`."""
+    return {path: filled(path.read_text(), results) for path in DOCUMENTS}

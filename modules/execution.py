@@ -259,6 +259,7 @@ class _Progress:
         self.bar = tqdm(total=sum(spec.iterations for spec in specs), unit="it", mininterval=2, dynamic_ncols=True)
         self.at: dict[str, tuple[int, float | None]] = {}
         self.finished: set[str] = set()
+        self.lock = threading.Lock()  # events come in the client's thread, endings in the main one
 
     def __enter__(self) -> "_Progress":
         return self
@@ -268,27 +269,28 @@ class _Progress:
 
     def update(self, event: dict) -> None:
         """Take a worker's event: `{"name", "iteration", "accuracy"}`."""
-        name = event["name"]
-        if name in self.finished:
-            return
-        iteration = event["iteration"]
-        if name not in self.at:
-            # What was there before, from an earlier sitting, is not this one's speed.
-            self.bar.n += iteration
-            self.bar.initial += iteration
-            self.bar.last_print_n += iteration
-            self.at[name] = (iteration, None)
-        before = self.at[name][0]
-        self.at[name] = (iteration, event["accuracy"])
-        running = (
-            f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
-            for name, (iteration, accuracy) in self.at.items()
-        )
-        self.bar.set_postfix_str(", ".join(running), refresh=False)
-        self.bar.update(iteration - before)
+        name, iteration = event["name"], event["iteration"]
+        with self.lock:
+            if name in self.finished:
+                return
+            if name not in self.at:
+                # What an earlier start of the study left is not this one's speed.
+                self.bar.n += iteration
+                self.bar.initial += iteration
+                self.bar.last_print_n += iteration
+                self.at[name] = (iteration, None)
+            before = self.at[name][0]
+            self.at[name] = (iteration, event["accuracy"])
+            running = (
+                f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
+                for name, (iteration, accuracy) in self.at.items()
+            )
+            self.bar.set_postfix_str(", ".join(running), refresh=False)
+            self.bar.update(iteration - before)
 
     def done(self, spec: Spec, outcome: str) -> None:
         """A run ended: count what its last event left out, and keep a line about it."""
-        self.bar.update(spec.iterations - self.at.pop(spec.name, (0, None))[0])
-        self.finished.add(spec.name)
+        with self.lock:
+            self.bar.update(spec.iterations - self.at.pop(spec.name, (0, None))[0])
+            self.finished.add(spec.name)
         self.bar.write(f"{spec.name}: {outcome}")

@@ -13,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from modules.analysis import LEAST_BOOTSTRAP
 from modules.files import atomic_write
 from modules.headline import Crossing
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
+DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)), (0, (1, 2)))  # told apart without colours, too
 POLICY_NAMES = {"fixed": "fixed", "triangular": "CLR (triangular)"}
 
 
@@ -32,9 +34,8 @@ def policy_name(policy: str) -> str:
     return POLICY_NAMES.get(policy, f"CLR ({policy})")
 
 
-def _legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
+def _legend_below(axes: Axes, columns: int, title: str | None = None) -> None:
     """A legend under the axes, where it hides no curve."""
-    axes.legend().remove()
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.16),
@@ -59,7 +60,7 @@ def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
     axes.set(xlabel="iteration", ylabel="learning rate", title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(schedules) > 1:
-        _legend_below(figure, axes, len(schedules))
+        _legend_below(axes, len(schedules))
     figure.tight_layout()
     return figure
 
@@ -108,13 +109,13 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     axes.set_xlim(0, right)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_below(figure, axes, 2, "bands: lowest to highest run")
+    _legend_below(axes, 2, "bands: lowest to highest run")
     figure.tight_layout()
     return figure
 
 
 def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
-    """Test accuracy of any number of policies: mean and range over runs.
+    """Test accuracy of any number of policies: means, with their range over runs, or single runs where they are few.
 
     Args:
         runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
@@ -122,24 +123,30 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
         x: the column to draw it against.
     """
     policies = runs.policy.unique()
+    most = runs.groupby("policy").seed.nunique().max()
+    many = most >= LEAST_BOOTSTRAP
     figure, axes = plt.subplots(figsize=(8, 4.3 + 0.3 * math.ceil(len(policies) / 2)))  # the legend takes no axes
     for index, policy in enumerate(policies):
         found = runs[runs.policy == policy]
         kept = found[~found.diverged]
         lost = found[found.diverged].seed.nunique()
         name = policy.replace("_", " ") + (f" ({lost} of {found.seed.nunique()} diverged)" if lost else "")
-        look = dict(color=COLOURS[index % len(COLOURS)], linestyle=("-", "--")[index % 2], label=name)
+        colour = COLOURS[index % len(COLOURS)]
+        look = dict(color=colour, linestyle=DASHES[index % len(DASHES)], label=name)
         if kept.empty:
             axes.plot([], [], **look)
-        else:
-            sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100), ax=axes, **look)
+            continue
+        sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100) if many else None, ax=axes, **look)
+        if not many and kept.seed.nunique() > 1:
+            for _, run in kept.groupby("seed"):
+                axes.plot(run[x], run.val_acc, color=colour, linewidth=0.6, alpha=0.5)
     axes.set(xlabel=x, ylabel="test accuracy", title=title)
     axes.set_xlim(0, runs[x].max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    several = runs.groupby("policy").seed.nunique().max() > 1
-    _legend_below(figure, axes, 2, "lines: means, bands: lowest to highest run" if several else None)
+    legend = "lines: means, bands: lowest to highest run" if many else "thick lines: means, thin ones: single runs"
+    _legend_below(axes, 2, legend if most > 1 else None)
     figure.tight_layout()
     return figure
 
@@ -158,7 +165,7 @@ def sweep(curve: pd.DataFrame, best: float, low: float, high: float, title: str)
     if low == low:
         axes.axvspan(low, high, color=COLOURS[3], alpha=0.12, linewidth=0, label="its 95 % interval")
     axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log")
-    _legend_below(figure, axes, 3)
+    _legend_below(axes, 3)
     figure.tight_layout()
     return figure
 
@@ -177,15 +184,17 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, run
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
     axes.fill_between(curve.lr, curve["low"], curve["high"], color=BASELINE, alpha=0.2, linewidth=0)
     suggested = bounds.itertuples() if bounds is not None else ()
+    stripes = None
     for row, colour in zip(suggested, (COLOURS[2], COLOURS[3]), strict=False):
         axes.axvline(row.value, color=colour, linestyle="--", label=f"suggested {row.bound}: {row.value:.2g}")
         if row.low == row.low:
             axes.axvspan(row.low, row.high, color=colour, alpha=0.12, linewidth=0)
+            stripes = "stripes around the bounds: their 95 % intervals"
     axes.set(xlabel="learning rate", ylabel="test accuracy", title=f"{label}: learning rate range test")
     if log:
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_below(figure, axes, 3)
+    _legend_below(axes, 3, stripes)
     figure.tight_layout()
     return figure
 

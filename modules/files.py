@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from modules.runs import RunError, Spec, differences
+from modules.runs import RunError, Spec, differences, spec
 
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 
@@ -70,7 +70,10 @@ class RunFiles:
         if not self.complete:
             return
         _, record = self.read()
-        found = differences(Spec(**record["spec"]), asked)
+        try:
+            found = differences(spec(**record["spec"]), asked)
+        except RunError as error:
+            raise RunError(f"{self.json}: {error}") from error
         if record["data"]["fingerprint"] != fingerprint:
             found.append(f"data: fingerprint {record['data']['fingerprint'][:12]}, not {fingerprint[:12]}")
         if found:

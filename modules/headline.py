@@ -1,12 +1,13 @@
 """The headline: one policy's accuracy against another's, and the iterations it needs to catch up with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from modules.analysis import CONFIDENCE, RESAMPLES, TABLE_COLUMNS, by_policy, curves, final_difference
+from modules.analysis import TABLE_COLUMNS, by_policy, curves, final_difference, over_runs, percentiles
+from modules.formatting import show
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Crossing:
         target: the best mean accuracy of the baseline, over its evaluations.
         target_iteration: the evaluation at which the baseline has it.
         iteration: the first evaluation at which the challenger's mean reaches it; NaN when it never does.
-        low, high: bootstrap interval of `iteration` over runs; infinite when that many resamples never reach it.
+        low, high: bootstrap interval of `iteration` over runs; infinite when that many resamples never reach it, NaN
+            with fewer than five runs.
         ratio, ratio_low, ratio_high: the baseline's length over those iterations.
         never: share of resamples in which the challenger never reaches the target.
     """
@@ -51,42 +53,27 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     steps = challenger.index.to_numpy(dtype=float)
 
     # A tie counts as reached, so it must not depend on how a mean is rounded.
-    def first(base_runs: np.ndarray, chall_runs: np.ndarray) -> float:
+    def first(base_runs: Sequence[int], chall_runs: Sequence[int]) -> float:
         reached = chall[:, chall_runs].mean(axis=1) >= base[:, base_runs].mean(axis=1).max() - 1e-9
         return steps[reached.argmax()] if reached.any() else np.inf
 
     mean = base.mean(axis=1)
     paired = list(baseline.columns) == list(challenger.columns)
-    everyone = np.arange(base.shape[1]), np.arange(chall.shape[1])
-    at = first(*everyone)
-    low = high = never = np.nan
-    if min(base.shape[1], chall.shape[1]) > 1:
-        # scipy's own percentiles cannot hold infinities, so they are taken from its resamples.
-        with np.errstate(invalid="ignore"):
-            drawn = stats.bootstrap(
-                everyone,
-                lambda b, c: first(b.astype(int), c.astype(int)),
-                n_resamples=RESAMPLES,
-                paired=paired,
-                vectorized=False,
-                method="percentile",
-                rng=0,
-            ).bootstrap_distribution
-        tail = (1 - CONFIDENCE) / 2
-        low = np.quantile(drawn, tail, method="inverted_cdf")
-        high = np.quantile(drawn, 1 - tail, method="inverted_cdf")
-        never = float(np.isinf(drawn).mean())
+    counts = base.shape[1], chall.shape[1]
+    at = first(*(range(count) for count in counts))
+    drawn = over_runs(first, *counts, paired=paired)
+    low, high = percentiles(drawn)
     length = float(baseline.index[-1])
     return Crossing(
         target=float(mean.max()),
         target_iteration=_best_at(baseline),
         iteration=at if np.isfinite(at) else np.nan,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         ratio=length / at if np.isfinite(at) else np.nan,
         ratio_low=length / high,
         ratio_high=length / low,
-        never=never,
+        never=float(np.isinf(drawn).mean()) if len(drawn) else np.nan,
     )
 
 
@@ -145,3 +132,23 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     ]
     table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
     return table.astype({"diverged": "Int64"})
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """What a table of `headline` says, in two sentences."""
+    rows = {row.quantity: row for row in table.itertuples()}
+    cross, ratio, target = (rows[key] for key in ("crossing_iteration", "crossing_ratio", "best_mean_accuracy"))
+    if pd.isna(target.value) or "final_accuracy_difference" not in rows:
+        return "Nothing can be compared: all runs of a policy diverged."
+    reached = f"{show(target.quantity, target.value, np.nan, np.nan)}, the best mean of {target.policy}"
+    if pd.isna(cross.value):
+        first = f"The mean of {cross.policy} never reached {reached}."
+    else:
+        first = f"The mean of {cross.policy} first reached {reached}, after {cross.value:,.0f} iterations: "
+        first += show("crossing_ratio", ratio.value, ratio.low, ratio.high) + " times fewer than that policy was given."
+    final = rows["final_accuracy_difference"]
+    second = "At the end, the two differ by " + show(final.quantity, final.value, final.t_low, final.t_high)
+    if pd.isna(final.t_low):
+        return f"{first}\n{second}; of so few runs there is no interval."
+    inside = ", which contains 0" if final.t_low <= 0 <= final.t_high else ""
+    return f"{first}\n{second} (Student's interval{inside})."

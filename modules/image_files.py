@@ -37,8 +37,6 @@ class ImageFiles:
                     f"{path} has shape {pixels.shape}, but {first} has {images[0].shape}: resize them first"
                 )
             images.append(pixels)
-        if images[0].shape[0] != images[0].shape[1]:
-            raise DataError(f"{first} is {images[0].shape[1]} x {images[0].shape[0]} pixels: the networks need squares")
         return np.stack(images), np.array([label for _, label in self.files[split]])
 
 

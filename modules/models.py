@@ -163,7 +163,10 @@ def _flat(channels: int, size: int, pooling: str) -> int:
     for _ in range(3):
         size = _pooled(size, pooling)
     if size < 1:
-        raise ValueError("size is too small for three poolings: images of at least 15 x 15 pixels are needed")
+        least = 8 if pooling == "caffe" else 15
+        raise ValueError(
+            f"size is too small for three poolings: images of at least {least} x {least} pixels are needed"
+        )
     return channels * size * size
 
 

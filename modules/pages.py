@@ -10,7 +10,7 @@ SITE = Path("site")
 
 
 class PageError(ValueError):
-    """Nothing to convert; the message is one line for the user."""
+    """Nothing to convert, or what cannot be; the message is one line for the user."""
 
 
 def _self_contained(body: str) -> str:
@@ -26,7 +26,7 @@ def html() -> Path:
         The index.
 
     Raises:
-        PageError: there is no executed notebook.
+        PageError: there is no executed notebook, or one cannot be read; the pages stay as they were.
     """
     from nbconvert import HTMLExporter
 
@@ -46,20 +46,25 @@ def html() -> Path:
         jquery_url="",
         mermaid_js_url="",
     )
-    shutil.rmtree(SITE, ignore_errors=True)
+    written: dict[Path, str] = {}
     groups: dict[str, list[str]] = {}
     for path in found:
-        notebook = nbformat.read(path, 4)
-        title = next(
-            cell.source.splitlines()[0].lstrip("# ") for cell in notebook.cells if cell.cell_type == "markdown"
-        )
+        try:
+            notebook = nbformat.read(path, 4)
+            texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+            title = texts[0].splitlines()[0].lstrip("# ")
+        except (OSError, ValueError, IndexError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+            raise PageError(f"{path} is no notebook that starts with a title ({type(error).__name__})") from error
         group = str(path.parent.parent)
         page = Path(group) / f"{path.stem}.html"
         body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": f"{title} - {path.parent.parent.name}"}})
-        (SITE / page).parent.mkdir(parents=True, exist_ok=True)
-        (SITE / page).write_text(_self_contained(body))
+        written[page] = _self_contained(body)
         groups.setdefault(group, []).append(f'<li><a href="{page}">{title}</a></li>')
     sections = "".join(f"<h2>{group}</h2><ul>{''.join(items)}</ul>" for group, items in groups.items())
+    shutil.rmtree(SITE, ignore_errors=True)
+    for page, body in written.items():
+        (SITE / page).parent.mkdir(parents=True, exist_ok=True)
+        (SITE / page).write_text(body)
     (SITE / "index.html").write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Cyclical learning rates</title>'
         "<style>body{font:16px/1.5 sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}</style>"

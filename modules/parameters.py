@@ -72,7 +72,7 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
                 raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {short(value)}{hint})")
     for given, value in overrides.items():
         number, _, key = given.rpartition(".")
-        owners = [name for name in plan if key in known[name] and name.startswith(number)]
+        owners = [name for name in plan if key in known[name] and number in ("", name, name.partition("_")[0])]
         if not owners:
             hint = did_you_mean(key, {name for names in known.values() for name in names})
             raise StudyError(f"no notebook has a parameter {given!r} (value {short(value)}{hint})")
@@ -122,7 +122,7 @@ def check(plan: dict[str, dict]) -> None:
 
 
 def value(text: str) -> object:
-    """A `-p` value as papermill's command line reads it: None, a truth value, a number, a list, or text."""
+    """A `-p` value from the command line: None, a truth value, a number, JSON (for lists), or else text."""
     if text == "None":
         return None
     for kind in (int, float):
@@ -132,5 +132,5 @@ def value(text: str) -> object:
             pass
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -27,10 +27,10 @@ def record(
         spec: what was trained.
         dataset: the data it was trained on.
         device: the device it was trained on.
-        revisions: the project's revision in each sitting that trained it, as `revision` gives it.
+        revisions: the project's revision at each start that trained a part of it, as `revision` gives it.
         iterations: iterations done.
-        seconds: seconds they took, evaluations and checkpoints included, over all sittings.
-        diverged: whether the loss stopped being finite.
+        seconds: seconds they took, evaluations and checkpoints included, over all starts.
+        diverged: whether it ended early: loss or rate stopped being finite, or the loss climbed by `stop_factor`.
     """
     return {
         "spec": spec.model_dump(mode="json"),
@@ -61,17 +61,21 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+#: What a run's numbers come from, beside the data. README or results that are not committed yet change none of them.
+SOURCES = ("modules", "notebooks", "studies", "requirements.txt")
+
+
 @cache
 def revision() -> str | None:
-    """The project's git commit, with `+` when files differ from it; None outside a clone.
+    """The project's git commit, with `+` when one of its `SOURCES` differs from it; None outside a clone.
 
     Asked once a process: what it has imported does not change later.
     """
-    where = Path(__file__).parent
+    where = Path(__file__).parents[1]
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", *SOURCES],
             cwd=where,
             capture_output=True,
             text=True,

@@ -1,6 +1,6 @@
 """The learning rate range test (the paper, 3.3): run it on any model, and read bounds off its curve as numbers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,11 +8,10 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modules.analysis import RESAMPLES, AnalysisError
+from modules.analysis import AnalysisError, over_runs, percentiles
 from modules.schedulers import RangeTestLR
 
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
@@ -33,7 +32,8 @@ def range_test(
     """Train while the learning rate climbs, and measure accuracy on the way; both are put back afterwards.
 
     Args:
-        model: the network; trained in place, on whatever device it is on.
+        model: the network; trained in place, on whatever device it is on. Modules that are in evaluation mode while
+            the model is in training mode stay in it.
         optimizer: over the model's parameters.
         loss_fn: called as `loss_fn(model(inputs), targets)`.
         batches: pairs of inputs and targets, e.g. a DataLoader; gone through again whenever it ends.
@@ -52,13 +52,17 @@ def range_test(
     """
     if not 0 < evaluate_every <= iterations:
         raise ValueError(f"evaluate_every must be between 1 and iterations={iterations}, not {evaluate_every!r}")
-    before = deepcopy((model.state_dict(), optimizer.state_dict(), model.training))
+    before = deepcopy((model.state_dict(), optimizer.state_dict()))
+    given = _modes(model)
+    if not model.training:
+        model.train()
+    modes = _modes(model)  # a BatchNorm that was frozen stays so
     rows: list[tuple[float, float]] = []
     try:
         scheduler = RangeTestLR(optimizer, min_lr, max_lr, iterations, ramp)
         stream = _endless(batches)
         for iteration in range(1, iterations + 1):
-            model.train()
+            _set_modes(modes)
             inputs, targets = next(stream)
             optimizer.zero_grad()
             loss = loss_fn(model(inputs), targets)
@@ -73,8 +77,17 @@ def range_test(
     finally:
         model.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
-        model.train(before[2])
+        _set_modes(given)
     return pd.DataFrame(rows, columns=["lr", "accuracy"])
+
+
+def _modes(model: nn.Module) -> dict[nn.Module, bool]:
+    return {module: module.training for module in model.modules()}
+
+
+def _set_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
 
 
 def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
@@ -91,7 +104,7 @@ def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor,
 
 @dataclass(frozen=True)
 class Bounds:
-    """Learning rate bounds read off a range test, with bootstrap intervals over its runs."""
+    """Learning rate bounds read off a range test, with bootstrap intervals over its runs (of fewer than five: NaN)."""
 
     base_lr: float
     max_lr: float
@@ -107,8 +120,8 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     The accuracy, averaged over runs, is fitted by least squares with a continuous line of four straight pieces: flat,
     rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
     rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The joints
-    are tried at all measured rates, a piece spanning three of them at least. The intervals are the same fit on
-    resampled runs.
+    are tried at all measured rates (at 50 of them where there are more), at least two apart. The intervals are the same
+    fit on resampled runs; with fewer than five runs there are none.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
@@ -129,22 +142,11 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     base, top, rise, noise = fit(accuracy.mean(axis=1))
     if not rise > max(4 * noise, LEAST_RISE):
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
-    intervals = [np.nan] * 4
-    runs = accuracy.shape[1]
-    if runs > 1:
-        cached = lru_cache(maxsize=None)(lambda chosen: fit(accuracy[:, chosen].mean(axis=1))[:2])
-        intervals = []
-        for which in (0, 1):
-            boot = stats.bootstrap(
-                (np.arange(runs),),
-                lambda chosen, which=which: lr[cached(tuple(sorted(chosen.astype(int))))[which]],
-                n_resamples=RESAMPLES,
-                vectorized=False,
-                method="percentile",
-                rng=0,
-            )
-            intervals += boot.confidence_interval
-    return Bounds(*(float(value) for value in (lr[base], lr[top], *intervals)))
+    joints = lru_cache(maxsize=None)(lambda runs: fit(accuracy[:, runs].mean(axis=1))[:2])
+    intervals = [
+        percentiles(over_runs(lambda runs, joint=joint: lr[joints(runs)[joint]], accuracy.shape[1])) for joint in (0, 1)
+    ]
+    return Bounds(float(lr[base]), float(lr[top]), *intervals[0], *intervals[1])
 
 
 def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, float, float]]:
@@ -187,7 +189,8 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
         log: whether the ramp was exponential.
 
     Returns:
-        The curve (`lr`, `mean`, lowest run `low`, highest `high`) and the bounds (`bound`, `value`, `low`, `high`).
+        The curve (`lr`, `mean`, lowest run `low`, highest `high`) and the bounds (`bound`, `value`, `low`, `high`,
+        `runs`).
 
     Raises:
         AnalysisError: no range test here, or no rise in it.
@@ -200,6 +203,7 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
             "value": [found.base_lr, found.max_lr],
             "low": [found.base_low, found.max_low],
             "high": [found.base_high, found.max_high],
+            "runs": accuracy.shape[1],
         }
     )
     return curve_of(runs), bounds
@@ -224,7 +228,7 @@ def _accuracies(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
 
 @dataclass(frozen=True)
 class BestRate:
-    """The learning rate of the least training loss in a sweep, with a bootstrap interval over runs."""
+    """The rate of the least training loss in a sweep, with a bootstrap interval over runs (of fewer than five: NaN)."""
 
     lr: float
     low: float
@@ -253,30 +257,18 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRa
     if not loss.notna().all(axis=1).any():
         raise AnalysisError("no learning rate of the sweep was reached by every run: start it at a smaller one")
 
-    def smooth(runs: np.ndarray) -> np.ndarray:
-        mean = loss[runs].mean(axis=1, skipna=False)
+    def smooth(runs: Sequence[int]) -> np.ndarray:
+        mean = loss[list(runs)].mean(axis=1, skipna=False)
         return mean.rolling(window, center=True, min_periods=1).mean().where(mean.notna()).to_numpy()
 
-    def best(runs: np.ndarray) -> float:
+    def best(runs: Sequence[int]) -> float:
         return lr[np.nanargmin(smooth(runs))]
 
-    everyone = np.arange(loss.shape[1])
-    whole = smooth(everyone)
+    whole = smooth(loss.columns)
     at = np.nanargmin(whole)
     noise = (loss.mean(axis=1) - whole)[: at + 1].std()  # of what divergence does afterwards nothing is asked
     if not (at > 0 and whole[0] - whole[at] > 4 * noise):
         raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
     if at >= len(lr) - window // 2 and not np.isnan(whole[-1]):
         raise AnalysisError("the loss is least at the last learning rates of the sweep: let it end higher")
-    low = high = np.nan
-    if len(everyone) > 1:
-        cached = lru_cache(maxsize=None)(lambda chosen: best(np.array(chosen)))
-        low, high = stats.bootstrap(
-            (everyone,),
-            lambda chosen: cached(tuple(sorted(chosen.astype(int)))),
-            n_resamples=RESAMPLES,
-            vectorized=False,
-            method="percentile",
-            rng=0,
-        ).confidence_interval
-    return BestRate(float(lr[at]), float(low), float(high)), whole
+    return BestRate(float(lr[at]), *percentiles(over_runs(best, loss.shape[1]))), whole

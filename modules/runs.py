@@ -53,8 +53,11 @@ class Cyclic(_Bounded):
 
     @model_validator(mode="after")
     def _gamma_is_used(self):
-        if (self.gamma == 1) == self.name.startswith("exp_range"):
-            raise ValueError(f"gamma={self.gamma!r}: exp_range policies need a gamma that is not 1, others have none")
+        decays = self.name.startswith("exp_range")
+        if decays and self.gamma == 1:
+            raise ValueError(f"gamma={self.gamma!r}: {self.name} needs a gamma that is not 1")
+        if not decays and self.gamma != 1:
+            raise ValueError(f"gamma={self.gamma!r}: {self.name} has no gamma")
         return self
 
 
@@ -265,5 +268,7 @@ def differences(a: Spec, b: Spec) -> list[str]:
 def _flat(nested: dict, prefix: str = "") -> dict:
     out = {}
     for key, value in nested.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):  # phases, which are counted from 1
+            value = {str(number): entry for number, entry in enumerate(value, start=1)}
         out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return out

@@ -118,7 +118,9 @@ class CyclicLR(_PolicyLR):
 
     def _use_scale_fn(self, scale_fn: Callable[[float], float] | str | None) -> None:
         named = scale_fn is None or isinstance(scale_fn, str)
-        self._scale_name = scale_fn if named else getattr(scale_fn, "__qualname__", type(scale_fn).__qualname__)
+        # The colon tells a function of yours from one of SCALE_FUNCTIONS, should it have the same name.
+        own = getattr(scale_fn, "__qualname__", type(scale_fn).__qualname__)
+        self._scale_name = scale_fn if named else f"custom:{own}"
         self._scale_fn = SCALE_FUNCTIONS.get(scale_fn) if named else scale_fn
 
     def lr_at(self, t: float) -> float:
@@ -210,7 +212,7 @@ class CyclicLR(_PolicyLR):
         if name != self._scale_name:
             if name is not None and name not in SCALE_FUNCTIONS:
                 raise ValueError(
-                    f"the saved scheduler used the scale function {name!r}, which is not stored with it: "
+                    f"the saved scheduler used the scale function {name.removeprefix('custom:')!r}, not saved with it: "
                     f"construct CyclicLR with that function before loading (this one has {self._scale_name!r})"
                 )
             self._use_scale_fn(name)

@@ -20,8 +20,9 @@ import pandas as pd
 from modules import documents
 from modules.analysis import read_runs, write
 from modules.checks import at_root
-from modules.comparison import compare, readable
-from modules.files import sweep, writing
+from modules.comparison import TABLES, compare
+from modules.files import atomic_write, sweep, writing
+from modules.formatting import readable
 from modules.pages import html
 from modules.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
 
@@ -64,11 +65,10 @@ def execute(name: str, values: dict, results: Path) -> None:
             raise StudyError(
                 f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
             ) from None
+        else:
+            atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4))) + "\n")
         finally:
-            notebook = nbformat.read(unfinished, 4) if unfinished.exists() else None
             unfinished.unlink(missing_ok=True)
-    nbformat.write(tidy(notebook), unfinished)
-    unfinished.replace(target)
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -101,14 +101,15 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for name, values in plan.items():
             print(f"\n== {name}", flush=True)
             execute(name, values, results)
-        pages = html()
         comparison = compare(results, published_folder(results))
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
             print(f"\nThis run beside {published_folder(results)}:\n")
             print(readable(comparison).to_string(index=False))
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
-        print(f"As web pages: {pages}\nStudy took {time.monotonic() - started:.0f} s")
+        print(f"Study took {time.monotonic() - started:.0f} s")
+        if Path("results").resolve() in results.resolve().parents:
+            print(f"As web pages: {html()}")
 
 
 def publish(study: str, results: Path) -> None:
@@ -116,6 +117,7 @@ def publish(study: str, results: Path) -> None:
 
     Raises:
         StudyError: results are missing, unfinished, failed, or name a place on this machine.
+        DocumentError: README or the ledger needs a number that these results do not have.
     """
     target = published_folder(results)
     if not (results / "notebooks").is_dir():
@@ -128,6 +130,7 @@ def publish(study: str, results: Path) -> None:
         for path in results.rglob("*"):
             if path.suffix in (".ipynb", ".json", ".csv") and named.search(path.read_text()):
                 raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")
+        texts = documents.updated({target.name: results})  # before anything is replaced
         if results.resolve() != target.resolve():
             new = target.with_name(f".{target.name}.new")
             shutil.rmtree(new, ignore_errors=True)
@@ -139,17 +142,18 @@ def publish(study: str, results: Path) -> None:
     for figure in FIGURES:
         if (target / "figures" / figure).exists():
             shutil.copyfile(target / "figures" / figure, images / figure)
-    documents.update()
-    print(f"published {target}, figures in {images}, numbers in {' and '.join(map(str, documents.DOCUMENTS))}")
+    for path, text in texts.items():
+        atomic_write(path, text)
+    print(f"published {target}, figures in {images}, numbers in {' and '.join(map(str, texts))}")
 
 
-#: What each notebook leaves behind: runs, and the table that counts them; figures for README.
-TABLES = {
-    "02_range_test": ("range_test", "range_test_bounds.csv"),
-    "04_headline_figures": ("headline", "headline.csv"),
-    "05_policies": ("policies", "policies.csv"),
-    "06_best_lr": ("best_lr", "best_lr.csv"),
-    "07_mlp_mnist": ("mlp", "mlp.csv"),
+#: The table that a notebook's results are judged by, one of `comparison.TABLES`; and the figures that README shows.
+JUDGED_BY = {
+    "02_range_test": "range_test_bounds",
+    "04_headline_figures": "headline",
+    "05_policies": "policies",
+    "06_best_lr": "best_lr",
+    "07_mlp_mnist": "mlp",
 }
 FIGURES = ("run.png", "lrrt.png", "policies.png", "ablation.png", "best_lr_sweep.png", "best_lr.png", "mlp.png")
 
@@ -162,18 +166,24 @@ def _check_complete(study: str, results: Path) -> None:
     if not notebooks:
         raise StudyError(f"unknown study {study!r}: publish with the STUDY that made {results}")
     for name in notebooks:
-        experiment, table = TABLES.get(name, (None, None))
-        for part in [f"notebooks/{name}.ipynb", *([f"tables/{table}"] if table else [])]:
+        table = JUDGED_BY.get(name)
+        for part in [f"notebooks/{name}.ipynb", *([f"tables/{table}.csv"] if table else [])]:
             if not (results / part).exists():
                 raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
-        counted = pd.read_csv(results / "tables" / table) if table else pd.DataFrame()
-        if "policy" in counted:
-            runs = read_runs(results / experiment).groupby("policy").seed.nunique()
-            counted = counted.query("quantity == 'iterations'").set_index("policy").runs
-            if runs.to_dict() != counted.to_dict():
-                raise StudyError(
-                    f"{results}/tables/{table} is not of the runs beside it: run make reproduce again first"
-                )
+    for table, (experiments, _) in TABLES.items():
+        path = results / "tables" / f"{table}.csv"
+        if path.exists():
+            counted = pd.read_csv(path)
+            policy = counted.get("policy", pd.Series("range_test", counted.index))
+            counted = counted[~policy.str.contains(" - ")].groupby(policy).runs.first()
+            folders = [folder for name in experiments if (folder := results / name).exists()]
+            found = pd.concat([read_runs(folder) for folder in folders]).groupby("policy").seed.nunique()
+            for name, runs in counted.items():
+                if runs != found.get(name, 0):
+                    raise StudyError(
+                        f"{path} is not of the runs beside it: it counts {runs} of {name}, there are "
+                        f"{found.get(name, 0)}: run make reproduce again first, with as many runs"
+                    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread and no denormals, put back afterwards: both belong to the numbers a run gives."""
+    """One thread and no denormals, as both change the numbers of a run; then the threads there were, and denormals."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -18,7 +18,7 @@ from modules.analysis import (
     read_runs,
 )
 from modules.files import RunFiles
-from modules.headline import crossing, headline
+from modules.headline import crossing, headline, in_words
 from modules.runs import RunError
 
 
@@ -91,6 +91,27 @@ def test_interval_of_mean():
     half = stats.t.ppf(0.975, 4) * found["std"] / np.sqrt(5)
     assert (found["t_low"], found["t_high"]) == pytest.approx((0.74 - half, 0.74 + half))
     assert found["t_low"] < found["low"] < 0.74 < found["high"] < found["t_high"]
+
+
+def test_four_runs_have_no_interval_of_the_crossing():
+    slow, fast = (runs[runs.seed < 5] for runs in (SLOW, FAST))
+    found = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
+    assert found.iteration == 30
+    assert np.isnan([found.low, found.high, found.ratio_low, found.ratio_high, found.never]).all()
+
+
+def test_headline_in_words():
+    assert in_words(headline(pd.concat([SLOW, FAST]))) == (
+        "The mean of triangular first reached 60.00 %, the best mean of fixed, after 30 iterations: "
+        "2.67 [2.67, 2.67] times fewer than that policy was given.\n"
+        "At the end, the two differ by +20.00 points [+20.00, +20.00] (Student's interval)."
+    )
+    one = headline(pd.concat([SLOW, FAST]).query("seed == 1"))
+    assert in_words(one).endswith("differ by +20.00 points; of so few runs there is no interval.")
+    slower = headline(pd.concat([FAST, SLOW]), "triangular", "fixed")
+    assert in_words(slower).startswith("The mean of fixed never reached 80.00 %, the best mean of triangular.")
+    lost = pd.concat([SLOW, table([0.3, 0.4], "triangular", diverged=(1, 2, 3, 4, 5))])
+    assert "all runs of a policy diverged" in in_words(headline(lost))
 
 
 def test_one_run_has_no_interval():

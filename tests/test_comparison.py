@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modules.comparison import compare, readable, show
+from modules.analysis import AnalysisError
+from modules.comparison import compare
+from modules.formatting import read_reference, readable, show
 
 COLUMNS = ["quantity", "policy", "runs", "value", "low", "high"]
 
@@ -42,6 +44,31 @@ def test_same_runs_are_the_same_bytes(tmp_path):
     assert set(table.verdict) == {"same bytes"}
 
 
+def test_same_runs_with_other_numbers_differ(tmp_path):
+    table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", THEIRS))
+    assert table.verdict.tolist() == ["differs", "differs", "same bytes", "differs"]
+
+
+def test_a_best_rate_is_judged_by_its_sweeps(tmp_path):
+    rows = [("best_lr", "sweep", 5, 0.02, 0.01, 0.03), ("final_accuracy", "cycle", 5, 0.9, 0.89, 0.91)]
+    for name in "ab":
+        (tmp_path / name / "tables").mkdir(parents=True)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / name / "tables" / "best_lr.csv", index=False)
+        for experiment, run in (("best_lr", "1,0.5\n"), ("best_lr_sweep", f"1,{name}\n")):
+            (tmp_path / name / experiment).mkdir()
+            (tmp_path / name / experiment / "sweep-seed1.csv").write_text(run)
+    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"agrees"}
+    assert compare(tmp_path / "a", tmp_path / "b", ["headline"]).empty
+
+
+def test_a_reference_needs_its_columns_and_numbers(tmp_path):
+    path = tmp_path / "reference.csv"
+    for text in ("a,b\n1,2\n", "source,quantity,policy,value\nthe paper,final_accuracy,fixed,most\n", ""):
+        path.write_text(text)
+        with pytest.raises(AnalysisError, match="reference=.*reference.csv: a CSV with columns source"):
+            read_reference(path)
+
+
 def test_nothing_published_and_itself(tmp_path):
     ours = results(tmp_path / "a", OURS)
     assert set(compare(ours, tmp_path / "none").verdict) == {"not published"}
@@ -58,6 +85,7 @@ def test_nothing_published_and_itself(tmp_path):
         (("crossing_iteration", float("nan"), 18000.0, float("inf")), "never [18,000, more]"),
         (("crossing_ratio", 3.5, float("nan"), float("nan")), "3.50"),
         (("base_lr", 0.0025, 0.002, 0.003), "0.00250 [0.00200, 0.00300]"),
+        (("iterations low_accuracy", 40.0, float("nan"), float("nan")), "40"),
     ],
 )
 def test_numbers_as_printed(arguments, text):

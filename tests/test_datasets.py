@@ -17,7 +17,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def write_mnist(folder, count=6, suffix=""):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for split in ("train", "t10k"):
         for kind, array in (
@@ -129,6 +129,15 @@ def test_broken_image_folders_are_named(tmp_path, damage, message):
     assert not (folder / ".cache" / "images").exists()
 
 
+def test_splits_of_different_sizes_are_refused(tmp_path):
+    folder = make_images(tmp_path)
+    for path in (folder / "test").rglob("*.png"):
+        Image.new("RGB", (20, 20)).save(path)
+    with pytest.raises(DataError, match=r"two splits differ, .*\[3, 16, 16\] in train and \[3, 20, 20\] in test"):
+        load("images", folder)
+    assert not (folder / ".cache" / "images").exists()
+
+
 def test_not_square_images_are_refused(tmp_path):
     folder = make_images(tmp_path)
     for path in folder.rglob("*.png"):
@@ -153,11 +162,37 @@ def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     assert load("fashion-mnist", tmp_path / "data").train_images.shape == (6, 1, 28, 28)
 
 
+def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, monkeypatch):
+    """MNIST's and Fashion-MNIST's files have the same names."""
+    import torchvision.datasets
+
+    def offline(*arguments, **settings):
+        raise OSError("no network")
+
+    write_mnist(tmp_path)
+    write_mnist(tmp_path / "MNIST" / "raw")
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
+    monkeypatch.setitem(datasets._READERS, "fashion-mnist", datasets._idx_reader("F", "FashionMNIST", "FashionMNIST"))
+    with pytest.raises(DataError, match="could not be downloaded"):
+        load("fashion-mnist", tmp_path)
+
+
+def test_labels_without_a_class_are_refused(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(6, 77, dtype=np.uint8)))
+    with pytest.raises(DataError, match="labels in test go to 77, of 10 classes"):
+        load("mnist", tmp_path)
+
+
 def test_truncated_idx_file_is_named(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     write_mnist(folder)
     path = folder / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is truncated"):
+        load("mnist", tmp_path)
+    path.write_bytes(path.read_bytes()[:7])
     with pytest.raises(DataError, match="train-images-idx3-ubyte is truncated"):
         load("mnist", tmp_path)
 

@@ -77,6 +77,27 @@ def test_flat_and_falling_curves_have_no_bounds(accuracy):
         suggest_bounds(LR, accuracy)
 
 
+def test_frozen_modules_stay_frozen_and_modes_are_put_back():
+    frozen = torch.nn.BatchNorm1d(4)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), frozen, torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    frozen.eval()
+    before = frozen.running_mean.clone()
+    modes = {module: module.training for module in model.modules()}
+    seen = []
+
+    def evaluate(model):
+        seen.append((model[1].training, model[2].training))
+        model.eval()
+        return 0.5
+
+    batches = [(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    range_test(model, optimizer, torch.nn.CrossEntropyLoss(), batches, evaluate, 0.01, 0.1, 4, 2)
+    assert seen == [(False, True)] * 2
+    assert {module: module.training for module in model.modules()} == modes
+    assert torch.equal(frozen.running_mean, before)
+
+
 def test_unusable_curves_are_refused():
     with pytest.raises(AnalysisError, match="at least 12 evaluations, this one has 5"):
         suggest_bounds(LR[:5], LR[:5])
@@ -135,3 +156,10 @@ def test_range_test_refuses_what_makes_no_sense():
         range_test(model, optimizer, loss, batches, accuracy, 1.0, 0.1, 10, 5)
     with pytest.raises(ValueError, match="batches is empty"):
         range_test(model, optimizer, loss, [], accuracy, 0.1, 1.0, 10, 5)
+
+
+def test_four_runs_have_bounds_and_no_intervals():
+    rng = np.random.default_rng(0)
+    found = suggest_bounds(LR, curve("slows")[:, None] + rng.normal(0, 0.01, (40, 4)))
+    assert found.base_lr == pytest.approx(RISE, abs=1.5 * STEP)
+    assert np.isnan([found.base_low, found.base_high, found.max_low, found.max_high]).all()

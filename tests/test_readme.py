@@ -27,18 +27,19 @@ def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
 
 
 def test_numbers_are_those_of_the_published_results():
-    assert {found[2] for found in documents.WHOLE.finditer(README)} >= {"headline", "bounds", "speed"}
+    assert {found[2] for found in documents.WHOLE.finditer(README)} >= {"headline", "range_test_bounds", "speed"}
     for path in documents.DOCUMENTS:
         text = (ROOT / path).read_text()
         marked = len(documents.WHOLE.findall(text)) + len(documents.SINGLE.findall(text))
         assert marked == text.count("<!-- end -->") > 0
         assert documents.filled(text) == text
+    assert documents.updated() == {path: (ROOT / path).read_text() for path in documents.DOCUMENTS}
 
 
 def test_a_wrong_number_is_noticed_and_put_right():
     text = "about <!-- digits/headline iterations fixed -->9<!-- end --> iterations"
     assert documents.filled(text) == text.replace(">9<", ">1,400<")
-    with pytest.raises(KeyError, match="no row iterations square"):
+    with pytest.raises(documents.DocumentError, match="headline.csv has no row iterations square"):
         documents.filled(text.replace("fixed", "square"))
 
 

@@ -204,6 +204,19 @@ def test_loading_a_custom_scale_function_needs_that_function():
         CyclicLR(sgd()).load_state_dict(scheduler.state_dict())
 
 
+def test_a_custom_scale_function_is_never_taken_for_a_named_one():
+    def sinusoidal(cycle):
+        return cycle / 10
+
+    sinusoidal.__qualname__ = "sinusoidal"
+    scheduler = CyclicLR(sgd(), 0.1, 1.0, 4, scale_fn=sinusoidal)
+    with pytest.raises(ValueError, match="'sinusoidal'"):
+        CyclicLR(sgd(), 0.1, 1.0, 4).load_state_dict(scheduler.state_dict())
+    other = CyclicLR(sgd(), scale_fn=sinusoidal)
+    other.load_state_dict(scheduler.state_dict())
+    assert other.lr_at(4) == scheduler.lr_at(4)
+
+
 def test_training_resumed_from_saved_states_equals_training_without_a_stop():
     def train(steps, parameter, optimizer, scheduler):
         for _ in range(steps):

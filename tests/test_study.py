@@ -21,11 +21,8 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 def smoke(tmp_path_factory):
     """Results of `make reproduce STUDY=smoke`, made once, with its exit status."""
     results = tmp_path_factory.mktemp("results") / "smoke"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "html", lambda: Path("site/index.html"))
-        options = ["--results", str(results), "-p", "log_dir", str(results.parent / "logs")]
-        status = study.main(["reproduce", "--study", "smoke", *options])
-    return results, status
+    options = ["--results", str(results), "-p", "log_dir", str(results.parent / "logs")]
+    return results, study.main(["reproduce", "--study", "smoke", *options])
 
 
 def test_smoke_runs_every_notebook(smoke):
@@ -106,11 +103,22 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
     assert not [path for path in results.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
-def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("momentum", "0.5", "momentum: 0.9, not 0.5"),
+        ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
+        ("04.baseline", "square", "baseline='square': one of fixed, triangular"),
+        ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),
+        ("0.gamma", "0.9", "no notebook has a parameter '0.gamma'"),
+        ("01.gamma", "2", "gamma=2.0: a decay"),
+    ],
+)
+def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys, name, value, message):
     results, _ = smoke
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    assert study.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", "momentum", "0.5"]) == 2
-    assert "momentum: 0.9, not 0.5" in capsys.readouterr().err
+    assert study.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", name, value]) == 2
+    assert re.search(message, capsys.readouterr().err)
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
@@ -141,7 +149,9 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     results, _ = smoke
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(study, "IMAGES", tmp_path / "images")
-    monkeypatch.setattr(documents, "update", lambda: None)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- smoke/headline iterations fixed -->?<!-- end -->")
+    monkeypatch.setattr(documents, "DOCUMENTS", (readme,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
     # What was run into an absolute folder names it, and must not be published.
@@ -155,6 +165,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     assert study.main(["publish", "--study", "smoke", "--results", str(mine)]) == 0
     published = {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()}
     assert (tmp_path / "images" / "smoke" / "run.png").exists()
+    assert readme.read_text() == "<!-- smoke/headline iterations fixed -->56<!-- end -->"
     assert not (tmp_path / "published" / "smoke" / "tables" / "comparison.csv").exists()
 
     partial = mine / "headline" / ".partial" / "fixed-seed1.pt"
@@ -169,6 +180,16 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             lambda: (mine / "headline" / "fixed-seed2.csv").rename(tmp_path / "away"),
             lambda: (tmp_path / "away").rename(mine / "headline" / "fixed-seed2.csv"),
             "headline.csv is not of the runs beside it",
+        ),
+        (
+            lambda: (mine / "range_test" / "range_test-seed2.csv").rename(tmp_path / "away"),
+            lambda: (tmp_path / "away").rename(mine / "range_test" / "range_test-seed2.csv"),
+            "range_test_bounds.csv is not of the runs beside it: it counts 2 of range_test, there are 1",
+        ),
+        (
+            lambda: readme.write_text("<!-- smoke/headline iterations square -->?<!-- end -->"),
+            lambda: readme.write_text(""),
+            "headline.csv has no row iterations square",
         ),
         (
             lambda: notebook.write_text(json.dumps({"path": f"{ROOT}/data"})),

@@ -28,7 +28,7 @@ def test_killed_study_loses_nothing(study, uninterrupted, tally):
         if FULL:
             time.sleep(chance.uniform(1, 25))
         else:
-            # A checkpoint of this sitting, so that there are workers to be orphaned.
+            # A checkpoint of this start, so that there are workers to be orphaned.
             until(lambda before=before: newest(small) > before)
             assert len(family(small.process.pid)) > 4
             time.sleep(chance.uniform(0, 1))
