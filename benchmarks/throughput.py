@@ -98,7 +98,7 @@ class Conventional:
         return (time.perf_counter() - started) / iterations
 
 
-_BARE: dict = {}
+_BARE: dict = {}  # networks and batches that stay ready in a process: only their steps are timed
 
 
 def bare_step(network: str, precision: str, threads: int, iterations: int) -> float:
@@ -204,9 +204,6 @@ def measure(rounds: int, iterations: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["network", "variant", "round", "ms"])
 
 
-_NEXT_SEED = iter(range(1, 10**6))
-
-
 def _study(
     client, network: str, precision: str, iterations: int, place: str, data: Path, evaluate_every: int = EVALUATE_EVERY
 ) -> float:
@@ -220,10 +217,10 @@ def _study(
             policy=POLICY,
             iterations=iterations,
             evaluate_every=evaluate_every,
-            seed=next(_NEXT_SEED),
+            seed=seed,
             precision=precision,
         )
-        for _ in range(CPU_COUNT)
+        for seed in range(CPU_COUNT)
     ]
     return side_by_side(client, [partial(real_run, run, folder, str(data)) for run in runs])
 
@@ -286,6 +283,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=25, help="iterations of a study's run in a round")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"), help="folder for CSV and plot")
     options = parser.parse_args()
+    if options.rounds < 1 or options.iterations < 4:
+        parser.error("at least 1 round and 4 iterations are needed")
     os.chdir(Path(__file__).resolve().parents[1])
     table = summarise(measure(options.rounds, options.iterations))
     options.output.mkdir(parents=True, exist_ok=True)
