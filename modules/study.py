@@ -130,6 +130,8 @@ def publish(study: str, results: Path) -> None:
         for path in results.rglob("*"):
             if path.suffix in (".ipynb", ".json", ".csv") and named.search(path.read_text()):
                 raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")
+        if lost := sorted(_folders(target) - _folders(results)):
+            raise StudyError(f"{target} also holds {', '.join(lost)}, which {results} has not: make them there, too")
         texts = documents.updated({target.name: results})  # before anything is replaced
         if results.resolve() != target.resolve():
             new = target.with_name(f".{target.name}.new")
@@ -147,6 +149,11 @@ def publish(study: str, results: Path) -> None:
     print(f"published {target}, figures in {images}, numbers in {' and '.join(map(str, texts))}")
 
 
+def _folders(results: Path) -> set[str]:
+    """The experiments in a results folder."""
+    return {path.name for path in results.glob("*") if any(path.glob("*-seed*.csv"))}
+
+
 #: The table that a notebook's results are judged by, one of `comparison.TABLES`; and the figures that README shows.
 JUDGED_BY = {
     "02_range_test": "range_test_bounds",
@@ -155,17 +162,26 @@ JUDGED_BY = {
     "06_best_lr": "best_lr",
     "07_mlp_mnist": "mlp",
 }
+#: The experiments whose runs a notebook makes.
+EXPERIMENTS = {
+    "02_range_test": ("range_test",),
+    "03_headline_experiment": ("headline",),
+    "05_policies": ("policies", "policies_range_test", "ablation"),
+    "06_best_lr": ("best_lr_sweep", "best_lr"),
+    "07_mlp_mnist": ("mlp",),
+}
 FIGURES = ("run.png", "lrrt.png", "policies.png", "ablation.png", "best_lr_sweep.png", "best_lr.png", "mlp.png")
 
 
 def _check_complete(study: str, results: Path) -> None:
     """Raise StudyError when something is missing from a study's results, before anything published is touched."""
-    if unfinished := sorted(results.rglob(".partial/*")):
-        raise StudyError(f"{results} has unfinished runs ({unfinished[0].name}): run make reproduce again first")
     notebooks = [path.stem for path in sorted((STUDIES / study).glob("*.yaml"))]
     if not notebooks:
         raise StudyError(f"unknown study {study!r}: publish with the STUDY that made {results}")
     for name in notebooks:
+        for experiment in EXPERIMENTS.get(name, ()):
+            for unfinished in (results / experiment).glob(".partial/*"):
+                raise StudyError(f"{unfinished} is of an unfinished run: run make reproduce again first")
         table = JUDGED_BY.get(name)
         for part in [f"notebooks/{name}.ipynb", *([f"tables/{table}.csv"] if table else [])]:
             if not (results / part).exists():
@@ -176,8 +192,8 @@ def _check_complete(study: str, results: Path) -> None:
             counted = pd.read_csv(path)
             policy = counted.get("policy", pd.Series("range_test", counted.index))
             counted = counted[~policy.str.contains(" - ")].groupby(policy).runs.first()
-            folders = [folder for name in experiments if (folder := results / name).exists()]
-            found = pd.concat([read_runs(folder) for folder in folders]).groupby("policy").seed.nunique()
+            runs_of = [read_runs(folder) for name in experiments if (folder := results / name).exists()]
+            found = pd.concat(runs_of).groupby("policy").seed.nunique() if runs_of else {}
             for name, runs in counted.items():
                 if runs != found.get(name, 0):
                     raise StudyError(

@@ -174,7 +174,11 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     notebook = mine / "notebooks" / "03_headline_experiment.ipynb"
     content = notebook.read_text()
     for damage, repair, message in (
-        (lambda: None, lambda: shutil.rmtree(partial.parent), "unfinished runs (fixed-seed1.pt)"),
+        (
+            lambda: None,
+            lambda: shutil.rmtree(partial.parent),
+            "fixed-seed1.pt is of an unfinished run",
+        ),
         (notebook.unlink, lambda: notebook.write_text(content), "03_headline_experiment.ipynb is missing"),
         (
             lambda: (mine / "headline" / "fixed-seed2.csv").rename(tmp_path / "away"),
@@ -185,6 +189,11 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             lambda: (mine / "range_test" / "range_test-seed2.csv").rename(tmp_path / "away"),
             lambda: (tmp_path / "away").rename(mine / "range_test" / "range_test-seed2.csv"),
             "range_test_bounds.csv is not of the runs beside it: it counts 2 of range_test, there are 1",
+        ),
+        (
+            lambda: shutil.copytree(mine / "mlp", tmp_path / "published" / "smoke" / "more"),
+            lambda: shutil.rmtree(tmp_path / "published" / "smoke" / "more"),
+            "also holds more, which",
         ),
         (
             lambda: readme.write_text("<!-- smoke/headline iterations square -->?<!-- end -->"),
