@@ -40,7 +40,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
         AnalysisError: no complete run, or runs that do not belong together.
         RunError: a run's CSV or JSON is not as the run wrote it.
     """
-    tables, known = [], {}
+    tables, known, of_all = [], {}, None
     asked = None if specs is None else {spec.name for spec in specs}
     for path in sorted(Path(folder).glob("*-seed*.csv")):
         if asked is not None and path.stem not in asked:
@@ -54,7 +54,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
         if table.empty:  # diverged before its first evaluation: a row without numbers, or it would not be counted
             table.loc[0, "iteration"] = settings.evaluate_every
         first, expected = known.setdefault(settings.kind, (path, settings))
-        source, data = known.setdefault("data", (path, record["data"]))
+        source, data = of_all = of_all or (path, record["data"])
         if path.stem != settings.name:
             raise AnalysisError(
                 f"{path} is the run {settings.name}: give it its name back, or take it out of the folder"

@@ -43,7 +43,8 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
         other = pd.read_csv(theirs) if theirs.exists() else table.iloc[:0]
         other = other.assign(found=True)[[*keys, "value", "low", "high", "found"]]
         itself = Path(ours).resolve() == Path(published).resolve()
-        same_runs = _runs(ours, experiments) == _runs(published, experiments)
+        runs = _runs(ours, experiments)
+        same_runs = bool(runs) and runs == _runs(published, experiments)
         for row in table.merge(other, on=keys, how="left", suffixes=("", "_published")).to_dict("records"):
             rows.append(
                 {

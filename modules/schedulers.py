@@ -180,17 +180,8 @@ class CyclicLR(_PolicyLR):
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
 
-    _STATE = (
-        "base_lr",
-        "max_lr",
-        "step_size",
-        "mode",
-        "gamma",
-        "scale_mode",
-        "cycle_start",
-        "last_epoch",
-        "_step_count",
-    )
+    _SETTINGS = ("base_lr", "max_lr", "step_size", "mode", "gamma", "scale_mode")
+    _STATE = (*_SETTINGS, "cycle_start", "last_epoch", "_step_count")
 
     def state_dict(self) -> dict:
         """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.

@@ -1,5 +1,7 @@
 """Verdicts, and how numbers are printed."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +49,12 @@ def test_same_runs_are_the_same_bytes(tmp_path):
 def test_same_runs_with_other_numbers_differ(tmp_path):
     table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", THEIRS))
     assert table.verdict.tolist() == ["differs", "differs", "same bytes", "differs"]
+
+
+def test_numbers_without_their_runs_are_not_the_same_bytes(tmp_path):
+    for name in "ab":
+        shutil.rmtree(results(tmp_path / name, OURS) / "headline")
+    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"agrees"}
 
 
 def test_a_best_rate_is_judged_by_its_sweeps(tmp_path):
