@@ -1,14 +1,19 @@
 """README's code runs, its links lead somewhere, its numbers are those of the CSVs."""
 
+import json
 import re
+from itertools import combinations, product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from modules import documents
+from modules import analysis, documents
 from modules.files import RunFiles
+from modules.formatting import show
 from modules.parameters import PUBLISHED
+from modules.range_test import best_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -58,6 +63,54 @@ def test_cost_of_the_machinery_is_that_of_the_benchmark():
     assert f"two workers costs {two.seconds - two.training_seconds:.0f} seconds a notebook" in text
     assert f"10,000 trivial runs {1000 * most.seconds_a_run:.0f} milliseconds" in text
     assert f"{most.client_mib:.0f} MiB in the client" in text
+
+
+def test_numbers_in_the_prose_are_those_of_the_runs():
+    text = " ".join(README.split())
+    runs = analysis.read_runs(ROOT / PUBLISHED / "cifar10-jpeg" / "headline")
+    clr = analysis.curves(runs, "triangular")
+    for iteration, where in ((20_000, "at 20,000 iterations"), (32_000, "at 32,000, its highest mean")):
+        found = analysis.interval_of_mean(clr.loc[iteration], 0, 1)
+        assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} {where}" in text
+    assert clr.mean(axis=1).idxmax() == 32_000
+
+    rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
+    single = [best_rate(run.lr, run.train_loss, window=1)[0].lr for _, run in rates.groupby("file")]
+    assert f"(singly {min(single):.3f} to {max(single):.3f};" in text
+    assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
+    assert "Every run passed 99 % after the first cycle" in text
+
+    policy = json.loads((ROOT / PUBLISHED / "digits/headline/triangular-seed1.json").read_text())["spec"]["policy"]
+    assert round((policy["base_lr"] + policy["max_lr"]) / 2 / 0.001) == 17
+    assert "CLR's mean rate is seventeen times 0.001" in text
+
+
+def test_bounds_of_a_line_of_three_pieces():
+    """What README and notebook 2 say the intervals leave out."""
+    runs = analysis.read_runs(ROOT / PUBLISHED / "cifar10-jpeg" / "range_test")
+    curve = runs.groupby("iteration").agg(lr=("lr", "first"), accuracy=("val_acc", "mean"))
+    lr, last = curve.lr.to_numpy(), len(curve) - 1
+    fits = []
+    for first, second in combinations(range(len(lr)), 2):
+        if min(second - first, last - second) >= 2:
+            hinges = [np.ones_like(lr), np.maximum(0, lr - lr[first]), np.maximum(0, lr - lr[second])]
+            weights, left_over, *_ = np.linalg.lstsq(np.stack(hinges, 1), curve.accuracy, rcond=None)
+            if weights[1] > 0 and weights[2] <= -0.5 * weights[1]:
+                fits.append((left_over.item(), lr[second]))
+    assert f"a line of three pieces instead of four puts `max_lr` at {min(fits)[1]:.4f}" in " ".join(README.split())
+
+
+def test_coverage_of_the_bootstrap_of_five_runs():
+    everything = np.array(list(product(range(5), repeat=5)))
+    samples = np.random.default_rng(0).normal(size=(2000, 5))
+    ends = [np.quantile(sample[everything].mean(axis=1), (0.025, 0.975)) for sample in samples]
+    covered = np.mean([low <= 0 <= high for low, high in ends])
+    assert f"they cover about {100 * covered:.0f} %" in " ".join(README.split())
+
+
+def _runs(experiment):
+    """Path and rows of an experiment's published runs."""
+    return [(path, pd.read_csv(path)) for path in sorted((ROOT / PUBLISHED / experiment).glob("*-seed*.csv"))]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
