@@ -13,22 +13,22 @@ def at_root() -> None:
 
 
 def seeds(runs: int) -> range:
-    """Seeds 1 to `runs`.
+    """Seeds 1 to `runs`, of which there are at most a thousand: every run is described before the first begins.
 
     Raises:
-        RunError: `runs` is not a positive whole number.
+        RunError: `runs` is not a whole number of that size.
     """
-    return range(1, whole("runs", runs) + 1)
+    return range(1, whole("runs", runs, most=1000) + 1)
 
 
-def whole(name: str, value: object) -> int:
-    """A parameter's value, when it is a whole number from 1 to a billion.
+def whole(name: str, value: object, most: int = 10**9) -> int:
+    """A parameter's value, when it is a whole number from 1 to `most`.
 
     Raises:
         RunError: it is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**9:
-        raise RunError(f"{name}={short(value)}: a whole number from 1 to 1,000,000,000 is needed")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise RunError(f"{name}={short(value)}: a whole number from 1 to {most:,} is needed")
     return value
 
 

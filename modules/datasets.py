@@ -20,6 +20,7 @@ import numpy as np
 
 from modules import image_files
 from modules.image_files import SPLITS, DataError
+from modules.runs import short
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "images")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -85,10 +86,12 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
         data_dir: where the data lie or are downloaded to, and where the cache goes; by default `default_data_dir()`.
 
     Raises:
-        DataError: an unknown name; data missing, truncated or unreadable, with what to do about it.
+        DataError: an unknown name; `data_dir` that is no path; data missing, truncated or unreadable, with what to do.
     """
     if name not in NAMES:
         raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
+    if data_dir is not None and not isinstance(data_dir, str | Path):
+        raise DataError(f"data_dir={short(data_dir)}: a path is needed")
     data_dir = Path(data_dir) if data_dir else default_data_dir()
     source = image_files.find(data_dir) if name == "images" else None
     key = [CACHE_VERSION, *(source.stamp if source else [])]

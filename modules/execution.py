@@ -91,9 +91,8 @@ def check_all(
     """
     if workers is not None:
         whole("workers", workers)
-    for name, path in (("folder", folder), ("data_dir", data_dir)):
-        if path is not None and not isinstance(path, (str, Path)):
-            raise RunError(f"{name}={short(path)}: a path is needed")
+    if not isinstance(folder, str | Path):
+        raise RunError(f"folder={short(folder)}: a path is needed")
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         raise RunError(f"two runs have the same name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")

@@ -101,6 +101,9 @@ def small_plan(tmp_path):
 @example(("02_range_test", "runs"), 10**30)
 @example(("03_headline_experiment", "workers"), "3")
 @example(("03_headline_experiment", "data_dir"), 5)
+@example(("06_best_lr", "data_dir"), 5)
+@example(("05_policies", "runs"), 30_000_000)  # whose descriptions alone would fill the memory
+@example(("07_mlp_mnist", "epochs"), 30_000_000)
 @example(("03_headline_experiment", "base_lr"), None)
 @example(("02_range_test", "dataset"), ["digits"])
 @example(("02_range_test", "model"), "wide_resnet-100000-1")
