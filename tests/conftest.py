@@ -1,6 +1,10 @@
-"""The data directory of the tests."""
+"""The data directory of the tests, and no time limits: what is slow on a busy machine is no failure."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("study", parent=settings(), deadline=None)
+settings.load_profile("study")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,7 +33,7 @@ JUNK = st.one_of(
 )
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = sorted(Spec.model_fields)
-often = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def assert_one_line(message, *names):

@@ -48,7 +48,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("mode", REFERENCES)
 @given(low=RATES, high=RATES, step=STEPS, gamma=st.floats(0.9, 1.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cyclic_modes_follow_their_formulas(mode, low, high, step, gamma):
     base, top = sorted((low, high))
     got = rates(CyclicLR(sgd(), base, top, step, mode, gamma), 5 * step)
@@ -58,7 +58,7 @@ def test_cyclic_modes_follow_their_formulas(mode, low, high, step, gamma):
 
 @pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
 @given(low=RATES, high=RATES, step=STEPS, gamma=st.floats(0.9, 1.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cyclic_equals_torch(mode, low, high, step, gamma):
     base, top = sorted((low, high))
     ours = CyclicLR(sgd(), base, top, step, mode, gamma)
@@ -83,7 +83,7 @@ def test_custom_scale_functions(name, mode, scale):
 
 
 @given(low=RATES, high=RATES, step=STEPS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_decay_falls_to_base_and_stays(low, high, step):
     base, top = sorted((low, high))
     expected = [max(base, top - (top - base) * min(t / step, 1)) for t in range(3 * step)]
@@ -97,7 +97,7 @@ def test_exponential_and_fixed():
 
 
 @given(low=RATES, high=RATES, count=STEPS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_range_test_ramps(low, high, count):
     low, high = sorted((low, high))
     linear = [low + (high - low) * min(t / count, 1) for t in range(count + 3)]
