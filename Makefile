@@ -12,7 +12,7 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce best-lr publish html test test-faults lint benchmark benchmark-scale lab clean
+.PHONY: help env reproduce best-lr publish verify html test test-faults lint benchmark benchmark-scale lab clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
@@ -35,6 +35,9 @@ best-lr: $(ENV) ## a learning rate for your data: make best-lr [RESULTS=results/
 
 publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
 	@$(PYTHON) -m modules publish --study $(STUDY) --results $(RESULTS)
+
+verify: $(ENV) ## train the first row of complete runs again: make verify RESULTS=... [PARAMS="--rows 2 --data-dir data/mine"]
+	@$(PYTHON) -m modules verify --results $(RESULTS) $(PARAMS)
 
 html: $(ENV) ## executed notebooks as web pages in site/
 	@$(PYTHON) -m modules html

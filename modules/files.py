@@ -123,15 +123,20 @@ class RunFiles:
         Raises:
             RunError: they cannot be written; the checkpoint is still there.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-        table = text.getvalue().encode()
+        table = as_csv(rows).encode()
         record = {**record, "sha256": checksums(table, record)}
         with _writable(self.csv.parent):
             atomic_write(self.json, json.dumps(record, indent=2) + "\n")
             atomic_write(self.csv, table)
+
+
+def as_csv(rows: Iterable[Iterable]) -> str:
+    """A run's rows as its CSV has them; every number in as many digits as give it back."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def checksums(table: bytes, record: dict) -> dict[str, str]:

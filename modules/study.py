@@ -2,6 +2,7 @@
 
 python -m modules reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER]
+python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER]
 python -m modules html
 """
 
@@ -25,6 +26,7 @@ from modules.files import atomic_write, sweep, writing
 from modules.formatting import readable
 from modules.pages import html
 from modules.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
+from modules.verification import runs_in, verify
 
 IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
@@ -202,6 +204,16 @@ def _check_complete(study: str, results: Path) -> None:
                     )
 
 
+def verify_all(place: Path, rows: int, data_dir: str | None) -> int:
+    """Print of every run at a place whether its first rows came out again; returns the exit status, 1 when not all."""
+    differing = 0
+    for path in runs_in(place):
+        found = verify(path, rows, data_dir)
+        differing += found is not None
+        print(f"{path}: {found or 'same bytes'}", flush=True)
+    return 1 if differing else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m modules", description=__doc__.splitlines()[0])
@@ -213,6 +225,10 @@ def main(arguments: list[str] | None = None) -> int:
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
     promote.add_argument("--study", required=True, help="the study it is of")
     promote.add_argument("--results", type=Path, help="a complete results folder; by default results/<study>")
+    again = commands.add_parser("verify", help="train the first rows of complete runs again: the same bytes?")
+    again.add_argument("--results", type=Path, required=True, help="a run's CSV, or a folder of runs")
+    again.add_argument("--rows", type=int, default=1, help="how many rows of each run")
+    again.add_argument("--data-dir", help="where the data lie, if not in data/")
     commands.add_parser("html", help="convert executed notebooks to web pages in site/")
     options = parser.parse_args(arguments)
     at_root()
@@ -221,6 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
             reproduce(options.study, options.results, {name: value(text) for name, text in options.p})
         elif options.command == "publish":
             publish(options.study, options.results or Path("results") / options.study)
+        elif options.command == "verify":
+            return verify_all(options.results, options.rows, options.data_dir)
         else:
             print(html())
     except OSError as error:

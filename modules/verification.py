@@ -1,0 +1,67 @@
+"""A complete run's first rows, trained again: the same bytes, or not?"""
+
+import tempfile
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+
+from modules.checkpoints import resume
+from modules.checks import whole
+from modules.datasets import load
+from modules.files import RunFiles, as_csv
+from modules.provenance import processor
+from modules.runs import RunError, spec
+from modules.training import train
+
+
+def runs_in(place: str | Path) -> list[Path]:
+    """The CSVs of the complete runs at a place: one run's CSV, an experiment's folder, or a study's results.
+
+    Raises:
+        RunError: there are none.
+    """
+    place = Path(place)
+    found = [place] if place.is_file() else sorted(place.glob("*-seed*.csv")) or sorted(place.glob("*/*-seed*.csv"))
+    if not found:
+        raise RunError(f"{place} holds no complete run: a run's CSV, or a folder of them, is needed")
+    return found
+
+
+def verify(path: Path, rows: int = 1, data_dir: str | Path | None = None) -> str | None:
+    """Train a complete run again from its start, as its JSON says, and compare the first rows of its CSV.
+
+    Args:
+        path: the run's CSV.
+        rows: how many; all of them where the run has fewer.
+        data_dir: as for `datasets.load`.
+
+    Returns:
+        None when the rows are the same bytes; else what differs, in one line.
+
+    Raises:
+        RunError: the run's files are missing or not as it wrote them, or its data are not those in `data_dir`.
+        DataError: the data cannot be read.
+    """
+    whole("rows", rows)
+    files = RunFiles(path.parent, path.stem)
+    table, record = files.read()
+    asked = spec(**record["spec"])
+    fingerprint = load(asked.dataset, data_dir).fingerprint
+    if fingerprint != record["data"]["fingerprint"]:
+        raise RunError(
+            f"{path} was trained on {record['data']['label']}, fingerprint {record['data']['fingerprint'][:12]}, and "
+            f"the data here have {fingerprint[:12]}: name theirs with data_dir"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        train(asked, folder, data_dir, stop_after=rows * asked.evaluate_every)
+        again = RunFiles(folder, asked.name)
+        trained = again.read()[0] if again.complete else as_csv(resume(again, asked, fingerprint)["rows"])
+    for number, pair in enumerate(zip_longest(*(text.splitlines()[: 1 + rows] for text in (table, trained)))):
+        if pair[0] != pair[1]:
+            made, here = (
+                f"{record['processor']}, torch {record['versions']['torch']}",
+                f"{processor()}, torch {torch.__version__}",
+            )
+            return f"row {number} is {pair[1]} here, not {pair[0]} (made on {made}; here is {here})"
+    return None

@@ -1,0 +1,89 @@
+"""Complete runs trained again from their first row: what is as it was passes, what is not is named."""
+
+import pytest
+from toys import FIXED, TRIANGULAR, make_images, small
+
+from modules import study
+from modules.datasets import load
+from modules.files import RunFiles
+from modules.runs import RunError
+from modules.training import train
+from modules.verification import runs_in, verify
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+@pytest.mark.parametrize("policy", [TRIANGULAR, dict(name="range_test", min_lr=0.001, max_lr=0.1)])
+def test_runs_come_out_again(tmp_path, policy, rows):
+    path = train(small(policy), tmp_path)
+    before = path.read_bytes()
+    assert verify(path, rows) is None
+    assert path.read_bytes() == before
+    assert not (tmp_path / ".partial").exists()
+
+
+def forged(path, row, number):
+    """A run whose CSV has another training loss in one row, with checksums that fit."""
+    files = RunFiles(path.parent, path.stem)
+    _, record = files.read()
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    rows[row - 1][2] = number
+    files.finish(rows, record)
+
+
+def test_a_forged_row_is_named(tmp_path):
+    path = train(small(), tmp_path)
+    loss = path.read_text().splitlines()[2].split(",")[2]
+    forged(path, 2, "0.5")
+    assert verify(path, 1) is None
+    found = verify(path, 2)
+    assert found.startswith("row 2 is 12,")
+    assert loss in found
+    assert ",0.5," in found
+    assert found.count("torch") == 2
+
+
+def test_rows_that_were_left_out_are_named(tmp_path):
+    path = train(small(), tmp_path)
+    files = RunFiles(tmp_path, path.stem)
+    text, record = files.read()
+    files.finish([line.split(",") for line in text.splitlines()[1:-1]], record)
+    assert verify(path, 3) is None
+    assert verify(path, 4).startswith("row 4 is 24,")
+
+
+def test_other_data_are_refused(tmp_path):
+    path = train(small(), tmp_path)
+    files = RunFiles(tmp_path, path.stem)
+    text, record = files.read()
+    record["data"]["fingerprint"] = "0" * 64
+    files.finish([line.split(",") for line in text.splitlines()[1:]], record)
+    with pytest.raises(RunError, match="was trained on digits .* name theirs with data_dir"):
+        verify(path)
+
+
+def test_edited_runs_and_wrong_places_are_refused(tmp_path):
+    with pytest.raises(RunError, match="holds no complete run"):
+        runs_in(tmp_path)
+    path = train(small(), tmp_path)
+    with pytest.raises(RunError, match="rows=0"):
+        verify(path, 0)
+    path.write_text(path.read_text().replace("24,", "25,"))
+    with pytest.raises(RunError, match="is not as the run wrote it"):
+        verify(path)
+
+
+def test_command_line(tmp_path, capsys):
+    folder = tmp_path / "results" / "headline"
+    folder.mkdir(parents=True)
+    images = make_images(tmp_path / "images", size=16)
+    load("images", images)
+    for seed, policy in ((1, TRIANGULAR), (2, FIXED)):
+        train(small(policy, seed, dataset="images", batch_size=4), folder, images)
+    assert runs_in(tmp_path / "results") == runs_in(folder)
+    arguments = ["verify", "--results", str(tmp_path / "results"), "--data-dir", str(images)]
+    assert study.main(arguments) == 0
+    assert capsys.readouterr().out.count(": same bytes\n") == 2
+    forged(folder / "fixed-seed2.csv", 1, "0.5")
+    assert study.main(arguments) == 1
+    assert "fixed-seed2.csv: row 1 is" in capsys.readouterr().out
+    assert study.main([*arguments[:2], str(tmp_path / "nowhere")]) == 2
