@@ -22,28 +22,35 @@ def range_test(
     optimizer: Optimizer,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
-    evaluate: Callable[[nn.Module], float],
+    evaluate: Callable[[nn.Module], float] | None,
     min_lr: float,
     max_lr: float,
     iterations: int,
     evaluate_every: int,
     ramp: str = "linear",
 ) -> pd.DataFrame:
-    """Train while the learning rate climbs, and measure accuracy on the way; both are put back afterwards.
+    """Train while the learning rate climbs, and measure loss and accuracy on the way.
+
+    Afterwards weights, buffers, modes and the optimizer are as they were, and there are no gradients. Random generators
+    have moved on.
 
     Args:
         model: the network; trained in place, on whatever device it is on. Modules that are in evaluation mode while
             the model is in training mode stay in it.
-        optimizer: over the model's parameters.
+        optimizer: over the model's parameters. All groups get the ramp's rate, times their `lr_mult` if they have one.
         loss_fn: called as `loss_fn(model(inputs), targets)`.
-        batches: pairs of inputs and targets, e.g. a DataLoader; gone through again whenever it ends.
-        evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters.
+        batches: pairs of inputs and targets, e.g. a DataLoader; gone through again whenever it ends, and brought to the
+            model's device.
+        evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters. None where the
+            training loss is enough.
         min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`.
         iterations: length of the ramp; the paper lets it run for several epochs.
         evaluate_every: iterations between evaluations; `iterations / evaluate_every` of at least 20 is sensible.
 
     Returns:
-        Columns `lr`, `accuracy`; shorter when the loss stops being finite. `suggest_bounds` takes both columns.
+        Columns `lr` (before any `lr_mult`), `train_loss` (mean since the last row), `accuracy` (NaN without
+        `evaluate`); shorter when the loss stops being finite. `suggest_bounds` takes rate and accuracy, `best_rate`
+        rate and loss.
 
     Raises:
         ValueError: rates, ramp or intervals that make no sense, or `batches` that are empty.
@@ -57,28 +64,33 @@ def range_test(
     if not model.training:
         model.train()
     modes = _modes(model)  # a BatchNorm that was frozen stays so
-    rows: list[tuple[float, float]] = []
+    device = next((parameter.device for parameter in model.parameters()), None)
+    rows: list[tuple[float, float, float]] = []
+    losses: list[float] = []
     try:
         scheduler = RangeTestLR(optimizer, min_lr, max_lr, iterations, ramp)
         stream = _endless(batches)
         for iteration in range(1, iterations + 1):
             _set_modes(modes)
-            inputs, targets = next(stream)
+            inputs, targets = (part.to(device) for part in next(stream))
             optimizer.zero_grad()
             loss = loss_fn(model(inputs), targets)
             if not loss.isfinite():
                 break
             loss.backward()
             optimizer.step()
-            lr = scheduler.get_last_lr()[0]
+            losses.append(loss.item())
             scheduler.step()
             if iteration % evaluate_every == 0:
-                rows.append((lr, evaluate(model)))
+                accuracy = evaluate(model) if evaluate else np.nan
+                rows.append((scheduler.lr_at(iteration - 1), float(np.mean(losses)), accuracy))
+                losses.clear()
     finally:
+        optimizer.zero_grad()
         model.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
         _set_modes(given)
-    return pd.DataFrame(rows, columns=["lr", "accuracy"])
+    return pd.DataFrame(rows, columns=["lr", "train_loss", "accuracy"])
 
 
 def _modes(model: nn.Module) -> dict[nn.Module, bool]:
@@ -121,7 +133,8 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
     rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The joints
     are tried at all measured rates (at 50 of them where there are more), at least two apart. The intervals are the same
-    fit on resampled runs; with fewer than five runs there are none.
+    fit on resampled runs; with fewer than five runs there are none. A `base_lr`, or an end of its interval, that is the
+    first measured rate says only that accuracy rises from there on, if not from below: start the ramp lower.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
@@ -250,7 +263,8 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRa
         AnalysisError: no point that all runs reached, a loss that does not fall clear of its own noise, or one whose
             least lies at an end of the sweep.
 
-    Source: best_lr. The least loss lies at the edge of divergence, so its rate is an upper bound rather than a choice.
+    Source: best_lr. The rate is a place to start. Where the loss rises steeply behind it, it is near the edge of
+    divergence; with batch normalisation the loss can stay almost as low at many times that rate.
     """
     lr = np.asarray(lr, dtype=float)
     loss = pd.DataFrame(np.asarray(loss, dtype=float).reshape(len(lr), -1))

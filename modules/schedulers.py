@@ -6,6 +6,7 @@ already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used from torch.
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 
 from torch.optim import Optimizer
@@ -123,6 +124,12 @@ class CyclicLR(_PolicyLR):
         self._scale_name = scale_fn if named else f"custom:{own}"
         self._scale_fn = SCALE_FUNCTIONS.get(scale_fn) if named else scale_fn
 
+    def _scale_values(self) -> list[float]:
+        """The scale function at a few places, as all lambdas have one name; empty where it is not defined there."""
+        with suppress(Exception):
+            return [float(self._scale_fn(x)) for x in (1, 2, 3, 10)]
+        return []
+
     def lr_at(self, t: float) -> float:
         """Learning rate `t` iterations after the start of the cycles (after the last reset), before any `lr_mult`."""
         cycle = math.floor(1 + t / (2 * self.step_size))
@@ -186,10 +193,11 @@ class CyclicLR(_PolicyLR):
     def state_dict(self) -> dict:
         """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.
 
-        A custom `scale_fn` is stored by name only.
+        Of a custom `scale_fn` the name and a few values are stored, to know it again.
         """
         state = {key: getattr(self, key) for key in self._STATE}
         state["scale_fn"] = self._scale_name
+        state["scale_values"] = self._scale_values()
         state["history"] = {key: list(values) for key, values in self.history.items()}
         return state
 
@@ -197,16 +205,15 @@ class CyclicLR(_PolicyLR):
         """Restore every parameter and the optimizer's rates; training goes on bit for bit.
 
         Raises:
-            ValueError: when the state was saved with a custom `scale_fn` that this scheduler was not constructed with.
+            ValueError: the state was saved with a custom `scale_fn`, and this one's has another name or other values.
         """
         name = state_dict["scale_fn"]
         if name != self._scale_name:
             if name is not None and name not in SCALE_FUNCTIONS:
-                raise ValueError(
-                    f"the saved scheduler used the scale function {name.removeprefix('custom:')!r}, not saved with it: "
-                    f"construct CyclicLR with that function before loading (this one has {self._scale_name!r})"
-                )
+                raise ValueError(f"the state's scale_fn is {name.removeprefix('custom:')!r}: give it to CyclicLR first")
             self._use_scale_fn(name)
+        elif state_dict.get("scale_values", mine := self._scale_values()) != mine:
+            raise ValueError(f"the saved scheduler's scale function gave other values than this one's {name!r}")
         for key in self._STATE:
             setattr(self, key, state_dict[key])
         self.history = {key: list(values) for key, values in state_dict["history"].items()}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modules.analysis import AnalysisError
-from modules.range_test import range_test, suggest_bounds
+from modules.range_test import best_rate, range_test, suggest_bounds
 
 LR = np.linspace(0.001, 0.04, 40)
 STEP = LR[1] - LR[0]
@@ -130,9 +130,30 @@ def test_range_test_climbs_measures_and_puts_everything_back():
     assert len(table) == 40
     assert table.lr.iloc[-1] == pytest.approx(1.0, rel=0.1)
     assert table.accuracy.iloc[-1] > table.accuracy.iloc[0] + 0.2
+    assert table.train_loss.iloc[-1] < table.train_loss.iloc[0] - 0.2
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert not optimizer.state_dict()["state"]
+
+
+def test_rates_are_those_before_any_multiplier():
+    model, _, batches, accuracy = problem()
+    optimizer = torch.optim.SGD([{"params": [model.weight], "lr_mult": 2}, {"params": [model.bias]}], lr=0.5)
+    used = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    table = range_test(model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 0.1, 1.0, 20, 5)
+    assert [2 * lr for lr in table.lr] == pytest.approx(used[4::5])
+
+
+def test_the_training_loss_alone_gives_a_rate():
+    model, optimizer, batches, _ = problem()
+    loss = torch.nn.functional.cross_entropy
+    table = range_test(model, optimizer, loss, batches, None, 1e-4, 1e4, 400, 5, "exponential")
+    assert table.accuracy.isna().all()
+    expected = table.lr[table.train_loss.rolling(5, center=True, min_periods=1).mean().idxmin()]
+    assert best_rate(table.lr, table.train_loss)[0].lr == expected
+    assert 1e-3 < expected < 1e3
 
 
 def test_range_test_stops_when_the_loss_is_not_finite():

@@ -204,6 +204,18 @@ def test_loading_a_custom_scale_function_needs_that_function():
         CyclicLR(sgd()).load_state_dict(scheduler.state_dict())
 
 
+def test_lambdas_are_told_apart_by_what_they_give():
+    saved = CyclicLR(sgd(), scale_fn=lambda cycle: 1 / cycle).state_dict()
+    CyclicLR(sgd(), scale_fn=lambda cycle: 1 / cycle).load_state_dict(saved)
+    with pytest.raises(ValueError, match="gave other values than this one's 'custom:.*<lambda>'"):
+        CyclicLR(sgd(), scale_fn=lambda cycle: 0.5**cycle).load_state_dict(saved)
+
+
+def test_scale_functions_of_a_few_cycles_are_saved():
+    saved = CyclicLR(sgd(), scale_fn=lambda cycle: (1, 0.5, 0.25)[cycle - 1]).state_dict()
+    CyclicLR(sgd(), scale_fn=lambda cycle: (1, 0.5, 0.25)[cycle - 1]).load_state_dict(saved)
+
+
 def test_a_custom_scale_function_is_never_taken_for_a_named_one():
     def sinusoidal(cycle):
         return cycle / 10
