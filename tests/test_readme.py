@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from toys import make_images
 
-from modules import analysis, documents
+from modules import analysis, documents, parameters
 from modules.files import RunFiles
 from modules.formatting import show
 from modules.parameters import PUBLISHED
@@ -25,10 +26,23 @@ def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(code, "README.md", "exec"), names)
     assert len(names["lr"]) == len(names["acc"]) == len(names["loader"])
-    found = re.search(r"base_lr (\S+), max_lr (\S+)\naccuracy (\S+)", capsys.readouterr().out)
-    base_lr, max_lr, accuracy = map(float, found.groups())
+    pattern = r"base_lr (\S+), max_lr (\S+)\nleast training loss at (\S+)\naccuracy (\S+)"
+    base_lr, max_lr, least, accuracy = map(float, re.search(pattern, capsys.readouterr().out).groups())
     assert 1e-5 < base_lr < max_lr < 1
+    assert max_lr < least < 10
     assert accuracy > 0.75
+
+
+def test_the_command_for_your_images_is_accepted(tmp_path):
+    """And asks for the bounds of their own range test, and for nobody's numbers beside theirs."""
+    images = make_images(tmp_path / "images", count=60, size=32)
+    command = re.search(r'STUDY=cifar10 RESULTS=results/mine \\\n\s+PARAMS="(.*)"', README)[1]
+    overrides = {name: parameters.value(text) for name, text in re.findall(r"-p (\S+) (\S+)", command)}
+    plan = parameters.parameters("cifar10", tmp_path / "results", {**overrides, "data_dir": str(images)})
+    parameters.check(plan)
+    asked = plan["03_headline_experiment"]
+    assert (asked["dataset"], asked["base_lr"], asked["max_lr"]) == ("images", None, None)
+    assert plan["04_headline_figures"]["reference"] is None
 
 
 def test_numbers_are_those_of_the_published_results():
@@ -76,7 +90,8 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
 
     rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
     single = [best_rate(run.lr, run.train_loss, window=1)[0].lr for _, run in rates.groupby("file")]
-    assert f"(singly {min(single):.3f} to {max(single):.3f};" in text
+    assert f"(singly {min(single):.3f} to {max(single):.3f}, a factor of two" in text
+    assert max(single) / min(single) == pytest.approx(2, abs=0.01)
     assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
     assert "Every run passed 99 % after the first cycle" in text
 
@@ -98,6 +113,22 @@ def test_bounds_of_a_line_of_three_pieces():
             if weights[1] > 0 and weights[2] <= -0.5 * weights[1]:
                 fits.append((left_over.item(), lr[second]))
     assert f"a line of three pieces instead of four puts `max_lr` at {min(fits)[1]:.4f}" in " ".join(README.split())
+
+
+def test_bounds_beside_the_rule_of_thumb():
+    text = (ROOT / "notebooks" / "02_range_test.ipynb").read_text()
+    for study, says in (("cifar10-jpeg", "passes it with {:.2f}"), ("digits", "do not with {:.2f}")):
+        bounds = pd.read_csv(ROOT / PUBLISHED / study / "tables" / "range_test_bounds.csv").set_index("bound").value
+        assert says.format(bounds.base_lr / bounds.max_lr) in text
+        curve = pd.read_csv(ROOT / PUBLISHED / study / "tables" / "range_test_curve.csv")
+        assert curve["mean"].idxmax() >= len(curve) - 3
+
+
+def test_the_weak_baseline_on_digits():
+    at_cut = [
+        run.set_index("iteration").val_acc[1190] for path, run in _runs("digits/headline") if "fixed" in path.name
+    ]
+    assert f"one run of five has {100 * min(at_cut):.0f} % when its rate is cut at 1,200" in " ".join(README.split())
 
 
 def test_coverage_of_the_bootstrap_of_five_runs():
