@@ -12,9 +12,9 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce best-lr publish verify html test test-faults lint benchmark benchmark-scale lab clean
+.PHONY: help env reproduce best-lr publish verify html test test-faults lint benchmark benchmark-scale benchmark-precision lab clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
 env: $(ENV) ## make .venv from requirements.txt
 
@@ -57,6 +57,9 @@ benchmark: $(ENV) ## speed beside a conventional loop and the machine's limit, i
 
 benchmark-scale: $(ENV) ## what the machinery costs from 10 to 10,000 runs, into results/benchmarks/
 	@$(PYTHON) benchmarks/scale.py
+
+benchmark-precision: $(ENV) ## is bfloat16 safe? CLR again in it: make benchmark-precision RESULTS=results/cifar10
+	@$(PYTHON) benchmarks/precision.py --results $(RESULTS) $(PARAMS)
 
 lab: $(ENV) ## open JupyterLab
 	@$(PYTHON) -m jupyter lab notebooks
