@@ -88,6 +88,22 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
         assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} {where}" in text
     assert clr.mean(axis=1).idxmax() == 32_000
 
+    fixed, mean = analysis.curves(runs, "fixed"), clr.mean(axis=1)
+    best = fixed.mean(axis=1).max()
+    assert f"{100 * (mean[20_000] - best):.2f} points above" in text
+    assert f"after 24,000 iterations, is {100 * (mean[24_000] - best):.1f} points above" in text
+    for iteration, says in ((20_000, "to within {}"), (32_000, "is {} above the end of *fixed*")):
+        lead = analysis.interval_of_mean(clr.loc[iteration] - fixed.iloc[-1], -1, 1)
+        assert says.format(show("difference", lead["value"], lead["t_low"], lead["t_high"])) in text
+    draws = [list(draw) for draw in product(range(5), repeat=5)]
+    reached = [clr.iloc[:, d].mean(axis=1) >= fixed.iloc[:, d].mean(axis=1).max() - 1e-9 for d in draws]
+    first = pd.Series([where.idxmax() for where in reached]).value_counts(normalize=True)
+    assert set(first.index) == {20_000, 24_000}
+    assert f"{100 * first[20_000]:.0f} % of the resamples cross at the first" in text
+    for iteration in (60_000, 61_000):
+        found = analysis.interval_of_mean(fixed.loc[iteration], 0, 1)
+        assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} at {iteration:,}" in text
+
     rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
     single = [best_rate(run.lr, run.train_loss, window=1)[0].lr for _, run in rates.groupby("file")]
     assert f"(singly {min(single):.3f} to {max(single):.3f}, a factor of two" in text
@@ -95,9 +111,11 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
     assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
     assert "Every run passed 99 % after the first cycle" in text
 
-    policy = json.loads((ROOT / PUBLISHED / "digits/headline/triangular-seed1.json").read_text())["spec"]["policy"]
-    assert round((policy["base_lr"] + policy["max_lr"]) / 2 / 0.001) == 17
-    assert "CLR's mean rate is seventeen times 0.001" in text
+    for study, times, says in (("digits", 17, "seventeen times 0.001"), ("cifar10-jpeg", 6, "six times as large")):
+        record = json.loads((ROOT / PUBLISHED / study / "headline/triangular-seed1.json").read_text())
+        policy = record["spec"]["policy"]
+        assert round((policy["base_lr"] + policy["max_lr"]) / 2 / 0.001) == times
+        assert f"CLR's mean rate is {says}" in text
 
 
 def test_bounds_of_a_line_of_three_pieces():
