@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from modules.analysis import AnalysisError
@@ -57,6 +58,15 @@ def beside(table: pd.DataFrame, reference: str | Path, source: str) -> pd.DataFr
     ours = table.merge(others[keys].drop_duplicates(), on=keys).assign(source=source)[[*keys, "source", "value"]]
     pivot = pd.concat([ours, others]).pivot(index=keys, columns="source", values="value")
     return pivot[[source, *others.source.unique()]].reset_index().rename_axis(columns=None)
+
+
+def readable_beside(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `beside` for the eye; `-` where a source says nothing."""
+    out = table.copy()
+    for source in table.columns[2:]:
+        pairs = zip(table.quantity, table[source], strict=True)
+        out[source] = ["-" if pd.isna(value) else show(quantity, value, np.nan, np.nan) for quantity, value in pairs]
+    return out
 
 
 def show(quantity: str, value: float, low: float, high: float) -> str:

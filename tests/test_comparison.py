@@ -8,7 +8,7 @@ import pytest
 
 from modules.analysis import AnalysisError
 from modules.comparison import compare
-from modules.formatting import read_reference, readable, show
+from modules.formatting import beside, read_reference, readable, readable_beside, show
 
 COLUMNS = ["quantity", "policy", "runs", "value", "low", "high"]
 
@@ -98,3 +98,23 @@ def test_nothing_published_and_itself(tmp_path):
 )
 def test_numbers_as_printed(arguments, text):
     assert show(*arguments) == text
+
+
+def test_others_numbers_stand_beside_ours_with_their_units(tmp_path):
+    ours = pd.DataFrame(
+        {
+            "quantity": ["iterations", "final_accuracy", "crossing_iteration", "best_accuracy"],
+            "policy": ["fixed", "fixed", "triangular", "fixed"],
+            "value": [70_000.0, 0.7444, 20_000.0, 0.8],
+        }
+    )
+    path = tmp_path / "reference.csv"
+    path.write_text(
+        "source,quantity,policy,value\none,iterations,fixed,70000\none,final_accuracy,fixed,0.76\n"
+        "two,crossing_iteration,triangular,25000\n"
+    )
+    table = readable_beside(beside(ours, path, "this study")).set_index("quantity")
+    assert table.loc["iterations"].tolist() == ["fixed", "70,000", "70,000", "-"]
+    assert table.loc["final_accuracy"].tolist() == ["fixed", "74.44 %", "76.00 %", "-"]
+    assert table.loc["crossing_iteration"].tolist() == ["triangular", "20,000", "-", "25,000"]
+    assert len(table) == 3
