@@ -8,20 +8,20 @@ stays as it is, so a pair of runs starts from the same weights and sees the same
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from modules import analysis
 from modules.execution import run_all
+from modules.files import RunFiles
 from modules.formatting import readable
 from modules.runs import RunError, Spec, spec
 
 
 def again(path: Path, iterations: int) -> Spec:
     """A run of the headline in bfloat16, up to one of its evaluations."""
-    asked = json.loads(path.with_suffix(".json").read_text())["spec"]
+    asked = RunFiles(path.parent, path.stem).read()[1]["spec"]
     if iterations > asked["iterations"] or iterations % asked["evaluate_every"]:
         raise RunError(
             f"iterations={iterations}: a multiple of {asked['evaluate_every']} up to {asked['iterations']} is needed"

@@ -92,7 +92,7 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
     best = fixed.mean(axis=1).max()
     assert f"{100 * (mean[20_000] - best):.2f} points above" in text
     assert f"after 24,000 iterations, is {100 * (mean[24_000] - best):.1f} points above" in text
-    for iteration, says in ((20_000, "to within {}"), (32_000, "is {} above the end of *fixed*")):
+    for iteration, says in ((20_000, "the difference is {}"), (32_000, "is {} above the end of *fixed*")):
         lead = analysis.interval_of_mean(clr.loc[iteration] - fixed.iloc[-1], -1, 1)
         assert says.format(show("difference", lead["value"], lead["t_low"], lead["t_high"])) in text
     draws = [list(draw) for draw in product(range(5), repeat=5)]
