@@ -77,6 +77,13 @@ def test_cost_of_the_machinery_is_that_of_the_benchmark():
     assert f"two workers costs {two.seconds - two.training_seconds:.0f} seconds a notebook" in text
     assert f"10,000 trivial runs {1000 * most.seconds_a_run:.0f} milliseconds" in text
     assert f"{most.client_mib:.0f} MiB in the client" in text
+    measured = pd.read_csv(folder / "throughput.csv").set_index(["variant", "network"])
+    quick, full, mlp = (
+        100 * (measured.over_bare_step["the study's runs, float32", name] - 1)
+        for name in ("cifar10_quick", "cifar10_full", "mlp")
+    )
+    assert f"add {quick:.0f} % for `cifar10_quick`, {full:.0f} % for `cifar10_full` and {mlp:.0f} % for the MLP" in text
+    assert f"whole step takes {measured.ms['bare step, float32, one process a core', 'mlp']:.0f} milliseconds" in text
 
 
 def test_numbers_in_the_prose_are_those_of_the_runs():
