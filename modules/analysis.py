@@ -4,6 +4,7 @@ Nothing here trains or draws. Intervals are 95 % throughout; statistics are scip
 """
 
 import io
+import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -140,7 +141,9 @@ def over_runs(statistic: Callable[..., float], *counts: int, paired: bool = Fals
     if min(counts) < LEAST_BOOTSTRAP:
         return np.empty(0)
     cached = lru_cache(maxsize=None)(statistic)
-    with np.errstate(invalid="ignore"):  # for an interval of its own, which cannot hold infinities
+    # Of its own interval, which is not used here, scipy would say that it cannot hold infinities or be of width 0.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return stats.bootstrap(
             tuple(np.arange(count) for count in counts),
             lambda *drawn: cached(*(tuple(sorted(runs.astype(int))) for runs in drawn)),

@@ -4,6 +4,7 @@ By default a cluster of this machine's cores, bound to loopback, is started and 
 `DASK_SCHEDULER_ADDRESS` names a scheduler, its workers are used; they must see the same folders under the same names.
 """
 
+import json
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from modules import checkpoints
 from modules.checks import whole
-from modules.datasets import load
+from modules.datasets import default_data_dir, load
 from modules.files import RunFiles, writing
 from modules.runs import RunError, Spec, first_line, short
 from modules.training import check, train
@@ -75,7 +76,8 @@ def run_all(
         with writing(folder) as held:
             for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
                 checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
-            _run(pending, held.resolve(), Path(data_dir).resolve() if data_dir else None, workers, device)
+            place = Path(data_dir or default_data_dir()).resolve()  # a cluster's workers may have other defaults
+            _run(pending, held.resolve(), place, workers, device)
         for spec, file in zip(specs, files, strict=True):
             file.check(spec, fingerprints[spec.dataset])
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
@@ -226,7 +228,7 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
         raise RunError("; ".join(failures))
 
 
-def _train(spec: Spec, folder: Path, data_dir: Path | None, device: str | None) -> str:
+def _train(spec: Spec, folder: Path, data_dir: Path, device: str | None) -> str:
     """On a worker: train one run and say in a line how it ended."""
     from distributed import Status, get_worker
 
@@ -248,7 +250,8 @@ def _train(spec: Spec, folder: Path, data_dir: Path | None, device: str | None) 
     if last is None:
         return "diverged before its first evaluation"
     reached = f"accuracy {float(last[-1]):.4f}" if last[-1] else f"training loss {float(last[2]):.4f}"
-    return f"{reached} after {int(last[0]):,} iterations"
+    ended = ", diverged" if json.loads(path.with_suffix(".json").read_text())["diverged"] else ""
+    return f"{reached} after {int(last[0]):,} iterations{ended}"
 
 
 class _Progress:

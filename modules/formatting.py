@@ -34,7 +34,7 @@ def read_reference(path: str | Path) -> pd.DataFrame:
     """What others published: columns `source`, `quantity`, `policy`, `value`, a number.
 
     Raises:
-        AnalysisError: it is no CSV with these columns.
+        AnalysisError: it is no CSV with these columns, says two things of one quantity, or speaks for this study.
     """
     try:
         table = pd.read_csv(path)[["source", "quantity", "policy", "value"]].astype({"value": float})
@@ -42,6 +42,11 @@ def read_reference(path: str | Path) -> pd.DataFrame:
         raise AnalysisError(
             f"reference={path}: a CSV with columns source, quantity, policy and value, a number, is needed"
         ) from error
+    if (twice := table.duplicated(["source", "quantity", "policy"])).any():
+        row = table[twice].iloc[0]
+        raise AnalysisError(f"reference={path}: two values of {row.quantity} {row.policy} from {row.source}")
+    if table.source.astype(str).str.startswith("this study").any():
+        raise AnalysisError(f"reference={path}: only this study's own column is called 'this study'")
     return table
 
 
@@ -51,13 +56,13 @@ def beside(table: pd.DataFrame, reference: str | Path, source: str) -> pd.DataFr
     Args:
         table: columns `quantity`, `policy`, `value`; rows that nobody else has are left out.
         reference: CSV as `read_reference` takes it.
-        source: what our own column is called.
+        source: what our own column is called, `this study` and more.
     """
     others = read_reference(reference)
     keys = ["quantity", "policy"]
     ours = table.merge(others[keys].drop_duplicates(), on=keys).assign(source=source)[[*keys, "source", "value"]]
     pivot = pd.concat([ours, others]).pivot(index=keys, columns="source", values="value")
-    return pivot[[source, *others.source.unique()]].reset_index().rename_axis(columns=None)
+    return pivot.reindex(columns=[source, *others.source.unique()]).reset_index().rename_axis(columns=None)
 
 
 def readable_beside(table: pd.DataFrame) -> pd.DataFrame:

@@ -147,6 +147,8 @@ def in_words(table: pd.DataFrame) -> str:
         first = f"The mean of {cross.policy} first reached {reached}, after {cross.value:,.0f} iterations: "
         first += show("crossing_ratio", ratio.value, ratio.low, ratio.high) + " times fewer than that policy was given."
     final = rows["final_accuracy_difference"]
+    if pd.isna(final.value):
+        return f"{first}\nNo seed finished under both policies, so their ends cannot be compared."
     second = "At the end, the two differ by " + show(final.quantity, final.value, final.t_low, final.t_high)
     if pd.isna(final.t_low):
         return f"{first}\n{second}; of so few runs there is no interval."

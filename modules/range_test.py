@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modules.analysis import AnalysisError, over_runs, percentiles
+from modules.analysis import CONFIDENCE, AnalysisError, over_runs, percentiles
 from modules.schedulers import RangeTestLR
 
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
@@ -81,7 +81,7 @@ def range_test(
             optimizer.step()
             losses.append(loss.item())
             scheduler.step()
-            if iteration % evaluate_every == 0:
+            if iteration % evaluate_every == 0 or iteration == iterations:
                 accuracy = evaluate(model) if evaluate else np.nan
                 rows.append((scheduler.lr_at(iteration - 1), float(np.mean(losses)), accuracy))
                 losses.clear()
@@ -133,8 +133,9 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
     rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The joints
     are tried at all measured rates (at 50 of them where there are more), at least two apart. The intervals are the same
-    fit on resampled runs; with fewer than five runs there are none. A `base_lr`, or an end of its interval, that is the
-    first measured rate says only that accuracy rises from there on, if not from below: start the ramp lower.
+    fit on resampled runs; there are none with fewer than five runs, or when over one resample in forty has no rise. A
+    `base_lr`, or an end of its interval, that is the first measured rate says only that accuracy rises from there on,
+    if not from below: start the ramp lower.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
@@ -152,22 +153,32 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     if not (np.isfinite(lr).all() and np.isfinite(accuracy).all() and (lr > 0).all() and (np.diff(lr) > 0).all()):
         raise AnalysisError("a range test needs finite accuracies at increasing positive learning rates")
     fit = _four_pieces(np.log(lr) if log else lr)
-    base, top, rise, noise = fit(accuracy.mean(axis=1))
-    if not rise > max(4 * noise, LEAST_RISE):
+    base, top, rises = fit(accuracy.mean(axis=1))
+    if not rises:
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
-    joints = lru_cache(maxsize=None)(lambda runs: fit(accuracy[:, runs].mean(axis=1))[:2])
-    intervals = [
-        percentiles(over_runs(lambda runs, joint=joint: lr[joints(runs)[joint]], accuracy.shape[1])) for joint in (0, 1)
-    ]
+
+    @cache
+    def rates(runs: tuple[int, ...]) -> tuple[float, float]:
+        first, second, rises = fit(accuracy[:, runs].mean(axis=1))
+        return (lr[first], lr[second]) if rises else (np.nan, np.nan)
+
+    resampled = (over_runs(lambda runs, end=end: rates(runs)[end], accuracy.shape[1]) for end in (0, 1))
+    intervals = [_interval(values) for values in resampled]
     return Bounds(float(lr[base]), float(lr[top]), *intervals[0], *intervals[1])
 
 
-def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, float, float]]:
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """The percentiles of the resamples that rise; NaN when those that do not are too many to leave out."""
+    rising = values[~np.isnan(values)]
+    return percentiles(rising) if len(rising) >= len(values) * (1 + CONFIDENCE) / 2 else (np.nan, np.nan)
+
+
+def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool]]:
     """Least squares with a flat, a rising and two free pieces over `x` `[points]`.
 
     Returns:
-        A function of accuracies `[points]` giving the indices of the rising piece's two ends, its height, and the
-        standard deviation of what the fit leaves over. The height is NaN when no rising fit exists.
+        A function of accuracies `[points]` giving the indices of the rising piece's two ends, and whether its height is
+        clear of what the fit leaves over.
     """
     last = len(x) - 1
     candidates = np.unique(np.linspace(0, last, min(len(x), 50)).round().astype(int))
@@ -177,17 +188,16 @@ def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, float,
     design = np.concatenate([np.ones_like(hinges[..., :1]), hinges], axis=2)
     solve = np.linalg.pinv(design)
 
-    def fit(y: np.ndarray) -> tuple[int, int, float, float]:
+    def fit(y: np.ndarray) -> tuple[int, int, bool]:
         weights = solve @ y
         left_over = ((np.einsum("mpk,mk->mp", design, weights) - y) ** 2).sum(axis=1)
         # The second piece rises, and what follows it at half its slope at the most: a straight rise is not cut in two.
         left_over[(weights[:, 1] <= 0) | (weights[:, 2] > -0.5 * weights[:, 1])] = np.inf
         best = left_over.argmin()
         first, second, _ = joints[best]
-        if not np.isfinite(left_over[best]):
-            return int(first), int(second), np.nan, np.nan
         height = weights[best, 1] * (scaled[second] - scaled[first])
-        return int(first), int(second), float(height), float(np.sqrt(left_over[best] / (len(y) - 7)))
+        noise = np.sqrt(left_over[best] / (len(y) - 7))  # infinite when no piece rises
+        return int(first), int(second), bool(height > max(4 * noise, LEAST_RISE))
 
     return fit
 

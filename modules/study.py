@@ -36,7 +36,7 @@ def execute(name: str, values: dict, results: Path) -> None:
     """Run one notebook through papermill into `<results>/notebooks/`; it appears there only when it succeeded.
 
     Raises:
-        StudyError: a cell failed; the message is the error's last line.
+        StudyError: a cell failed; the message is the error's first line.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -95,10 +95,10 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     """Check, run all notebooks, and print what came out beside what is published."""
     results = results or Path("results") / study
     plan = parameters(study, results, overrides)
+    check(plan)
     with writing(results):
         for part in ("tables", "figures"):
             sweep(results / part)
-        check(plan)
         started = time.monotonic()
         for name, values in plan.items():
             print(f"\n== {name}", flush=True)

@@ -110,6 +110,8 @@ def test_headline_in_words():
     assert in_words(one).endswith("differ by +20.00 points; of so few runs there is no interval.")
     slower = headline(pd.concat([FAST, SLOW]), "triangular", "fixed")
     assert in_words(slower).startswith("The mean of fixed never reached 80.00 %, the best mean of triangular.")
+    apart = headline(pd.concat([SLOW.query("seed == 1"), FAST.query("seed == 2")]))
+    assert in_words(apart).endswith("\nNo seed finished under both policies, so their ends cannot be compared.")
     lost = pd.concat([SLOW, table([0.3, 0.4], "triangular", diverged=(1, 2, 3, 4, 5))])
     assert "all runs of a policy diverged" in in_words(headline(lost))
 

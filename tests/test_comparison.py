@@ -77,6 +77,28 @@ def test_a_reference_needs_its_columns_and_numbers(tmp_path):
             read_reference(path)
 
 
+def test_a_reference_speaks_once_and_for_others(tmp_path):
+    path = tmp_path / "reference.csv"
+    rows = "source,quantity,policy,value\nthe paper,final_accuracy,fixed,0.8\n"
+    for row, message in (
+        ("the paper,final_accuracy,fixed,0.7", "two values of final_accuracy fixed from the paper"),
+        ("this study,final_accuracy,fixed,0.7", "only this study's own column is called 'this study'"),
+    ):
+        path.write_text(f"{rows}{row}\n")
+        with pytest.raises(AnalysisError, match=message):
+            read_reference(path)
+
+
+@pytest.mark.parametrize("rows", ["", "the paper,final_accuracy,decay,0.8\n"])
+def test_a_reference_to_nothing_of_ours(tmp_path, rows):
+    path = tmp_path / "reference.csv"
+    path.write_text(f"source,quantity,policy,value\n{rows}")
+    ours = pd.DataFrame({"quantity": ["final_accuracy"], "policy": ["fixed"], "value": [0.7]})
+    table = readable_beside(beside(ours, path, "this study"))
+    assert (table["this study"] == "-").all()
+    assert len(table) == rows.count("\n")
+
+
 def test_nothing_published_and_itself(tmp_path):
     ours = results(tmp_path / "a", OURS)
     assert set(compare(ours, tmp_path / "none").verdict) == {"not published"}

@@ -156,6 +156,13 @@ def test_the_training_loss_alone_gives_a_rate():
     assert 1e-3 < expected < 1e3
 
 
+def test_the_end_of_the_ramp_has_a_row():
+    model, optimizer, batches, accuracy = problem()
+    table = range_test(model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 0.1, 1.0, 39, 20)
+    assert len(table) == 2
+    assert table.lr.iloc[-1] == pytest.approx(0.1 + 0.9 * 38 / 39)
+
+
 def test_range_test_stops_when_the_loss_is_not_finite():
     model, optimizer, batches, accuracy = problem()
 
@@ -183,4 +190,17 @@ def test_four_runs_have_bounds_and_no_intervals():
     rng = np.random.default_rng(0)
     found = suggest_bounds(LR, curve("slows")[:, None] + rng.normal(0, 0.01, (40, 4)))
     assert found.base_lr == pytest.approx(RISE, abs=1.5 * STEP)
+    assert np.isnan([found.base_low, found.base_high, found.max_low, found.max_high]).all()
+
+
+def test_runs_that_never_leave_chance():
+    """A resample of such runs alone has no rise, so no bounds: few are left out, of many there is no interval."""
+    learned = curve("falls")[:, None] + np.random.default_rng(0).normal(0, 0.01, (40, 5))
+    one, three = learned.copy(), learned.copy()
+    one[:, 0], three[:, :3] = 0.1, 0.1
+    whole, found = suggest_bounds(LR, learned), suggest_bounds(LR, one)
+    assert abs(found.base_low - whole.base_low) <= 2 * STEP
+    assert abs(found.max_high - whole.max_high) <= 2 * STEP
+    found = suggest_bounds(LR, three)
+    assert found.base_lr < found.max_lr
     assert np.isnan([found.base_low, found.base_high, found.max_low, found.max_high]).all()

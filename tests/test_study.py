@@ -100,7 +100,7 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert "==" not in output.out
-    assert not [path for path in results.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert not results.exists()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,21 @@ def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys, name, val
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     assert study.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", name, value]) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("runs", ["1", "3"])
+def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs):
+    results, _ = smoke
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    asked = [
+        part
+        for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("runs", runs))
+        for part in ("-p", name, value)
+    ]
+    assert study.main(["reproduce", "--study", "smoke", "--results", str(results), *asked]) == 2
+    assert f"runs={runs}: " in (said := capsys.readouterr().err)
+    assert "holds runs between the bounds of 2 range tests" in said
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 

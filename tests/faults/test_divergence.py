@@ -1,6 +1,7 @@
 """A policy that ends in numbers that are none: rows kept, flagged, and said in tables and figures."""
 
 import json
+import re
 
 import pandas as pd
 from small_study import EVERY, HEADLINE, LENGTH, NETWORK
@@ -17,6 +18,7 @@ def test_diverged_runs_are_in_tables_and_figures_as_what_they_are(study, tally, 
     status, output = small.run()
     assert status == 0, output
     assert "diverged runs: 2" in output
+    assert len(re.findall(r"exp_range_both-seed\d: .* iterations, diverged$", output, re.MULTILINE)) == 2
     expected = {}
     for seed in (1, 2):
         policy = dict(name="exp_range_both", base_lr=0.0025, max_lr=0.01, step_size=LENGTH // 4, gamma=1.3)
