@@ -135,7 +135,7 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
 
 
 def in_words(table: pd.DataFrame) -> str:
-    """What a table of `headline` says, in two sentences."""
+    """What a table of `headline` says, in two sentences, broken into short lines."""
     rows = {row.quantity: row for row in table.itertuples()}
     cross, ratio, target = (rows[key] for key in ("crossing_iteration", "crossing_ratio", "best_mean_accuracy"))
     if pd.isna(target.value) or "final_accuracy_difference" not in rows:
@@ -144,7 +144,7 @@ def in_words(table: pd.DataFrame) -> str:
     if pd.isna(cross.value):
         first = f"The mean of {cross.policy} never reached {reached}."
     else:
-        first = f"The mean of {cross.policy} first reached {reached}, after {cross.value:,.0f} iterations: "
+        first = f"The mean of {cross.policy} first reached {reached}, after {cross.value:,.0f} iterations,\n"
         first += show("crossing_ratio", ratio.value, ratio.low, ratio.high) + " times fewer than that policy was given."
     final = rows["final_accuracy_difference"]
     if pd.isna(final.value):

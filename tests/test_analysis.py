@@ -102,7 +102,7 @@ def test_four_runs_have_no_interval_of_the_crossing():
 
 def test_headline_in_words():
     assert in_words(headline(pd.concat([SLOW, FAST]))) == (
-        "The mean of triangular first reached 60.00 %, the best mean of fixed, after 30 iterations: "
+        "The mean of triangular first reached 60.00 %, the best mean of fixed, after 30 iterations,\n"
         "2.67 [2.67, 2.67] times fewer than that policy was given.\n"
         "At the end, the two differ by +20.00 points [+20.00, +20.00] (Student's interval)."
     )

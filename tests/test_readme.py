@@ -142,7 +142,11 @@ def test_bounds_of_a_line_of_three_pieces():
 
 def test_bounds_beside_the_rule_of_thumb():
     text = (ROOT / "notebooks" / "02_range_test.ipynb").read_text()
-    for study, says in (("cifar10-jpeg", "passes it with {:.2f}"), ("digits", "do not with {:.2f}")):
+    for study, says in (
+        ("cifar10-jpeg", "passes it with {:.2f}"),
+        ("fashion-mnist", "does not with {:.2f}"),
+        ("digits", "do digits with {:.2f}"),
+    ):
         bounds = pd.read_csv(ROOT / PUBLISHED / study / "tables" / "range_test_bounds.csv").set_index("bound").value
         assert says.format(bounds.base_lr / bounds.max_lr) in text
         curve = pd.read_csv(ROOT / PUBLISHED / study / "tables" / "range_test_curve.csv")
