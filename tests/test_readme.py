@@ -13,6 +13,7 @@ from toys import make_images
 from modules import analysis, documents, parameters
 from modules.files import RunFiles
 from modules.formatting import show
+from modules.headline import crossing
 from modules.parameters import PUBLISHED
 from modules.range_test import best_rate
 
@@ -111,6 +112,23 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
         found = analysis.interval_of_mean(fixed.loc[iteration], 0, 1)
         assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} at {iteration:,}" in text
 
+    runs, controls = (
+        analysis.read_runs(ROOT / PUBLISHED / "fashion-mnist" / part) for part in ("headline", "policies")
+    )
+    fixed, clr = (analysis.curves(runs, policy) for policy in ("fixed", "triangular"))
+    for challenger in (clr, analysis.curves(controls, "triangular"), analysis.curves(controls, "mean_rate")):
+        found = crossing(fixed, challenger)
+        says = show("crossing_iteration", found.iteration, found.low, found.high)
+        assert f"when CLR does, after {says.replace(' [', ' iterations [')}" in text
+    assert f"CLR needs {14_000 / found.iteration:.2f} times fewer iterations" in text
+    low, high = 100 * fixed.mean(axis=1)[400], 100 * clr.mean(axis=1)[400]
+    assert f"after 400 iterations ({low:.0f} %, where CLR has {high:.0f} %)" in text
+    found = analysis.interval_of_mean(fixed.loc[12_000], 0, 1)
+    assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} after 12,000, just" in text
+    for control, says in (("mean_rate", "cycle CLR is {} above"), ("mean_rate_cut", "against them CLR is {} (pairs")):
+        lead = analysis.final_difference(controls, "triangular", control)
+        assert says.format(show("difference", lead["value"], lead["t_low"], lead["t_high"])) in text
+
     rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
     single = [best_rate(run.lr, run.train_loss, window=1)[0].lr for _, run in rates.groupby("file")]
     assert f"(singly {min(single):.3f} to {max(single):.3f}, a factor of two" in text
@@ -118,11 +136,15 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
     assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
     assert "Every run passed 99 % after the first cycle" in text
 
-    for study, times, says in (("digits", 17, "seventeen times 0.001"), ("cifar10-jpeg", 6, "six times as large")):
+    for study, times, says in (
+        ("digits", 17, "CLR's mean rate is seventeen times 0.001"),
+        ("cifar10-jpeg", 6, "CLR's mean rate is six times as large"),
+        ("fashion-mnist", 9, "nine times that of *fixed*"),
+    ):
         record = json.loads((ROOT / PUBLISHED / study / "headline/triangular-seed1.json").read_text())
         policy = record["spec"]["policy"]
         assert round((policy["base_lr"] + policy["max_lr"]) / 2 / 0.001) == times
-        assert f"CLR's mean rate is {says}" in text
+        assert says in text
 
 
 def test_bounds_of_a_line_of_three_pieces():
