@@ -87,7 +87,7 @@ def test_cost_of_the_machinery_is_that_of_the_benchmark():
     assert f"whole step takes {measured.ms['bare step, float32, one process a core', 'mlp']:.0f} milliseconds" in text
 
 
-def test_numbers_in_the_prose_are_those_of_the_runs():
+def test_numbers_in_the_prose_on_cifar10():
     text = " ".join(README.split())
     runs = analysis.read_runs(ROOT / PUBLISHED / "cifar10-jpeg" / "headline")
     clr = analysis.curves(runs, "triangular")
@@ -112,6 +112,9 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
         found = analysis.interval_of_mean(fixed.loc[iteration], 0, 1)
         assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} at {iteration:,}" in text
 
+
+def test_numbers_in_the_prose_on_fashion_mnist():
+    text = " ".join(README.split())
     runs, controls = (
         analysis.read_runs(ROOT / PUBLISHED / "fashion-mnist" / part) for part in ("headline", "policies")
     )
@@ -129,6 +132,9 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
         lead = analysis.final_difference(controls, "triangular", control)
         assert says.format(show("difference", lead["value"], lead["t_low"], lead["t_high"])) in text
 
+
+def test_numbers_in_the_prose_on_mnist():
+    text = " ".join(README.split())
     rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
     single = [best_rate(run.lr, run.train_loss, window=1)[0].lr for _, run in rates.groupby("file")]
     assert f"(singly {min(single):.3f} to {max(single):.3f}, a factor of two" in text
@@ -136,6 +142,9 @@ def test_numbers_in_the_prose_are_those_of_the_runs():
     assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
     assert "Every run passed 99 % after the first cycle" in text
 
+
+def test_the_mean_rates_of_the_cycles():
+    text = " ".join(README.split())
     for study, times, says in (
         ("digits", 17, "CLR's mean rate is seventeen times 0.001"),
         ("cifar10-jpeg", 6, "CLR's mean rate is six times as large"),
