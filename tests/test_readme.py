@@ -68,6 +68,7 @@ def test_speed_is_quoted_with_its_date_and_machine():
     assert f"{about.date}, two cores of {about.processor.split(',')[0]}, torch {about.torch}" in " ".join(
         README.split()
     )
+    assert f"This table is of revision {about.revision[:7]}," in README
 
 
 def test_cost_of_the_machinery_is_that_of_the_benchmark():
