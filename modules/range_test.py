@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 
@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from modules.analysis import CONFIDENCE, AnalysisError, over_runs, percentiles
+from modules.divergence import climbed
 from modules.schedulers import RangeTestLR
 
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
+MOST_POINTS = 50  # the fit tries every three of them
 
 
 def range_test(
@@ -28,6 +31,7 @@ def range_test(
     iterations: int,
     evaluate_every: int,
     ramp: str = "linear",
+    stop_factor: float | None = None,
 ) -> pd.DataFrame:
     """Train while the learning rate climbs, and measure loss and accuracy on the way.
 
@@ -45,20 +49,25 @@ def range_test(
             training loss is enough.
         min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`.
         iterations: length of the ramp; the paper lets it run for several epochs.
-        evaluate_every: iterations between evaluations; `iterations / evaluate_every` of at least 20 is sensible.
+        evaluate_every: iterations between rows and evaluations; `iterations / evaluate_every` of at least 20 is
+            sensible.
+        stop_factor: end when the training loss, as a mean of three rows, exceeds this many times the least such mean;
+            None goes on while the loss is finite.
 
     Returns:
-        Columns `lr` (before any `lr_mult`), `train_loss` (mean since the last row), `accuracy` (NaN without
-        `evaluate`); shorter when the loss stops being finite. `suggest_bounds` takes rate and accuracy, `best_rate`
-        rate and loss.
+        One row every `evaluate_every` iterations and one at the end: `lr` (before any `lr_mult`), `train_loss` (mean
+        since the last row), `accuracy` (NaN without `evaluate`). From where the run has diverged, by its loss or by
+        `stop_factor`, loss and accuracy are NaN. `suggest_bounds` takes rate and accuracy, `best_rate` rate and loss.
 
     Raises:
-        ValueError: rates, ramp or intervals that make no sense, or `batches` that are empty.
+        ValueError: rates, ramp, intervals or factor that make no sense, or `batches` that are empty.
 
-    Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one.
+    Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
     if not 0 < evaluate_every <= iterations:
         raise ValueError(f"evaluate_every must be between 1 and iterations={iterations}, not {evaluate_every!r}")
+    if stop_factor is not None and not stop_factor > 1:
+        raise ValueError(f"stop_factor must be above 1, or None, not {stop_factor!r}")
     before = deepcopy((model.state_dict(), optimizer.state_dict()))
     given = _modes(model)
     if not model.training:
@@ -70,7 +79,7 @@ def range_test(
     try:
         scheduler = RangeTestLR(optimizer, min_lr, max_lr, iterations, ramp)
         stream = _endless(batches)
-        for iteration in range(1, iterations + 1):
+        for iteration in tqdm(range(1, iterations + 1), "range test", unit="it", leave=False, disable=None):
             _set_modes(modes)
             inputs, targets = (part.to(device) for part in next(stream))
             optimizer.zero_grad()
@@ -85,11 +94,15 @@ def range_test(
                 accuracy = evaluate(model) if evaluate else np.nan
                 rows.append((scheduler.lr_at(iteration - 1), float(np.mean(losses)), accuracy))
                 losses.clear()
+                if stop_factor and climbed([row[1] for row in rows], stop_factor):
+                    break
     finally:
         optimizer.zero_grad()
         model.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
         _set_modes(given)
+    ends = [*range(evaluate_every, iterations, evaluate_every), iterations]
+    rows += [(scheduler.lr_at(end - 1), np.nan, np.nan) for end in ends[len(rows) :]]
     return pd.DataFrame(rows, columns=["lr", "train_loss", "accuracy"])
 
 
@@ -132,34 +145,45 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     The accuracy, averaged over runs, is fitted by least squares with a continuous line of four straight pieces: flat,
     rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
     rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The joints
-    are tried at all measured rates (at 50 of them where there are more), at least two apart. The intervals are the same
-    fit on resampled runs; there are none with fewer than five runs, or when over one resample in forty has no rise. A
-    `base_lr`, or an end of its interval, that is the first measured rate says only that accuracy rises from there on,
-    if not from below: start the ramp lower.
+    are tried at all measured rates, at least two apart; more than 50 rates are averaged in 50 groups of neighbours
+    first. Where a flat piece and one that rises to the end leave less than twice as much over, there is no knee and no
+    bound. The intervals are the same fit on resampled runs; there are none with fewer than five runs, or when over one
+    resample in forty has no rise. A `base_lr`, or an end of its interval, that is the first measured rate says only
+    that accuracy rises from there on, if not from below: start the ramp lower.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
-        accuracy: accuracy at those rates, `[points]` or `[points, runs]`, 0 to 1.
+        accuracy: accuracy at those rates, `[points]` or `[points, runs]`, 0 to 1; NaN from where a run has diverged,
+            which counts as its first accuracy, chance: that is the fall the test looks for.
         log: whether the ramp was exponential; pieces are then straight over log(lr).
 
     Raises:
-        AnalysisError: fewer than 12 points, numbers that are not finite, or an accuracy that does not rise clear of
-            its own noise.
+        AnalysisError: arrays that do not fit together, fewer than 12 points, numbers that are not finite, an accuracy
+            that does not rise clear of its own noise, or one that still rises at the last rate.
     """
-    lr = np.asarray(lr, dtype=float)
-    accuracy = np.asarray(accuracy, dtype=float).reshape(len(lr), -1)
+    lr, accuracy = _points_and_runs(lr, accuracy, "accuracy")
     if len(lr) < 12:
         raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {len(lr)}")
-    if not (np.isfinite(lr).all() and np.isfinite(accuracy).all() and (lr > 0).all() and (np.diff(lr) > 0).all()):
-        raise AnalysisError("a range test needs finite accuracies at increasing positive learning rates")
-    fit = _four_pieces(np.log(lr) if log else lr)
-    base, top, rises = fit(accuracy.mean(axis=1))
+    diverged = np.isnan(accuracy[::-1]).cumprod(axis=0, dtype=bool)[::-1]
+    accuracy = np.where(diverged & ~np.isnan(accuracy[0]), accuracy[0], accuracy)
+    if not np.isfinite(accuracy).all():
+        raise AnalysisError("a range test needs finite accuracies, up to where a run diverges")
+    x = np.log(lr) if log else lr
+    if len(x) > MOST_POINTS:
+        starts = np.arange(MOST_POINTS) * len(x) // MOST_POINTS
+        count = np.diff(starts, append=len(x))
+        x, accuracy = np.add.reduceat(x, starts) / count, np.add.reduceat(accuracy, starts) / count[:, None]
+        lr = np.exp(x) if log else x
+    fit = _four_pieces(x)
+    base, top, rises, left_over = fit(accuracy.mean(axis=1))
+    if np.isfinite(kneeless := _left_over_without_knee(x, accuracy.mean(axis=1))) and left_over > kneeless / 2:
+        raise AnalysisError("accuracy still rises at the last learning rate: let the ramp end higher")
     if not rises:
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
 
     @cache
     def rates(runs: tuple[int, ...]) -> tuple[float, float]:
-        first, second, rises = fit(accuracy[:, runs].mean(axis=1))
+        first, second, rises, _ = fit(accuracy[:, runs].mean(axis=1))
         return (lr[first], lr[second]) if rises else (np.nan, np.nan)
 
     resampled = (over_runs(lambda runs, end=end: rates(runs)[end], accuracy.shape[1]) for end in (0, 1))
@@ -173,22 +197,21 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return percentiles(rising) if len(rising) >= len(values) * (1 + CONFIDENCE) / 2 else (np.nan, np.nan)
 
 
-def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool]]:
+def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool, float]]:
     """Least squares with a flat, a rising and two free pieces over `x` `[points]`.
 
     Returns:
-        A function of accuracies `[points]` giving the indices of the rising piece's two ends, and whether its height is
-        clear of what the fit leaves over.
+        A function of accuracies `[points]` giving the indices of the rising piece's two ends, whether its height is
+        clear of what the fit leaves over, and that sum of squares.
     """
     last = len(x) - 1
-    candidates = np.unique(np.linspace(0, last, min(len(x), 50)).round().astype(int))
-    joints = np.array([j for j in combinations(candidates, 3) if min(j[1] - j[0], j[2] - j[1], last - j[2]) >= 2])
+    joints = np.array([j for j in combinations(range(len(x)), 3) if min(j[1] - j[0], j[2] - j[1], last - j[2]) >= 2])
     scaled = (x - x[0]) / (x[-1] - x[0])
     hinges = np.maximum(0, scaled[None, :, None] - scaled[joints][:, None, :])
     design = np.concatenate([np.ones_like(hinges[..., :1]), hinges], axis=2)
     solve = np.linalg.pinv(design)
 
-    def fit(y: np.ndarray) -> tuple[int, int, bool]:
+    def fit(y: np.ndarray) -> tuple[int, int, bool, float]:
         weights = solve @ y
         left_over = ((np.einsum("mpk,mk->mp", design, weights) - y) ** 2).sum(axis=1)
         # The second piece rises, and what follows it at half its slope at the most: a straight rise is not cut in two.
@@ -197,56 +220,22 @@ def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool]]
         first, second, _ = joints[best]
         height = weights[best, 1] * (scaled[second] - scaled[first])
         noise = np.sqrt(left_over[best] / (len(y) - 7))  # infinite when no piece rises
-        return int(first), int(second), bool(height > max(4 * noise, LEAST_RISE))
+        return int(first), int(second), bool(height > max(4 * noise, LEAST_RISE)), float(left_over[best])
 
     return fit
 
 
-def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The range test's curve and the bounds suggested from it.
+def _left_over_without_knee(x: np.ndarray, y: np.ndarray) -> float:
+    """What a flat piece and one that rises to the end leave over, a sum of squares; infinite where nothing rises."""
 
-    A run that diverged stands at its first accuracy, chance, from there on: that is the fall the test looks for.
+    def fit(joint: int) -> float:
+        hinge = np.maximum(0, x - x[joint])
+        slope, level = np.polyfit(hinge, y, 1)
+        left_over = ((slope * hinge + level - y) ** 2).sum()
+        noise = np.sqrt(left_over / (len(y) - 3))
+        return left_over if slope * hinge[-1] > max(4 * noise, LEAST_RISE) else np.inf
 
-    Args:
-        runs: as `read_runs` gives them, of the policy `range_test`.
-        log: whether the ramp was exponential.
-
-    Returns:
-        The curve (`lr`, `mean`, lowest run `low`, highest `high`) and the bounds (`bound`, `value`, `low`, `high`,
-        `runs`).
-
-    Raises:
-        AnalysisError: no range test here, or no rise in it.
-    """
-    rates, accuracy = _accuracies(runs)
-    found = suggest_bounds(rates.to_numpy(), accuracy.to_numpy(), log)
-    bounds = pd.DataFrame(
-        {
-            "bound": ["base_lr", "max_lr"],
-            "value": [found.base_lr, found.max_lr],
-            "low": [found.base_low, found.max_low],
-            "high": [found.base_high, found.max_high],
-            "runs": accuracy.shape[1],
-        }
-    )
-    return curve_of(runs), bounds
-
-
-def curve_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """The range test's curve alone; arguments, errors and columns as for `bounds_table`."""
-    rates, accuracy = _accuracies(runs)
-    ends = {"mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
-    return pd.DataFrame({"lr": rates, **ends}).reset_index(drop=True)
-
-
-def _accuracies(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
-    """Learning rate, and accuracy by seed, at each evaluation of the range tests among these runs."""
-    tests = runs[runs.policy == "range_test"]
-    if tests.empty:
-        raise AnalysisError("no range test among these runs")
-    accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
-    accuracy = accuracy.fillna(accuracy.iloc[0]).fillna(accuracy.iloc[0].min())
-    return tests.groupby("iteration").lr.first(), accuracy
+    return min(fit(joint) for joint in range(len(x) - 2))
 
 
 @dataclass(frozen=True)
@@ -256,43 +245,54 @@ class BestRate:
     lr: float
     low: float
     high: float
+    smoothed: np.ndarray = field(repr=False, compare=False)  # mean loss `[points]`, NaN where some run had ended
 
 
-def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> tuple[BestRate, np.ndarray]:
+def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> BestRate:
     """The rate at which a sweep's smoothed training loss, averaged over runs, is smallest.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
         loss: training loss at those rates, `[points]` or `[points, runs]`; NaN from where a run has ended.
-        window: points of the centred mean that smooths it; near both ends as many as there are.
-
-    Returns:
-        The rate, and the smoothed mean loss `[points]`, NaN where some run had ended.
+        window: points of the centred mean that smooths it, 1 or more; near both ends as many as there are.
 
     Raises:
-        AnalysisError: no point that all runs reached, a loss that does not fall clear of its own noise, or one whose
-            least lies at an end of the sweep.
+        AnalysisError: arrays that do not fit together, no point that all runs reached, a loss that does not fall clear
+            of its own noise, or one whose least lies at an end of the sweep.
 
     Source: best_lr. The rate is a place to start. Where the loss rises steeply behind it, it is near the edge of
     divergence; with batch normalisation the loss can stay almost as low at many times that rate.
     """
-    lr = np.asarray(lr, dtype=float)
-    loss = pd.DataFrame(np.asarray(loss, dtype=float).reshape(len(lr), -1))
-    if not loss.notna().all(axis=1).any():
+    lr, loss = _points_and_runs(lr, loss, "loss")
+    if not window >= 1:
+        raise AnalysisError(f"window={window!r}: at least one point is needed")
+    if np.isnan(loss).any(axis=1).all():
         raise AnalysisError("no learning rate of the sweep was reached by every run: start it at a smaller one")
 
     def smooth(runs: Sequence[int]) -> np.ndarray:
-        mean = loss[list(runs)].mean(axis=1, skipna=False)
+        mean = pd.Series(loss[:, list(runs)].mean(axis=1))
         return mean.rolling(window, center=True, min_periods=1).mean().where(mean.notna()).to_numpy()
 
     def best(runs: Sequence[int]) -> float:
         return lr[np.nanargmin(smooth(runs))]
 
-    whole = smooth(loss.columns)
+    whole = smooth(range(loss.shape[1]))
     at = np.nanargmin(whole)
-    noise = (loss.mean(axis=1) - whole)[: at + 1].std()  # of what divergence does afterwards nothing is asked
+    noise = (pd.Series(loss.mean(axis=1)) - whole)[: at + 1].std()  # what divergence does afterwards is not asked
     if not (at > 0 and whole[0] - whole[at] > 4 * noise):
         raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
-    if at >= len(lr) - window // 2 and not np.isnan(whole[-1]):
+    if at >= len(lr) - max(1, window // 2) and not np.isnan(whole[-1]):
         raise AnalysisError("the loss is least at the last learning rates of the sweep: let it end higher")
-    return BestRate(float(lr[at]), *percentiles(over_runs(best, loss.shape[1]))), whole
+    return BestRate(float(lr[at]), *percentiles(over_runs(best, loss.shape[1])), whole)
+
+
+def _points_and_runs(lr: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rates `[points]`, finite, positive and increasing, and what was measured at them, `[points, runs]`."""
+    lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
+    if not (lr.ndim == 1 and len(lr) and values.ndim in (1, 2) and len(values) == len(lr)):
+        raise AnalysisError(
+            f"lr [points] and {name} [points] or [points, runs] are needed, not {lr.shape} and {values.shape}"
+        )
+    if not (np.isfinite(lr).all() and (lr > 0).all() and (np.diff(lr) > 0).all()):
+        raise AnalysisError("a range test needs increasing positive learning rates")
+    return lr, values.reshape(len(lr), -1)

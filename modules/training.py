@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from modules import checkpoints, models
 from modules.batches import Data, batches, flip_crop
 from modules.datasets import Dataset, load
+from modules.divergence import LARGEST_RATE, climbed
 from modules.files import RunFiles
 from modules.policies import make_scheduler
 from modules.provenance import record, revision
@@ -26,8 +27,6 @@ from modules.runs import RunError, Spec
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
-#: Beyond this a rate does not fit into float32, whatever the optimizer divides it by: such a run has diverged.
-LARGEST_RATE = 1e36
 
 #: Called with (iterations done, last test accuracy or None) about once a second and at every evaluation.
 Report = Callable[[int, float | None], None]
@@ -186,12 +185,6 @@ class _State:
         self.revisions = state.get("revisions", [])
 
 
-def _climbed(losses: list[float], factor: float) -> bool:
-    """Whether the loss, as a mean of three rows, exceeds `factor` times the least such mean so far."""
-    means = np.convolve(losses, np.ones(3) / 3, "valid")
-    return len(means) > 0 and bool(means[-1] > factor * means.min())
-
-
 def _train(
     spec: Spec, files: RunFiles, dataset: Dataset, device: torch.device, report: Report, stop_after: int | None
 ) -> Path:
@@ -231,7 +224,7 @@ def _train(
                 diverged = True
                 break
             state.rows.append([state.iteration, rates[0], train_loss, val_loss, accuracy])
-            if stop_factor and _climbed([row[2] for row in state.rows], stop_factor):
+            if stop_factor and climbed([row[2] for row in state.rows], stop_factor):
                 diverged = True
                 break
             loss_sum.zero_()

@@ -166,26 +166,26 @@ def test_a_diverging_sweep_ends_early_and_keeps_its_rows(tmp_path):
 def test_best_rate_is_that_of_the_least_smoothed_loss():
     lr = np.geomspace(1e-4, 10, 101)
     bowl = (np.log10(lr) + 1) ** 2  # least at 0.1
-    rate, smoothed = best_rate(lr, bowl)
+    rate = best_rate(lr, bowl)
     assert rate.lr == pytest.approx(0.1)
     assert np.isnan(rate.low)
-    assert smoothed[50] == pytest.approx(bowl[48:53].mean())
+    assert rate.smoothed[50] == pytest.approx(bowl[48:53].mean())
     spike = bowl.copy()
     spike[20] = -0.5  # one lucky batch is no best rate
-    assert best_rate(lr, spike)[0].lr == pytest.approx(0.1, rel=0.01)
-    assert best_rate(lr, spike, window=1)[0].lr == lr[20]
+    assert best_rate(lr, spike).lr == pytest.approx(0.1, rel=0.01)
+    assert best_rate(lr, spike, window=1).lr == lr[20]
 
 
 def test_best_rate_of_several_runs_has_an_interval_and_ends_where_the_first_run_did():
     lr = np.geomspace(1e-4, 10, 101)
     runs = np.stack([(np.log10(lr) - where) ** 2 for where in (-1.4, -1.2, -1.0, -0.8, -0.6)], axis=1)
-    rate, _ = best_rate(lr, runs)
+    rate = best_rate(lr, runs)
     assert rate.lr == pytest.approx(0.1)
     assert 10**-1.4 < rate.low < rate.lr < rate.high < 10**-0.6
     runs[lr > 0.05, 0] = np.nan
-    ended, smoothed = best_rate(lr, runs)
+    ended = best_rate(lr, runs)
     assert ended.lr <= 0.05
-    assert np.isnan(smoothed[lr > 0.05]).all()
+    assert np.isnan(ended.smoothed[lr > 0.05]).all()
     with pytest.raises(AnalysisError, match="no learning rate of the sweep was reached by every run"):
         best_rate(lr, np.full(101, np.nan))
 
@@ -208,14 +208,17 @@ def test_event_files_hold_the_csv(tmp_path):
 def test_a_sweep_without_a_best_rate_is_refused():
     lr, random = np.geomspace(1e-4, 10, 101), np.random.default_rng(0)
     falling = 2.3 - np.linspace(0, 2, 101)
-    with pytest.raises(AnalysisError, match="least at the last learning rates of the sweep: let it end higher"):
-        best_rate(lr, falling)
+    for window in (1, 2, 5):
+        with pytest.raises(AnalysisError, match="least at the last learning rates of the sweep: let it end higher"):
+            best_rate(lr, falling, window)
+    with pytest.raises(AnalysisError, match="window=0: at least one point"):
+        best_rate(lr, falling, window=0)
     with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
         best_rate(lr, 2.3 + 0.01 * random.normal(size=(101, 3)))
     with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
         best_rate(lr, falling[::-1])
     ended = np.where(lr > 1, np.nan, falling)  # by divergence: the least may well be the last
-    assert best_rate(lr, ended)[0].lr == pytest.approx(lr[lr <= 1][-1])
+    assert best_rate(lr, ended).lr == pytest.approx(lr[lr <= 1][-1])
 
 
 def test_a_folder_with_runs_at_another_sweeps_rate_is_refused_before_any_work(tmp_path):

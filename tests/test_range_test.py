@@ -54,6 +54,16 @@ def test_exponential_ramp_is_read_on_a_logarithmic_axis():
     assert found.max_lr == pytest.approx(lr[35], rel=0.3)
 
 
+@pytest.mark.parametrize("points", [60, 400])
+def test_many_points_are_averaged(points):
+    lr = np.geomspace(1e-5, 1, points)
+    rise, knee = lr[points // 3], lr[3 * points // 5]
+    accuracy = np.interp(np.log(lr), np.log([lr[0], rise, knee, lr[-1]]), [0.1, 0.1, 0.8, 0.2])
+    found = suggest_bounds(lr, accuracy + np.random.default_rng(0).normal(0, 0.02, points), log=True)
+    step = (lr[-1] / lr[0]) ** (1 / 50)
+    assert (found.base_lr / rise, found.max_lr / knee) == pytest.approx((1, 1), rel=1.5 * (step - 1))
+
+
 def test_more_noise_gives_wider_intervals():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, (40, 5))
@@ -103,8 +113,37 @@ def test_unusable_curves_are_refused():
         suggest_bounds(LR[:5], LR[:5])
     with pytest.raises(AnalysisError, match="increasing"):
         suggest_bounds(LR[::-1], curve("falls"))
-    with pytest.raises(AnalysisError, match="finite"):
-        suggest_bounds(LR, np.full(40, np.nan))
+    hole = curve("falls")
+    hole[20] = np.nan
+    for unfinished in (np.full(40, np.nan), hole):
+        with pytest.raises(AnalysisError, match="finite"):
+            suggest_bounds(LR, unfinished)
+
+
+@pytest.mark.parametrize("read", [suggest_bounds, best_rate])
+def test_arrays_that_do_not_fit_together_are_refused(read):
+    """Runs by points would be read as other curves, each made of pieces of all."""
+    runs = np.stack([curve("falls")] * 4)
+    for lr, values in ((LR, runs), (LR, runs.ravel()), (LR[:0], runs[0, :0]), (LR, runs.T[..., None])):
+        with pytest.raises(AnalysisError, match=r"\[points, runs\] are needed"):
+            read(lr, values)
+
+
+@pytest.mark.parametrize("noise", [0, 0.01])
+@pytest.mark.parametrize("rise", [0, 10])
+def test_a_curve_that_rises_to_the_end_says_so(noise, rise):
+    rising = np.interp(LR, [LR[rise], LR[-1]], [0.1, 0.7])
+    with pytest.raises(AnalysisError, match="still rises at the last learning rate: let the ramp end higher"):
+        suggest_bounds(LR, rising + np.random.default_rng(0).normal(0, noise, 40))
+
+
+def test_a_run_that_diverges_falls_to_chance():
+    """So a curve that rises until its runs diverge has an upper bound there."""
+    rising = np.interp(LR, [RISE, KNEE], [0.1, 0.6])
+    ended = np.where(LR > KNEE, np.nan, rising)
+    found = suggest_bounds(LR, np.stack([ended] * 5, axis=1))
+    assert (found.base_lr, found.max_lr) == pytest.approx((RISE, KNEE), abs=1.01 * STEP)
+    assert found == suggest_bounds(LR, np.stack([np.where(LR > KNEE, 0.1, rising)] * 5, axis=1))
 
 
 def problem():
@@ -152,7 +191,7 @@ def test_the_training_loss_alone_gives_a_rate():
     table = range_test(model, optimizer, loss, batches, None, 1e-4, 1e4, 400, 5, "exponential")
     assert table.accuracy.isna().all()
     expected = table.lr[table.train_loss.rolling(5, center=True, min_periods=1).mean().idxmin()]
-    assert best_rate(table.lr, table.train_loss)[0].lr == expected
+    assert best_rate(table.lr, table.train_loss).lr == expected
     assert 1e-3 < expected < 1e3
 
 
@@ -172,7 +211,24 @@ def test_range_test_stops_when_the_loss_is_not_finite():
         )
 
     table = range_test(model, optimizer, explodes, batches, accuracy, 0.1, 1.0, 100, 5)
-    assert 0 < len(table) < 20
+    assert len(table) == 20
+    assert table.lr.iloc[-1] == pytest.approx(0.1 + 0.9 * 99 / 100)
+    measured = table.train_loss.notna()
+    assert 0 < measured.sum() < 20
+    assert (measured == table.accuracy.notna()).all()
+    assert table.lr[measured].max() < 0.5 < table.lr[~measured].min() + 0.05
+
+
+def test_range_test_stops_when_the_loss_has_climbed():
+    model, optimizer, batches, accuracy = problem()
+    loss = torch.nn.functional.cross_entropy
+    options = (model, optimizer, loss, batches, accuracy, 1e-3, 1e4, 400, 5, "exponential")
+    whole, stopped = range_test(*options), range_test(*options, stop_factor=4)
+    measured = stopped.train_loss.notna()
+    assert whole.train_loss.notna().sum() > measured.sum() > 10
+    assert (whole.train_loss[measured] == stopped.train_loss[measured]).all()
+    means = stopped.train_loss[measured].rolling(3).mean()
+    assert means.iloc[-1] > 4 * means.min() > means.iloc[-2]
 
 
 def test_range_test_refuses_what_makes_no_sense():
@@ -182,6 +238,8 @@ def test_range_test_refuses_what_makes_no_sense():
         range_test(model, optimizer, loss, batches, accuracy, 0.1, 1.0, 10, 20)
     with pytest.raises(ValueError, match="min_lr=1.0, max_lr=0.1"):
         range_test(model, optimizer, loss, batches, accuracy, 1.0, 0.1, 10, 5)
+    with pytest.raises(ValueError, match="stop_factor must be above 1, or None, not 1"):
+        range_test(model, optimizer, loss, batches, accuracy, 0.1, 1.0, 10, 5, stop_factor=1)
     with pytest.raises(ValueError, match="batches is empty"):
         range_test(model, optimizer, loss, [], accuracy, 0.1, 1.0, 10, 5)
 

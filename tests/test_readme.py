@@ -137,7 +137,7 @@ def test_numbers_in_the_prose_on_fashion_mnist():
 def test_numbers_in_the_prose_on_mnist():
     text = " ".join(README.split())
     rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
-    single = [best_rate(run.lr, run.train_loss, window=1)[0].lr for _, run in rates.groupby("file")]
+    single = [best_rate(run.lr, run.train_loss, window=1).lr for _, run in rates.groupby("file")]
     assert f"(singly {min(single):.3f} to {max(single):.3f}, a factor of two" in text
     assert max(single) / min(single) == pytest.approx(2, abs=0.01)
     assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
