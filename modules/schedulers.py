@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
+from numbers import Real
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, MultiStepLR
 
@@ -21,40 +23,44 @@ SCALE_FUNCTIONS: dict[str, Callable[[float], float]] = {
 }
 
 
-def _positive(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number, not {value!r}")
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
 def _bounds(low: float, high: float, low_name: str = "base_lr", high_name: str = "max_lr") -> None:
-    _positive(low_name, low)
-    _positive(high_name, high)
+    _positive(**{low_name: low, high_name: high})
     if low > high:
         raise ValueError(f"{low_name} must not exceed {high_name}: {low_name}={low!r}, {high_name}={high!r}")
+
+
+def _write(group: dict, lr: float) -> None:
+    """Set a parameter group's rate; a tensor is filled, as compiled and captured optimizers hold on to theirs."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none)."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = lr * group.get("lr_mult", 1.0)
+        group["initial_lr"] = lr * group.get("lr_mult", 1.0)
+        _write(group, group["initial_lr"])
 
 
 class _PolicyLR(LRScheduler):
-    """A learning rate that is one formula of the iteration, multiplied in each parameter group by its `lr_mult`."""
+    """A learning rate that is one formula of the iteration, `lr_at(t)`, times the `lr_mult` of each parameter group."""
 
-    def lr_at(self, t: float) -> float:
-        """Learning rate `t` iterations after the start of the policy, before any `lr_mult`."""
-        raise NotImplementedError
+    cycle_start = 0  # the iteration at which the policy started
 
-    def _start(self, optimizer: Optimizer, last_epoch: int) -> None:
+    def __init__(self, optimizer: Optimizer, last_epoch: int) -> None:
         set_lr(optimizer, self.lr_at(max(last_epoch, 0)))
         super().__init__(optimizer, last_epoch)
 
-    def _iteration(self) -> int:
-        return self.last_epoch
-
     def get_lr(self) -> list[float]:
-        lr = self.lr_at(self._iteration())
+        lr = self.lr_at(self.last_epoch - self.cycle_start)
         return [lr * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
 
 
@@ -102,8 +108,7 @@ class CyclicLR(_PolicyLR):
         last_epoch: int = -1,
     ) -> None:
         _bounds(base_lr, max_lr)
-        _positive("step_size", step_size)
-        _positive("gamma", gamma)
+        _positive(step_size=step_size, gamma=gamma)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
         if scale_mode not in ("cycle", "iterations"):
@@ -113,9 +118,8 @@ class CyclicLR(_PolicyLR):
         self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
         self.mode, self.gamma, self.scale_mode = mode, float(gamma), scale_mode
         self._use_scale_fn(scale_fn)
-        self.cycle_start = 0
         self.history: dict[str, list] = {"iteration": [], "lr": []}
-        self._start(optimizer, last_epoch)
+        super().__init__(optimizer, last_epoch)
 
     def _use_scale_fn(self, scale_fn: Callable[[float], float] | str | None) -> None:
         named = scale_fn is None or isinstance(scale_fn, str)
@@ -126,8 +130,8 @@ class CyclicLR(_PolicyLR):
 
     def _scale_values(self) -> list[float]:
         """The scale function at a few places, as all lambdas have one name; empty where it is not defined there."""
-        with suppress(Exception):
-            return [float(self._scale_fn(x)) for x in (1, 2, 3, 10)]
+        with suppress(Exception):  # nine digits: another machine's sine may differ in the last
+            return [float(f"{self._scale_fn(x):.9g}") for x in (1, 2, 3, 10)]
         return []
 
     def lr_at(self, t: float) -> float:
@@ -145,26 +149,26 @@ class CyclicLR(_PolicyLR):
             return (self.base_lr + height) * self.gamma**t
         return self.base_lr + height
 
-    def _iteration(self) -> int:
-        return self.last_epoch - self.cycle_start
-
     def step(self, epoch: int | None = None, *, metrics: dict[str, float] | None = None) -> None:
         """Move to the next iteration's rate, and write the one just finished into `history`.
 
         Args:
             epoch: as in torch, deprecated there; leave it out.
-            metrics: numbers measured in the iteration just finished, e.g. `{"loss": 1.2}`; kept in `history`, where an
-                iteration that did not report a metric holds None.
+            metrics: numbers measured in the iteration just finished, e.g. `{"loss": 1.2}`; kept as floats in `history`,
+                where an iteration that did not report a metric holds None.
+
+        Raises:
+            ValueError: a metric is called `iteration` or `lr`, which `history` has already.
         """
         if self._step_count > 0:
-            self._record(metrics or {})
+            row = {"iteration": self.last_epoch, "lr": self.lr_at(self.last_epoch - self.cycle_start)}
+            if taken := row.keys() & (metrics or {}).keys():
+                raise ValueError(f"metrics: history has {', '.join(sorted(taken))} already, give it another name")
+            row |= {key: float(x.item() if isinstance(x, Tensor) else x) for key, x in (metrics or {}).items()}
+            done = len(self.history["iteration"])
+            for key in row.keys() | self.history.keys():
+                self.history.setdefault(key, [None] * done).append(row.get(key))
         super().step(epoch)
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        done = len(self.history["iteration"])
-        row = {"iteration": self.last_epoch, "lr": self.lr_at(self._iteration()), **metrics}
-        for key in row.keys() | self.history.keys():
-            self.history.setdefault(key, [None] * done).append(row.get(key))
 
     def reset(self, base_lr: float | None = None, max_lr: float | None = None, step_size: float | None = None) -> None:
         """Start a new first cycle now, with new bounds or step size where given. `history` runs on.
@@ -176,7 +180,7 @@ class CyclicLR(_PolicyLR):
         max_lr = self.max_lr if max_lr is None else max_lr
         step_size = self.step_size if step_size is None else step_size
         _bounds(base_lr, max_lr)
-        _positive("step_size", step_size)
+        _positive(step_size=step_size)
         self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
         self.cycle_start = self.last_epoch
         self._apply()
@@ -185,7 +189,7 @@ class CyclicLR(_PolicyLR):
         """Write the current iteration's rates into the optimizer."""
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
+            _write(group, lr)
 
     _SETTINGS = ("base_lr", "max_lr", "step_size", "mode", "gamma", "scale_mode")
     _STATE = (*_SETTINGS, "cycle_start", "last_epoch", "_step_count")
@@ -208,14 +212,13 @@ class CyclicLR(_PolicyLR):
             ValueError: the state was saved with a custom `scale_fn`, and this one's has another name or other values.
         """
         name = state_dict["scale_fn"]
-        if name != self._scale_name:
-            if name is not None and name not in SCALE_FUNCTIONS:
-                raise ValueError(f"the state's scale_fn is {name.removeprefix('custom:')!r}: give it to CyclicLR first")
+        if name is None or name in SCALE_FUNCTIONS:
             self._use_scale_fn(name)
-        elif state_dict.get("scale_values", mine := self._scale_values()) != mine:
+        elif name != self._scale_name:
+            raise ValueError(f"the state's scale_fn is {name.removeprefix('custom:')!r}: give it to CyclicLR first")
+        elif state_dict["scale_values"] != self._scale_values():
             raise ValueError(f"the saved scheduler's scale function gave other values than this one's {name!r}")
-        for key in self._STATE:
-            setattr(self, key, state_dict[key])
+        self.__dict__.update({key: state_dict[key] for key in self._STATE})
         self.history = {key: list(values) for key, values in state_dict["history"].items()}
         self._apply()
 
@@ -244,11 +247,11 @@ class RangeTestLR(_PolicyLR):
         last_epoch: int = -1,
     ) -> None:
         _bounds(min_lr, max_lr, "min_lr", "max_lr")
-        _positive("iterations", iterations)
+        _positive(iterations=iterations)
         if ramp not in ("linear", "exponential"):
             raise ValueError(f"ramp must be linear or exponential, not {ramp!r}")
         self.min_lr, self.max_lr, self.iterations, self.ramp = float(min_lr), float(max_lr), iterations, ramp
-        self._start(optimizer, last_epoch)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, t: float) -> float:
         """Learning rate at iteration `t`, before any `lr_mult`."""
@@ -265,10 +268,9 @@ def decay(optimizer: Optimizer, base_lr: float, max_lr: float, step_size: float)
         ValueError: bounds or a step size that make no sense.
     """
     _bounds(base_lr, max_lr)
-    _positive("step_size", step_size)
+    _positive(step_size=step_size)
     set_lr(optimizer, max_lr)
-    low = base_lr / max_lr
-    return LambdaLR(optimizer, lambda t: 1 - (1 - low) * min(t / step_size, 1.0))
+    return LambdaLR(optimizer, lambda t: 1 - (1 - base_lr / max_lr) * min(t / step_size, 1.0))
 
 
 def exponential(optimizer: Optimizer, lr: float, gamma: float) -> ExponentialLR:
@@ -277,8 +279,7 @@ def exponential(optimizer: Optimizer, lr: float, gamma: float) -> ExponentialLR:
     Raises:
         ValueError: `lr` or `gamma` not positive.
     """
-    _positive("lr", lr)
-    _positive("gamma", gamma)
+    _positive(lr=lr, gamma=gamma)
     set_lr(optimizer, lr)
     return ExponentialLR(optimizer, gamma)
 
@@ -291,8 +292,7 @@ def fixed(
     Raises:
         ValueError: `lr` or `gamma` not positive, milestones not increasing.
     """
-    _positive("lr", lr)
-    _positive("gamma", gamma)
+    _positive(lr=lr, gamma=gamma)
     if any(a >= b for a, b in pairwise(milestones)) or any(m < 1 for m in milestones):
         raise ValueError(f"milestones must be increasing iterations, not {milestones!r}")
     set_lr(optimizer, lr)

@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,6 +167,62 @@ def test_history_keeps_metrics_and_gaps():
     assert scheduler.history["loss"] == [None, 2.5, 2.0]
     assert scheduler.history["acc"] == [None, None, 0.5]
     assert {len(values) for values in scheduler.history.values()} == {3}
+
+
+def test_metrics_of_any_kind_of_number_are_kept_as_floats():
+    """A numpy number in the history would make a checkpoint that `torch.load` refuses to read."""
+    scheduler = CyclicLR(sgd())
+    scheduler.optimizer.step()
+    loss = torch.tensor(0.5, requires_grad=True)
+    scheduler.step(metrics={"loss": loss, "accuracy": np.float64(0.25), "count": 3})
+    history = through_disk(scheduler.state_dict())["history"]
+    assert [history[key] for key in ("loss", "accuracy", "count")] == [[0.5], [0.25], [3.0]]
+    assert {type(history[key][0]) for key in ("loss", "accuracy", "count")} == {float}
+
+
+@pytest.mark.parametrize("name", ["lr", "iteration"])
+def test_a_metric_cannot_take_the_place_of_the_rate(name):
+    scheduler = CyclicLR(sgd())
+    scheduler.optimizer.step()
+    with pytest.raises(ValueError, match=f"history has {name} already"):
+        scheduler.step(metrics={name: 1.0})
+    assert scheduler.last_epoch == 0
+    assert scheduler.history == {"iteration": [], "lr": []}
+
+
+def test_numbers_of_numpy_are_numbers_and_truth_values_are_not():
+    scheduler = CyclicLR(sgd(), np.float32(0.25), np.float64(0.5), np.int64(4))
+    assert rates(scheduler, 3) == [0.25, 0.3125, 0.375]
+    with pytest.raises(ValueError, match="step_size must be a positive number, not True"):
+        CyclicLR(sgd(), step_size=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer: CyclicLR(optimizer, 0.25, 0.5, 4),
+        lambda optimizer: RangeTestLR(optimizer, 0.25, 0.5, 4),
+        lambda optimizer: decay(optimizer, 0.25, 0.5, 4),
+        lambda optimizer: exponential(optimizer, 0.5, 0.5),
+        lambda optimizer: fixed(optimizer, 0.5, (2,)),
+    ],
+)
+def test_a_rate_that_is_a_tensor_stays_that_tensor(make):
+    """A compiled or captured optimizer reads the rate from the tensor it was made with."""
+    expected = rates(make(sgd()), 6)
+    lr = torch.tensor(1.0, dtype=torch.float64)
+    scheduler = make(torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=lr))
+    seen = []
+    for _ in range(6):
+        seen.append(lr.item())
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx(expected, rel=1e-12)
+    if isinstance(scheduler, CyclicLR):
+        scheduler.reset()
+        assert lr.item() == 0.25
+        scheduler.load_state_dict(through_disk(scheduler.state_dict()))
+        assert scheduler.optimizer.param_groups[0]["lr"] is lr
 
 
 def through_disk(state: dict) -> dict:
