@@ -60,7 +60,7 @@ def measure(kind: str, count: int, workers: int) -> dict:
                 train(run, folder)
         seconds = time.monotonic() - started
         training = sum(json.loads((Path(folder) / f"{run.name}.json").read_text())["seconds"] for run in runs)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return {
         "kind": kind,
         "runs": len(runs),

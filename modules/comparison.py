@@ -2,18 +2,30 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-#: By table: the experiments whose runs it is of, and what tells its rows apart.
+
+class Table(NamedTuple):
+    """A table of results."""
+
+    notebook: str  # that writes it
+    experiments: tuple[str, ...]  # whose runs it is of
+    keys: tuple[str, ...] = ("quantity", "policy")  # what tells its rows apart; none: it is a curve, and not compared
+    always: bool = True  # else only where there are such runs
+
+
+#: The tables that a study is judged by. A notebook that trains has at least one.
 TABLES = {
-    "range_test_bounds": (["range_test"], ["bound"]),
-    "headline": (["headline"], ["quantity", "policy"]),
-    "policies": (["policies"], ["quantity", "policy"]),
-    "ablation": (["ablation"], ["quantity", "policy"]),
-    "best_lr": (["best_lr_sweep", "best_lr"], ["quantity", "policy"]),
-    "mlp": (["mlp"], ["quantity", "policy"]),
+    "range_test_bounds": Table("02_range_test", ("range_test",), ("bound",)),
+    "headline": Table("04_headline_figures", ("headline",)),
+    "policies": Table("05_policies", ("policies",)),
+    "policies_range_test": Table("05_policies", ("policies_range_test",), (), always=False),
+    "ablation": Table("05_policies", ("ablation",), always=False),
+    "best_lr": Table("06_best_lr", ("best_lr_sweep", "best_lr")),
+    "mlp": Table("07_mlp_mnist", ("mlp",)),
 }
 
 
@@ -27,15 +39,15 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
     Returns:
         One row a number: `quantity`, `value`, `low`, `high`, `published`, `published_low`, `published_high`,
         `verdict`. Verdicts: `same bytes` when the run CSVs behind both are identical, and so are the numbers; `differs`
-        when the runs are and the numbers are not; of other runs, `agrees` when the 95 % intervals overlap (equal values
-        where there are none) and `differs` when they do not; `not published` when there is nothing to compare with;
-        `itself` when both folders are one.
+        when the runs are and the numbers are not; of other runs, `agrees` when the 95 % intervals overlap, or the
+        values are equal, and `differs` when they do not; `no interval` when the values differ and nothing says how much
+        they may; `not published` when there is nothing to compare with; `itself` when both folders are one.
     """
     rows = []
     for name in tables:
-        experiments, keys = TABLES[name]
+        experiments, keys = TABLES[name].experiments, list(TABLES[name].keys)
         mine, theirs = (Path(folder) / "tables" / f"{name}.csv" for folder in (ours, published))
-        if not mine.exists():
+        if not (keys and mine.exists()):
             continue
         table = pd.read_csv(mine)
         if "quantity" in table:
@@ -61,7 +73,7 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
     return pd.DataFrame(rows)
 
 
-def _runs(results: str | Path, experiments: list[str]) -> dict[str, bytes]:
+def _runs(results: str | Path, experiments: Iterable[str]) -> dict[str, bytes]:
     """The CSVs of all runs of some experiments, by their place in a results folder."""
     files = [path for experiment in experiments for path in (Path(results) / experiment).glob("*-seed*.csv")]
     return {str(path.relative_to(results)): path.read_bytes() for path in files}
@@ -85,4 +97,7 @@ def _verdict(row: dict, same_runs: bool) -> str:
         return tuple(value if pd.isna(row[key + suffix]) else row[key + suffix] for key in ("low", "high"))
 
     (low, high), (other_low, other_high) = interval(""), interval("_published")
-    return "agrees" if low <= other_high and other_low <= high else "differs"
+    if low <= other_high and other_low <= high:
+        return "agrees"
+    measured = row.get("quantity") != "iterations"  # those were asked for
+    return "no interval" if measured and pd.isna(row["low"]) and pd.isna(row["low_published"]) else "differs"

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import torch
 from tqdm import tqdm
 
 from modules import checkpoints
@@ -47,7 +48,6 @@ def run_all(
     folder: str | Path,
     data_dir: str | Path | None = None,
     workers: int | None = None,
-    device: str | None = None,
 ) -> list[RunFiles]:
     """Train every run that is not complete yet; complete ones are left alone, unfinished ones go on.
 
@@ -57,8 +57,8 @@ def run_all(
         specs: the runs; names must differ.
         folder: results folder, made when missing, held by a lock meanwhile.
         data_dir: as for `datasets.load`.
-        workers: worker processes; by default one for each core, and never more than there are runs.
-        device: `cpu` or `cuda`; by default `cuda` where a worker has one.
+        workers: worker processes, never more than there are runs; by default one for each core, or one where there is
+            a GPU, which they would have to share.
 
     Returns:
         The files of all runs, in the order of `specs`.
@@ -77,7 +77,7 @@ def run_all(
             for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
                 checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
             place = Path(data_dir or default_data_dir()).resolve()  # a cluster's workers may have other defaults
-            _run(pending, held.resolve(), place, workers, device)
+            _run(pending, held.resolve(), place, workers)
         for spec, file in zip(specs, files, strict=True):
             file.check(spec, fingerprints[spec.dataset])
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
@@ -191,12 +191,13 @@ def _uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: int | None, device: str | None) -> None:
+def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None) -> None:
     from dask.system import CPU_COUNT
     from distributed import as_completed
 
     failures = []
-    with cluster(min(workers or CPU_COUNT, len(specs))) as client, _Progress(specs) as progress:
+    workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
+    with cluster(min(workers, len(specs))) as client, _Progress(specs) as progress:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         # Longest first: a short run at the end leaves the fewest cores idle.
         futures = {
@@ -205,7 +206,6 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
                 spec,
                 folder,
                 data_dir,
-                device,
                 # Never the key of an earlier client's task, which the scheduler may still have with other settings.
                 key=f"{spec.name}-{uuid4().hex}",
                 pure=False,
@@ -228,7 +228,7 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path | None, workers: in
         raise RunError("; ".join(failures))
 
 
-def _train(spec: Spec, folder: Path, data_dir: Path, device: str | None) -> str:
+def _train(spec: Spec, folder: Path, data_dir: Path) -> str:
     """On a worker: train one run and say in a line how it ended."""
     from distributed import Status, get_worker
 
@@ -244,7 +244,7 @@ def _train(spec: Spec, folder: Path, data_dir: Path, device: str | None) -> str:
             raise Abandoned("client or scheduler is gone, nobody waits for this run")
         worker.log_event(TOPIC, {"name": spec.name, "iteration": iteration, "accuracy": accuracy})
 
-    path = train(spec, folder, data_dir, device, report)
+    path = train(spec, folder, data_dir, report=report)
     rows = path.read_text().splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
     if last is None:

@@ -26,18 +26,23 @@ class ImageFiles:
     stamp: list
 
     def read(self) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
-        return [self._split(split) for split in SPLITS], self.classes
+        """Of each split images `[N, H, W]`, or all `[N, H, W, 3]` where one is in colour, and labels `[N]`."""
+        splits = [self._split(split) for split in SPLITS]
+        if any(image.ndim == 3 for images, _ in splits for image in images):
+            for images, _ in splits:
+                images[:] = [np.stack([image] * 3, axis=-1) if image.ndim == 2 else image for image in images]
+        return [(np.stack(images), labels) for images, labels in splits], self.classes
 
-    def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, split: str) -> tuple[list[np.ndarray], np.ndarray]:
         images, first = [], self.files[split][0][0]
         for path, _ in self.files[split]:
             pixels = _read(path)
-            if images and pixels.shape != images[0].shape:
+            if images and pixels.shape[:2] != images[0].shape[:2]:
                 raise DataError(
                     f"{path} has shape {pixels.shape}, but {first} has {images[0].shape}: resize them first"
                 )
             images.append(pixels)
-        return np.stack(images), np.array([label for _, label in self.files[split]])
+        return images, np.array([label for _, label in self.files[split]])
 
 
 def _read(path: Path) -> np.ndarray:

@@ -15,8 +15,7 @@ from modules.runs import Spec
 def record(
     spec: Spec,
     dataset: Dataset,
-    device: torch.device,
-    revisions: list[str],
+    starts: dict[str, list[str]],
     iterations: int,
     seconds: float,
     diverged: bool,
@@ -26,8 +25,7 @@ def record(
     Args:
         spec: what was trained.
         dataset: the data it was trained on.
-        device: the device it was trained on.
-        revisions: the project's revision at each start that trained a part of it, as `revision` gives it.
+        starts: what trained it, as `remember` keeps it; what changed between its starts is there with all its values.
         iterations: iterations done.
         seconds: seconds they took, evaluations and checkpoints included, over all starts.
         diverged: whether it ended early: loss or rate stopped being finite, or the loss climbed by `stop_factor`.
@@ -43,11 +41,31 @@ def record(
             "train": len(dataset.train_labels),
             "test": len(dataset.test_labels),
         },
+        "processor": " / ".join(starts["processor"]),
+        "device": " / ".join(starts["device"]),
+        "versions": {name: " / ".join(starts[name]) for name in ("python", "torch", "numpy")},
+        "revision": ", ".join(starts["revision"]) or None,
+    }
+
+
+def remember(starts: dict[str, list[str]], device: torch.device) -> None:
+    """Add to what has trained a run so far, by kind, what trains it from here on.
+
+    Args:
+        starts: values of `revision`, `processor`, `device`, `python`, `torch`, `numpy`, each in the order they came.
+        device: the device it goes on on.
+    """
+    now = {
+        "revision": revision(),
         "processor": processor(),
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
-        "revision": ", ".join(revisions) or None,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy")},
     }
+    for kind, value in now.items():
+        known = starts.setdefault(kind, [])
+        if value is not None and value not in known:
+            known.append(value)
 
 
 @cache
@@ -62,7 +80,7 @@ def processor() -> str:
 
 
 #: What a run's numbers come from, beside the data. README or results that are not committed yet change none of them.
-SOURCES = ("modules", "notebooks", "studies", "requirements.txt")
+SOURCES = ("modules", "notebooks", "studies", "benchmarks", "requirements.txt")
 
 
 @cache

@@ -126,7 +126,7 @@ def publish(study: str, results: Path) -> None:
         raise StudyError(f"nothing to publish: {results} has no executed notebooks, run make reproduce first")
     with writing(results):
         _check_complete(study, results)
-        here = [re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix))]
+        here = [re.escape(f"{place}/") for place in (Path.cwd(), Path.home(), Path(sys.prefix)) if place != Path("/")]
         # Also the folders that a notebook was given, wherever they are.
         named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|log_dir|reference) = \\"[/~]']))
         for path in results.rglob("*"):
@@ -156,22 +156,7 @@ def _folders(results: Path) -> set[str]:
     return {path.name for path in results.glob("*") if any(path.glob("*-seed*.csv"))}
 
 
-#: The table that a notebook's results are judged by, one of `comparison.TABLES`; and the figures that README shows.
-JUDGED_BY = {
-    "02_range_test": "range_test_bounds",
-    "04_headline_figures": "headline",
-    "05_policies": "policies",
-    "06_best_lr": "best_lr",
-    "07_mlp_mnist": "mlp",
-}
-#: The experiments whose runs a notebook makes.
-EXPERIMENTS = {
-    "02_range_test": ("range_test",),
-    "03_headline_experiment": ("headline",),
-    "05_policies": ("policies", "policies_range_test", "ablation"),
-    "06_best_lr": ("best_lr_sweep", "best_lr"),
-    "07_mlp_mnist": ("mlp",),
-}
+#: Figures that README shows.
 FIGURES = ("run.png", "lrrt.png", "policies.png", "ablation.png", "best_lr_sweep.png", "best_lr.png", "mlp.png")
 
 
@@ -180,27 +165,30 @@ def _check_complete(study: str, results: Path) -> None:
     notebooks = [path.stem for path in sorted((STUDIES / study).glob("*.yaml"))]
     if not notebooks:
         raise StudyError(f"unknown study {study!r}: publish with the STUDY that made {results}")
-    for name in notebooks:
-        for experiment in EXPERIMENTS.get(name, ()):
-            for unfinished in (results / experiment).glob(".partial/*"):
-                raise StudyError(f"{unfinished} is of an unfinished run: run make reproduce again first")
-        table = JUDGED_BY.get(name)
-        for part in [f"notebooks/{name}.ipynb", *([f"tables/{table}.csv"] if table else [])]:
-            if not (results / part).exists():
-                raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
-    for table, (experiments, _) in TABLES.items():
-        path = results / "tables" / f"{table}.csv"
-        if path.exists():
+    parts = [f"notebooks/{name}.ipynb" for name in notebooks]
+    for name, table in TABLES.items():
+        if table.notebook in notebooks:
+            for experiment in table.experiments:
+                for unfinished in (results / experiment).glob(".partial/*"):
+                    raise StudyError(f"{unfinished} is of an unfinished run: run make reproduce again first")
+            if table.always or any((results / experiment).exists() for experiment in table.experiments):
+                parts.append(f"tables/{name}.csv")
+    for part in parts:
+        if not (results / part).exists():
+            raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
+    for name, table in TABLES.items():
+        path = results / "tables" / f"{name}.csv"
+        if table.keys and path.exists():
             counted = pd.read_csv(path)
             policy = counted.get("policy", pd.Series("range_test", counted.index))
             counted = counted[~policy.str.contains(" - ")].groupby(policy).runs.first()
-            runs_of = [read_runs(folder) for name in experiments if (folder := results / name).exists()]
+            runs_of = [read_runs(folder) for part in table.experiments if (folder := results / part).exists()]
             found = pd.concat(runs_of).groupby("policy").seed.nunique() if runs_of else {}
-            for name, runs in counted.items():
-                if runs != found.get(name, 0):
+            for policy, runs in counted.items():
+                if runs != found.get(policy, 0):
                     raise StudyError(
-                        f"{path} is not of the runs beside it: it counts {runs} of {name}, there are "
-                        f"{found.get(name, 0)}: run make reproduce again first, with as many runs"
+                        f"{path} is not of the runs beside it: it counts {runs} of {policy}, there are "
+                        f"{found.get(policy, 0)}: run make reproduce again first, with as many runs"
                     )
 
 

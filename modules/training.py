@@ -22,7 +22,7 @@ from modules.datasets import Dataset, load
 from modules.divergence import LARGEST_RATE, climbed
 from modules.files import RunFiles
 from modules.policies import make_scheduler
-from modules.provenance import record, revision
+from modules.provenance import record, remember
 from modules.runs import RunError, Spec
 
 EVALUATION_BATCH = 250
@@ -44,12 +44,16 @@ def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread and no denormals, as both change the numbers of a run; then the threads there were, and denormals."""
+    """One thread and no denormals, as both change the numbers of a run; then the threads there were, and denormals.
+
+    On a GPU, convolutions are deterministic, and float32 is float32.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
@@ -159,14 +163,14 @@ class _State:
         self.optimizer = make_optimizer(spec, self.model)
         self.scheduler = make_scheduler(spec.policy, self.optimizer, spec.iterations)
         self.iteration, self.seconds = 0, 0.0
-        self.revisions: list[str] = []
+        self.starts: dict[str, list[str]] = {}
         self.rows: list[list] = []
 
     def save(self, path: Path) -> None:
         state = {
             "iteration": self.iteration,
             "seconds": self.seconds,
-            "revisions": self.revisions,
+            "starts": self.starts,
             "rows": self.rows,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -182,7 +186,7 @@ class _State:
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
-        self.revisions = state.get("revisions", [])
+        self.starts = state["starts"]
 
 
 def _train(
@@ -198,9 +202,8 @@ def _train(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     since, diverged = 0, False
     stop_factor = getattr(spec.policy, "stop_factor", None)
-    # Taken now: these are the sources the run was trained with, whatever happens to the files meanwhile.
-    if (source := revision()) and source not in state.revisions:
-        state.revisions.append(source)
+    # Now: these are the sources the run is trained with, whatever happens to the files meanwhile.
+    remember(state.starts, device)
     started = reported = time.monotonic()
     while state.iteration < spec.iterations:
         rates = scheduler.get_last_lr()
@@ -240,5 +243,5 @@ def _train(
     state.seconds += time.monotonic() - started
     if spec.keep_weights:
         files.keep(model.state_dict())
-    files.finish(state.rows, record(spec, dataset, device, state.revisions, state.iteration, state.seconds, diverged))
+    files.finish(state.rows, record(spec, dataset, state.starts, state.iteration, state.seconds, diverged))
     return files.csv

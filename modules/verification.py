@@ -1,6 +1,7 @@
 """A complete run's first rows, trained again: the same bytes, or not?"""
 
 import tempfile
+from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 
@@ -53,15 +54,18 @@ def verify(path: Path, rows: int = 1, data_dir: str | Path | None = None) -> str
             f"{path} was trained on {record['data']['label']}, fingerprint {record['data']['fingerprint'][:12]}, and "
             f"the data here have {fingerprint[:12]}: name theirs with data_dir"
         )
+    device = "cpu" if record["device"] == "cpu" else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"{path} was trained on {record['device']}: a GPU is needed to train it again")
     with tempfile.TemporaryDirectory() as folder:
-        train(asked, folder, data_dir, stop_after=rows * asked.evaluate_every)
+        train(asked, folder, data_dir, device, stop_after=rows * asked.evaluate_every)
         again = RunFiles(folder, asked.name)
         trained = again.read()[0] if again.complete else as_csv(resume(again, asked, fingerprint)["rows"])
     for number, pair in enumerate(zip_longest(*(text.splitlines()[: 1 + rows] for text in (table, trained)))):
         if pair[0] != pair[1]:
             made, here = (
-                f"{record['processor']}, torch {record['versions']['torch']}",
-                f"{processor()}, torch {torch.__version__}",
+                f"{record['processor']}, {record['device']}, torch {record['versions']['torch']}",
+                f"{processor()}, {device}, torch {version('torch')}",
             )
             return f"row {number} is {pair[1]} here, not {pair[0]} (made on {made}; here is {here})"
     return None

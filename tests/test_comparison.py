@@ -1,13 +1,15 @@
 """Verdicts, and how numbers are printed."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from modules.analysis import AnalysisError
-from modules.comparison import compare
+from modules.comparison import TABLES, compare
 from modules.formatting import beside, read_reference, readable, readable_beside, show
 
 COLUMNS = ["quantity", "policy", "runs", "value", "low", "high"]
@@ -39,6 +41,32 @@ def test_verdicts_by_overlap(tmp_path):
     table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", THEIRS, "1,0.6\n"))
     assert table.verdict.tolist() == ["agrees", "differs", "agrees", "differs"]
     assert table.published.tolist() == [0.765, 0.85, 70000, 20000]
+
+
+def test_numbers_without_intervals_are_not_judged(tmp_path):
+    """Another processor gives other runs; of a mean without an interval nothing says how far off it may be."""
+    ours = [("best_mean_accuracy", "fixed", 5, 0.75, np.nan, np.nan), ("iterations", "fixed", 5, 70000, np.nan, np.nan)]
+    theirs = [("best_mean_accuracy", "fixed", 5, 0.76, np.nan, np.nan), ("iterations", "fixed", 5, 700, np.nan, np.nan)]
+    table = compare(results(tmp_path / "a", ours), results(tmp_path / "b", theirs, "1,0.6\n"))
+    assert table.verdict.tolist() == ["no interval", "differs"]
+    exact = [("best_mean_accuracy", "fixed", 5, 0.76, 0.76, 0.76), *theirs[1:]]
+    table = compare(results(tmp_path / "c", ours), results(tmp_path / "d", exact, "1,0.6\n"))
+    assert table.verdict.tolist() == ["differs", "differs"]
+
+
+def test_every_notebook_that_trains_has_a_table():
+    """One that is not known here would be published with unfinished runs."""
+    source = {path.stem: path.read_text() for path in Path("notebooks").glob("*.ipynb")}
+    for name, table in TABLES.items():
+        assert f"/{name}.csv" in source[table.notebook]
+    trained = {
+        part
+        for text in source.values()
+        if "run_all(" in text
+        for part in re.findall(r"\{results_dir\}/(\w+)", text)
+        if part not in ("tables", "figures")
+    }
+    assert trained == {experiment for table in TABLES.values() for experiment in table.experiments}
 
 
 def test_same_runs_are_the_same_bytes(tmp_path):

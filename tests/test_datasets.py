@@ -129,6 +129,17 @@ def test_broken_image_folders_are_named(tmp_path, damage, message):
     assert not (folder / ".cache" / "images").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_grey_images_among_coloured_ones_become_coloured(tmp_path, split):
+    folder = make_images(tmp_path / "images")
+    first = sorted((folder / split).rglob("*.png"))[0]
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(first)
+    data = load("images", folder)
+    assert data.train_images.shape[1] == data.test_images.shape[1] == 3
+    assert (np.asarray(getattr(data, f"{split}_images"))[0] == grey).all()
+
+
 def test_splits_of_different_sizes_are_refused(tmp_path):
     folder = make_images(tmp_path)
     for path in (folder / "test").rglob("*.png"):

@@ -1,6 +1,7 @@
 """One run: the same bytes every time, interrupted or not; what its files say; how it fails."""
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from toys import FIXED, TRIANGULAR, make_images, small
 from modules.batches import Data, batches
 from modules.datasets import load
 from modules.files import COLUMNS, RunFiles
+from modules.provenance import processor
 from modules.runs import RunError
 from modules.training import train
 
@@ -79,8 +81,32 @@ def test_files_of_a_run(tmp_path):
         "test": 500,
     }
     assert record["diverged"] is False
-    assert record["processor"]
+    assert (record["processor"], record["device"]) == (processor(), "cpu")
+    assert record["versions"]["torch"] == version("torch")
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
+
+
+def test_a_record_names_every_machine_that_trained_a_part(tmp_path, monkeypatch):
+    train(small(), tmp_path, stop_after=6)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("modules.provenance.processor", lambda: "another processor")
+        train(small(), tmp_path, stop_after=12)
+    path = train(small(), tmp_path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["processor"] == f"{processor()} / another processor"
+    assert record["versions"]["torch"] == version("torch")
+    assert record["device"] == "cpu"
+
+
+def test_a_run_leaves_torch_as_it_was(tmp_path):
+    def flags():
+        cudnn = torch.backends.cudnn
+        return torch.get_num_threads(), cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark
+
+    before, seen = flags(), []
+    train(small(), tmp_path, report=lambda done, accuracy: seen.append(flags()))
+    assert set(seen) == {(1, before[1], True, False, False)}
+    assert flags() == before
 
 
 def test_a_run_that_learns_learns(tmp_path):

@@ -51,6 +51,23 @@ def test_rows_that_were_left_out_are_named(tmp_path):
     assert verify(path, 4).startswith("row 4 is 24,")
 
 
+def test_a_run_of_a_gpu_needs_one(tmp_path, monkeypatch):
+    path = train(small(), tmp_path)
+    files = RunFiles(tmp_path, path.stem)
+    text, record = files.read()
+    record["device"] = "Some GPU"
+    files.finish([line.split(",") for line in text.splitlines()[1:]], record)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RunError, match="was trained on Some GPU: a GPU is needed"):
+        verify(path)
+
+
+def test_a_run_of_a_cpu_is_trained_on_one(tmp_path, monkeypatch):
+    path = train(small(), tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert verify(path) is None
+
+
 def test_other_data_are_refused(tmp_path):
     path = train(small(), tmp_path)
     files = RunFiles(tmp_path, path.stem)
