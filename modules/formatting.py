@@ -92,7 +92,10 @@ def show(quantity: str, value: float, low: float, high: float) -> str:
     def number(x: float) -> str:
         if pd.isna(x):
             return "never" if quantity.startswith("crossing") else "-"
-        return "more" if x == float("inf") else form.format(x * scale)
+        if x == float("inf"):
+            return "more"
+        # A rate below a thousandth would keep too few digits behind the point.
+        return f"{x:.3g}" if quantity.endswith("lr") and 0 < x < 1e-3 else form.format(x * scale)
 
     text = number(value) + (unit if not pd.isna(value) else "")
     return text if pd.isna(low) else f"{text} [{number(low)}, {number(high)}]"

@@ -143,6 +143,7 @@ def test_nothing_published_and_itself(tmp_path):
         (("crossing_iteration", float("nan"), 18000.0, float("inf")), "never [18,000, more]"),
         (("crossing_ratio", 3.5, float("nan"), float("nan")), "3.50"),
         (("base_lr", 0.0025, 0.002, 0.003), "0.00250 [0.00200, 0.00300]"),
+        (("best_lr", 3.2e-5, 4e-6, 0.001), "3.2e-05 [4e-06, 0.00100]"),
         (("iterations low_accuracy", 40.0, float("nan"), float("nan")), "40"),
     ],
 )

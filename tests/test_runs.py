@@ -1,12 +1,15 @@
 """Specs that are refused with one clear line."""
 
 import json
+from typing import get_args
 
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import positive, seeds
-from modules.runs import RunError, Spec, did_you_mean, differences
+from modules.datasets import _READERS, LABELS, NAMES
+from modules.runs import CustomCyclic, Cyclic, RunError, Spec, did_you_mean, differences
+from modules.schedulers import MODES, SCALE_FUNCTIONS
 
 
 @pytest.mark.parametrize(
@@ -70,3 +73,12 @@ def test_a_number_above_zero_is_needed(value):
     with pytest.raises(RunError, match="rate=.*: a number above 0 is needed"):
         positive("rate", value)
     assert positive("rate", 0.1) == 0.1
+
+
+def test_what_a_spec_may_name_is_what_there_is():
+    def allowed(kind, field):
+        return set(get_args(kind.model_fields[field].annotation))
+
+    assert allowed(Cyclic, "name") == set(MODES)
+    assert allowed(CustomCyclic, "scale_fn") == set(SCALE_FUNCTIONS)
+    assert allowed(Spec, "dataset") == set(NAMES) == {"images", *_READERS} == {"images", *LABELS}
