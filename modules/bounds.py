@@ -16,8 +16,8 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
         log: whether the ramp was exponential.
 
     Returns:
-        The curve (`lr`, `mean`, lowest run `low`, highest `high`) and the bounds (`bound`, `value`, `low`, `high`,
-        `runs`).
+        The curve (`lr`, `mean`, lowest run `low`, highest `high`, the line `fitted`) and the bounds (`bound`, `value`,
+        `low`, `high`, `runs`).
 
     Raises:
         AnalysisError: no range test here, or no rise in it.
@@ -33,11 +33,11 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
             "runs": accuracy.shape[1],
         }
     )
-    return curve_of(runs), bounds
+    return curve_of(runs).assign(fitted=found.fitted), bounds
 
 
 def curve_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """The range test's curve alone; arguments, errors and columns as for `bounds_table`."""
+    """The range test's curve alone; arguments, errors and columns as for `bounds_table`, without `fitted`."""
     rates, accuracy = _accuracies(runs)
     ends = {"mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
     return pd.DataFrame({"lr": rates, **ends}).reset_index(drop=True)

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
-from modules.analysis import LEAST_BOOTSTRAP
 from modules.files import atomic_write
 from modules.headline import Crossing
+from modules.range_test import BestRate
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
@@ -55,8 +56,8 @@ def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
         title: the figure's title.
     """
     figure, axes = plt.subplots()
-    for name, table in schedules.items():
-        axes.plot(table.iteration, table.lr, label=name)
+    for index, (name, table) in enumerate(schedules.items()):
+        axes.plot(table.iteration, table.lr, linestyle=DASHES[index % len(DASHES)], label=name)
     axes.set(xlabel="iteration", ylabel="learning rate", title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(schedules) > 1:
@@ -66,106 +67,133 @@ def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 
 def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str) -> Figure:
-    """Test accuracy against iteration for two policies: mean, range over runs, and where the challenger catches up.
+    """Test accuracy against iteration for two policies, and beside it, enlarged, where the challenger catches up.
 
     Args:
         runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
         cross: as `headline.crossing` gives it.
         baseline, challenger: names of two policies.
     """
-    figure, axes = plt.subplots()
-    for policy, colour in ((baseline, BASELINE), (challenger, CHALLENGER)):
-        table = runs[(runs.policy == policy) & ~runs.diverged]
-        lost = runs[(runs.policy == policy) & runs.diverged].seed.nunique()
-        count = table.seed.nunique()
-        if not count:
-            axes.plot([], [], color=colour, label=f"{policy_name(policy)}: all {lost} runs diverged")
-            continue
-        name = f"{policy_name(policy)}, mean of {count} run{'s' * (count > 1)}" + (
-            f" ({lost} diverged)" if lost else ""
-        )
-        sns.lineplot(table, x="iteration", y="val_acc", errorbar=("pi", 100), color=colour, label=name, ax=axes)
-    right = runs.iteration.max()
+    crosses = cross.iteration == cross.iteration
+    figure, panels = plt.subplots(
+        1, 1 + crosses, figsize=(11, 4.5) if crosses else (8, 4.5), width_ratios=(5, 4)[: 1 + crosses], squeeze=False
+    )
+    for axes in panels[0]:
+        for policy, colour, dashes in ((baseline, BASELINE, DASHES[1]), (challenger, CHALLENGER, "-")):
+            found = runs[runs.policy == policy]
+            name = _counted(policy_name(policy), found)
+            look = dict(color=colour, linestyle=dashes, label=name, marker="o" if axes is not panels[0, 0] else None)
+            _means(axes, found, "iteration", bands=True, **look)
+        if cross.target == cross.target:
+            axes.axhline(cross.target, color="0.35", linestyle=":", linewidth=1.2)
+        axes.set(xlabel="iteration", ylabel="test accuracy", xlim=(0, runs.iteration.max()))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    whole = panels[0, 0]
+    whole.set_title(f"{runs.label.iloc[0]}: fixed learning rate and CLR")
     if cross.target == cross.target:
-        axes.axhline(cross.target, color="0.35", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"best mean of {policy_name(baseline)}: {cross.target:.1%}",
-            (right, cross.target),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize="small",
-        )
-    if cross.iteration == cross.iteration:
-        axes.axvline(cross.iteration, color="0.35", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"reached at {cross.iteration:,.0f}",
-            (cross.iteration, axes.get_ylim()[0]),
-            xytext=(5, 8),
-            textcoords="offset points",
-            fontsize="small",
-        )
-    axes.set(xlabel="iteration", ylabel="test accuracy", title=f"{runs.label.iloc[0]}: fixed learning rate and CLR")
-    axes.set_xlim(0, right)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_below(axes, 2, "bands: lowest to highest run")
+        place = (runs.iteration.max(), cross.target)
+        text = f"best mean of {policy_name(baseline)}: {cross.target:.1%}"
+        whole.annotate(text, place, xytext=(-4, 4), textcoords="offset points", ha="right", fontsize="small")
+    if crosses:
+        near = panels[0, 1]
+        kept = runs[(runs.policy == challenger) & ~runs.diverged & (runs.iteration >= cross.iteration / 2)]
+        near.set(xlim=(kept.iteration.min(), kept.iteration.max()), title=f"CLR reaches it at {cross.iteration:,.0f}")
+        margin = 0.05 * (kept.val_acc.max() - kept.val_acc.min())
+        near.set_ylim(kept.val_acc.min() - margin, max(kept.val_acc.max(), cross.target) + margin)
+        near.axvline(cross.iteration, color=COLOURS[3], linestyle="--", linewidth=1.2)
+        if cross.low == cross.low:
+            near.axvspan(cross.low, min(cross.high, kept.iteration.max()), color=COLOURS[3], alpha=0.12, linewidth=0)
+    stripe = "; stripe: 95 % interval of the crossing" if crosses and cross.low == cross.low else ""
+    _legend_below(whole, 2, f"bands: lowest to highest run{stripe}")
     figure.tight_layout()
     return figure
 
 
+def _counted(name: str, found: pd.DataFrame) -> str:
+    """A policy's name with the number of its runs, and of those that diverged."""
+    lost, count = found[found.diverged].seed.nunique(), found[~found.diverged].seed.nunique()
+    if not count:
+        return f"{name}: all {lost} runs diverged"
+    return f"{name}, mean of {count} run{'s' * (count > 1)}" + (f" ({lost} diverged)" if lost else "")
+
+
+def _means(axes: Axes, found: pd.DataFrame, x: str, bands: bool, **look: object) -> None:
+    """The mean of one policy's runs, those that diverged left out, and the range from the lowest to the highest."""
+    kept = found[~found.diverged]
+    if kept.empty:
+        axes.plot([], [], **look)
+    else:
+        sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100) if bands else None, ax=axes, legend=False, **look)
+
+
 def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
-    """Test accuracy of any number of policies: means, with their range over runs, or single runs where they are few.
+    """Test accuracy of any number of policies: means over their runs, and beside them where every run ended.
 
     Args:
         runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
         title: the figure's title.
         x: the column to draw it against.
     """
-    policies = runs.policy.unique()
-    most = runs.groupby("policy").seed.nunique().max()
-    many = most >= LEAST_BOOTSTRAP
-    figure, axes = plt.subplots(figsize=(8, 4.3 + 0.3 * math.ceil(len(policies) / 2)))  # the legend takes no axes
+    policies = list(runs.policy.unique())
+    several = len(policies) > 1
+    # The legend takes no axes.
+    size = (11 if several else 8, 4.3 + 0.3 * math.ceil(len(policies) / 2))
+    figure, panels = plt.subplots(1, 1 + several, figsize=size, width_ratios=(5, 4)[: 1 + several], squeeze=False)
+    curves = panels[0, 0]
     for index, policy in enumerate(policies):
         found = runs[runs.policy == policy]
-        kept = found[~found.diverged]
         lost = found[found.diverged].seed.nunique()
         name = policy.replace("_", " ") + (f" ({lost} of {found.seed.nunique()} diverged)" if lost else "")
-        colour = COLOURS[index % len(COLOURS)]
-        look = dict(color=colour, linestyle=DASHES[index % len(DASHES)], label=name)
-        if kept.empty:
-            axes.plot([], [], **look)
-            continue
-        sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100) if many else None, ax=axes, **look)
-        if not many and kept.seed.nunique() > 1:
-            for _, run in kept.groupby("seed"):
-                axes.plot(run[x], run.val_acc, color=colour, linewidth=0.6, alpha=0.5)
-    axes.set(xlabel=x, ylabel="test accuracy", title=title)
-    axes.set_xlim(0, runs[x].max())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    legend = "lines: means, bands: lowest to highest run" if many else "thick lines: means, thin ones: single runs"
-    _legend_below(axes, 2, legend if most > 1 else None)
+        look = dict(color=COLOURS[index % len(COLOURS)], label=name)
+        _means(curves, found, x, bands=not several, linestyle=DASHES[index % len(DASHES)], **look)
+        if several:
+            ends = found[~found.diverged].groupby("seed").val_acc.last()
+            panels[0, 1].plot(ends, [index] * len(ends), "o", color=look["color"], alpha=0.7)
+            panels[0, 1].plot([ends.mean()], [index], "|", color="0.1", markersize=18, markeredgewidth=2)
+    curves.set(xlabel=x, ylabel="test accuracy", xlim=(0, runs[x].max()))
+    curves.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    curves.xaxis.set_major_formatter("{x:,.0f}")
+    curves.yaxis.set_major_formatter(PercentFormatter(1))
+    many = runs.groupby("policy").seed.nunique().max() > 1
+    if several:
+        ends = panels[0, 1]
+        ends.set(xlabel="test accuracy of each run at its end, mean: |", ylim=(len(policies) - 0.5, -0.5))
+        ends.set_yticks(range(len(policies)), [policy.replace("_", " ") for policy in policies], fontsize="small")
+        ends.xaxis.set_major_locator(MaxNLocator(5))
+        ends.xaxis.set_major_formatter(PercentFormatter(1))
+        _legend_below(curves, 2, "lines: means over runs" if many else None)
+    else:
+        _legend_below(curves, 2, "line: mean, band: lowest to highest run" if many else None)
+    figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     return figure
 
 
-def sweep(curve: pd.DataFrame, best: float, low: float, high: float, title: str) -> Figure:
+def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
     """Training loss against learning rate, with the rate of its least.
 
     Args:
-        curve: columns `lr`, `loss` (smoothed mean over runs).
-        best, low, high: the rate and its interval (NaN where there is none).
+        losses: training loss by learning rate (the index), one column a run; NaN from where a run had ended.
+        best: what `range_test.best_rate` reads off it.
         title: the figure's title.
     """
     figure, axes = plt.subplots()
-    axes.plot(curve.lr, curve.loss, color=BASELINE, label="training loss, smoothed")
-    axes.axvline(best, color=COLOURS[3], linestyle="--", label=f"least loss: {best:.3g}")
-    if low == low:
-        axes.axvspan(low, high, color=COLOURS[3], alpha=0.12, linewidth=0, label="its 95 % interval")
-    axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log")
-    _legend_below(axes, 3)
+    runs = len(losses.columns)
+    if runs > 1:
+        for seed in losses:
+            axes.plot(losses.index, losses[seed], color=BASELINE, linewidth=0.6, alpha=0.5)
+    name = f"mean of {runs} runs, smoothed (thin: single runs)" if runs > 1 else "one run, smoothed"
+    axes.plot(losses.index, best.smoothed, color=BASELINE, label=name)
+    axes.axvline(best.lr, color=COLOURS[3], linestyle="--", label=f"least loss at {best.lr:.3g}")
+    if best.low == best.low:
+        axes.axvspan(best.low, best.high, color=COLOURS[3], alpha=0.12, linewidth=0, label="its 95 % interval")
+    axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log", yscale="log")
+    axes.set_ylim(losses.min().min() / 1.3, 1.5 * np.nanmax(best.smoothed))  # no matter how far a run diverged
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _legend_below(axes, 2)
     figure.tight_layout()
     return figure
 
@@ -183,6 +211,8 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, run
     name = f"mean of {runs} runs (band: lowest to highest)" if runs > 1 else "one run"
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
     axes.fill_between(curve.lr, curve["low"], curve["high"], color=BASELINE, alpha=0.2, linewidth=0)
+    if "fitted" in curve:
+        axes.plot(curve.lr, curve.fitted, color="0.1", linewidth=1, label="fit of four straight pieces")
     suggested = bounds.itertuples() if bounds is not None else ()
     stripes = None
     for row, colour in zip(suggested, (COLOURS[2], COLOURS[3]), strict=False):
@@ -194,7 +224,7 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, run
     if log:
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_below(axes, 3, stripes)
+    _legend_below(axes, 2, stripes)
     figure.tight_layout()
     return figure
 

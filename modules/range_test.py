@@ -137,6 +137,7 @@ class Bounds:
     base_high: float
     max_low: float
     max_high: float
+    fitted: np.ndarray = field(repr=False, compare=False)  # the four pieces' accuracy at the rates given, `[points]`
 
 
 def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> Bounds:
@@ -168,15 +169,16 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     accuracy = np.where(diverged & ~np.isnan(accuracy[0]), accuracy[0], accuracy)
     if not np.isfinite(accuracy).all():
         raise AnalysisError("a range test needs finite accuracies, up to where a run diverges")
-    x = np.log(lr) if log else lr
+    given = x = np.log(lr) if log else lr
     if len(x) > MOST_POINTS:
         starts = np.arange(MOST_POINTS) * len(x) // MOST_POINTS
         count = np.diff(starts, append=len(x))
         x, accuracy = np.add.reduceat(x, starts) / count, np.add.reduceat(accuracy, starts) / count[:, None]
         lr = np.exp(x) if log else x
     fit = _four_pieces(x)
-    base, top, rises, left_over = fit(accuracy.mean(axis=1))
-    if np.isfinite(kneeless := _left_over_without_knee(x, accuracy.mean(axis=1))) and left_over > kneeless / 2:
+    base, top, rises, line = fit(mean := accuracy.mean(axis=1))
+    kneeless = _left_over_without_knee(x, mean)
+    if np.isfinite(kneeless) and not (rises and ((line - mean) ** 2).sum() < kneeless / 2):
         raise AnalysisError("accuracy still rises at the last learning rate: let the ramp end higher")
     if not rises:
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
@@ -188,7 +190,7 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
 
     resampled = (over_runs(lambda runs, end=end: rates(runs)[end], accuracy.shape[1]) for end in (0, 1))
     intervals = [_interval(values) for values in resampled]
-    return Bounds(float(lr[base]), float(lr[top]), *intervals[0], *intervals[1])
+    return Bounds(float(lr[base]), float(lr[top]), *intervals[0], *intervals[1], np.interp(given, x, line))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -197,12 +199,12 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return percentiles(rising) if len(rising) >= len(values) * (1 + CONFIDENCE) / 2 else (np.nan, np.nan)
 
 
-def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool, float]]:
+def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool, np.ndarray]]:
     """Least squares with a flat, a rising and two free pieces over `x` `[points]`.
 
     Returns:
-        A function of accuracies `[points]` giving the indices of the rising piece's two ends, whether its height is
-        clear of what the fit leaves over, and that sum of squares.
+        A function of accuracies `[points]`: the indices of the rising piece's two ends, whether its height is clear of
+        what the fit leaves over, and the line itself `[points]`.
     """
     last = len(x) - 1
     joints = np.array([j for j in combinations(range(len(x)), 3) if min(j[1] - j[0], j[2] - j[1], last - j[2]) >= 2])
@@ -211,7 +213,7 @@ def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool, 
     design = np.concatenate([np.ones_like(hinges[..., :1]), hinges], axis=2)
     solve = np.linalg.pinv(design)
 
-    def fit(y: np.ndarray) -> tuple[int, int, bool, float]:
+    def fit(y: np.ndarray) -> tuple[int, int, bool, np.ndarray]:
         weights = solve @ y
         left_over = ((np.einsum("mpk,mk->mp", design, weights) - y) ** 2).sum(axis=1)
         # The second piece rises, and what follows it at half its slope at the most: a straight rise is not cut in two.
@@ -220,7 +222,7 @@ def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool, 
         first, second, _ = joints[best]
         height = weights[best, 1] * (scaled[second] - scaled[first])
         noise = np.sqrt(left_over[best] / (len(y) - 7))  # infinite when no piece rises
-        return int(first), int(second), bool(height > max(4 * noise, LEAST_RISE)), float(left_over[best])
+        return int(first), int(second), bool(height > max(4 * noise, LEAST_RISE)), design[best] @ weights[best]
 
     return fit
 
@@ -232,8 +234,7 @@ def _left_over_without_knee(x: np.ndarray, y: np.ndarray) -> float:
         hinge = np.maximum(0, x - x[joint])
         slope, level = np.polyfit(hinge, y, 1)
         left_over = ((slope * hinge + level - y) ** 2).sum()
-        noise = np.sqrt(left_over / (len(y) - 3))
-        return left_over if slope * hinge[-1] > max(4 * noise, LEAST_RISE) else np.inf
+        return left_over if slope * hinge[-1] > max(4 * np.sqrt(left_over / (len(y) - 3)), LEAST_RISE) else np.inf
 
     return min(fit(joint) for joint in range(len(x) - 2))
 
