@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -32,8 +33,8 @@ IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
 
 
-def execute(name: str, values: dict, results: Path) -> None:
-    """Run one notebook through papermill into `<results>/notebooks/`; it appears there only when it succeeded.
+def execute(name: str, plan: dict[str, dict], results: Path) -> None:
+    """Run one notebook of a plan through papermill into `<results>/notebooks/`, where it appears when it succeeded.
 
     Raises:
         StudyError: a cell failed; the message is the error's first line.
@@ -52,7 +53,7 @@ def execute(name: str, values: dict, results: Path) -> None:
             papermill.execute_notebook(
                 str(NOTEBOOKS / f"{name}.ipynb"),
                 str(unfinished),
-                values,
+                plan[name],
                 kernel_name="python3",
                 progress_bar=False,
                 stdout_file=sys.stdout,
@@ -68,17 +69,24 @@ def execute(name: str, values: dict, results: Path) -> None:
                 f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
             ) from None
         else:
-            atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4))) + "\n")
+            atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4), plan)) + "\n")
         finally:
             unfinished.unlink(missing_ok=True)
 
 
-def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Leave out of an executed notebook what tells of the machine: papermill's paths, and the progress bar's frames."""
+def tidy(notebook: nbformat.NotebookNode, others: Iterable[str]) -> nbformat.NotebookNode:
+    """Leave out of an executed notebook what tells of the machine: papermill's paths, and the progress bar's frames.
+
+    And links to notebooks that are not among `others`: they would lead nowhere.
+    """
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(
+                r"\[([^]]+)\]\((\w+)\.ipynb\)", lambda link: link[0 if link[2] in others else 1], cell.source
+            )
         if cell.cell_type == "code":
             cell.outputs = [
                 output for output in cell.outputs if not (output.get("name") == "stderr" and _is_progress(output.text))
@@ -100,9 +108,9 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for part in ("tables", "figures"):
             sweep(results / part)
         started = time.monotonic()
-        for name, values in plan.items():
+        for name in plan:
             print(f"\n== {name}", flush=True)
-            execute(name, values, results)
+            execute(name, plan, results)
         comparison = compare(results, published_folder(results))
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")

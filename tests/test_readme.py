@@ -15,7 +15,7 @@ from modules.files import RunFiles
 from modules.formatting import show
 from modules.headline import crossing
 from modules.parameters import PUBLISHED
-from modules.range_test import best_rate
+from modules.range_test import best_rate, suggest_bounds
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -129,16 +129,57 @@ def test_numbers_in_the_prose_on_fashion_mnist():
     assert f"after 400 iterations ({low:.0f} %, where CLR has {high:.0f} %)" in text
     found = analysis.interval_of_mean(fixed.loc[12_000], 0, 1)
     assert f"{show('accuracy', found['value'], found['t_low'], found['t_high'])} after 12,000, just" in text
-    for control, says in (("mean_rate", "cycle CLR is {} above"), ("mean_rate_cut", "against them CLR is {} (pairs")):
+    for control, says in (("mean_rate", "cycle CLR is {} above"), ("mean_rate_cut", "against them CLR is {}, below")):
         lead = analysis.final_difference(controls, "triangular", control)
         assert says.format(show("difference", lead["value"], lead["t_low"], lead["t_high"])) in text
+    cycle, constant, cut = (
+        analysis.curves(controls, policy) for policy in ("triangular", "mean_rate", "mean_rate_cut")
+    )
+    assert (cycle.iloc[-1] < cut.iloc[-1]).tolist() == [True] * 5
+    ends = cycle.index % 800 == 0
+    assert (ends.sum(), len(cycle)) == (8, 32)
+    for where, says in ((ends, "over its eight cycle ends {},"), (ends | True, "over all 32 evaluations {}:")):
+        lead = analysis.interval_of_mean((cycle - constant)[where].mean(), -1, 1)
+        assert says.format(show("difference", lead["value"], lead["t_low"], lead["t_high"])) in text
+    record = json.loads((ROOT / PUBLISHED / "fashion-mnist/headline/triangular-seed1.json").read_text())
+    policy = record["spec"]["policy"]
+    assert f"upper bound is {policy['max_lr'] / policy['base_lr']:.1f} times its lower one" in text
+
+
+def test_the_end_of_a_cycle_in_the_ledger():
+    clr = analysis.curves(analysis.read_runs(ROOT / PUBLISHED / "cifar10-jpeg" / "headline"), "triangular")
+    lead = analysis.interval_of_mean(clr.loc[32_000] - clr.loc[35_000], -1, 1)
+    says = show("difference", lead["value"], lead["t_low"], lead["t_high"])
+    assert f"less that in mid-cycle (35,000): {says} |" in (ROOT / PUBLISHED / "README.md").read_text()
+
+
+def test_what_the_range_tests_cost():
+    text = " ".join(README.split())
+    cost = {}
+    for study, length in (("cifar10-jpeg", 70_000), ("fashion-mnist", 14_000)):
+        tables = ROOT / PUBLISHED / study / "tables"
+        rows = pd.read_csv(tables / "headline.csv").set_index(["quantity", "policy"]).value
+        crossing_at = rows["crossing_iteration", "triangular"]
+        test = json.loads((ROOT / PUBLISHED / study / "range_test/range_test-seed1.json").read_text())["iterations"]
+        cost[study] = [length / (crossing_at + count * test) for count in (1, 5)]
+        if study == "cifar10-jpeg":
+            took = rows["best_mean_iteration", "fixed"] / crossing_at
+            assert f"({took:.2f} times fewer than it took to get there)" in text
+    assert f"With one of 4,000 iterations the factor would be {cost['cifar10-jpeg'][0]:.1f} here" in text
+    assert "it would be {:.1f} with one of 800, and {:.1f} with the five".format(*cost["fashion-mnist"]) in text
+
+
+def test_single_range_tests():
+    runs = analysis.read_runs(ROOT / PUBLISHED / "cifar10-jpeg" / "range_test")
+    top = [suggest_bounds(run.lr, run.val_acc).max_lr for _, run in runs.groupby("seed")]
+    assert f"single ones put `max_lr` between {min(top):.4f} and {max(top):.4f}" in " ".join(README.split())
 
 
 def test_numbers_in_the_prose_on_mnist():
     text = " ".join(README.split())
     rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
     single = [best_rate(run.lr, run.train_loss, window=1).lr for _, run in rates.groupby("file")]
-    assert f"(singly {min(single):.3f} to {max(single):.3f}, a factor of two" in text
+    assert f"Single sweeps gave {min(single):.3f} to {max(single):.3f}: trust one to a factor of two" in text
     assert max(single) / min(single) == pytest.approx(2, abs=0.01)
     assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
     assert "Every run passed 99 % after the first cycle" in text
@@ -208,6 +249,16 @@ def _runs(experiment):
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
+
+
+def test_links_between_published_notebooks_lead_somewhere():
+    links = [
+        (path, target)
+        for path in (ROOT / PUBLISHED).glob("*/notebooks/*.ipynb")
+        for target in re.findall(r"\]\(([\w./-]+\.ipynb)\)", path.read_text())
+    ]
+    assert links
+    assert [(path.parts[-3], path.stem, target) for path, target in links if not (path.parent / target).exists()] == []
 
 
 def test_published_runs_are_as_they_were_written():
