@@ -99,12 +99,14 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     if crosses:
         near = panels[0, 1]
         kept = runs[(runs.policy == challenger) & ~runs.diverged & (runs.iteration >= cross.iteration / 2)]
-        near.set(xlim=(kept.iteration.min(), kept.iteration.max()), title=f"CLR reaches it at {cross.iteration:,.0f}")
-        margin = 0.05 * (kept.val_acc.max() - kept.val_acc.min())
-        near.set_ylim(kept.val_acc.min() - margin, max(kept.val_acc.max(), cross.target) + margin)
+        left, right = kept.iteration.min(), kept.iteration.max()
+        near.set(xlim=(left if left < right else 0, right), title=f"CLR reaches it at {cross.iteration:,.0f}")
+        low, high = min(kept.val_acc.min(), cross.target), max(kept.val_acc.max(), cross.target)
+        margin = 0.05 * (high - low) or 0.01  # one evaluation of one run may have no height
+        near.set_ylim(low - margin, high + margin)
         near.axvline(cross.iteration, color=COLOURS[3], linestyle="--", linewidth=1.2)
         if cross.low == cross.low:
-            near.axvspan(cross.low, min(cross.high, kept.iteration.max()), color=COLOURS[3], alpha=0.12, linewidth=0)
+            near.axvspan(cross.low, min(cross.high, right), color=COLOURS[3], alpha=0.12, linewidth=0)
     stripe = "; stripe: 95 % interval of the crossing" if crosses and cross.low == cross.low else ""
     _legend_below(whole, 2, f"bands: lowest to highest run{stripe}")
     figure.tight_layout()

@@ -169,6 +169,20 @@ def test_what_the_range_tests_cost():
     assert "it would be {:.1f} with one of 800, and {:.1f} with the five".format(*cost["fashion-mnist"]) in text
 
 
+def test_what_a_learning_rate_for_cifar10_took():
+    text = " ".join(README.split())
+    folder = ROOT / PUBLISHED / "cifar10-jpeg"
+    cycle, sweep = (
+        json.loads((folder / name).read_text())
+        for name in ("best_lr/cycle-seed1.json", "best_lr_sweep/sweep-seed1.json")
+    )
+    assert (cycle["spec"]["batch_size"], cycle["iterations"]) == (128, 20 * 390)
+    assert (sweep["spec"]["batch_size"], sweep["iterations"]) == (128, 400)
+    assert round(cycle["seconds"] / 3600) == 4
+    assert round(sweep["seconds"] / 60) == 11
+    assert "20 epochs took four hours, and a sweep of 400 batches of 128 eleven minutes" in text
+
+
 def test_single_range_tests():
     runs = analysis.read_runs(ROOT / PUBLISHED / "cifar10-jpeg" / "range_test")
     top = [suggest_bounds(run.lr, run.val_acc).max_lr for _, run in runs.groupby("seed")]

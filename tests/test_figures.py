@@ -1,0 +1,57 @@
+"""Pictures of awkward results: drawn without a warning, which a notebook would show its readers."""
+
+import warnings
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from modules import figures
+from modules.analysis import curves
+from modules.headline import crossing
+
+
+def runs(seeds=(1, 2), diverged=(), **by_policy):
+    """Rows as `analysis.read_runs` gives them, the same accuracies for every seed; (policy, seed) pairs may diverge."""
+    rows = [
+        (policy, seed, (policy, seed) in diverged, "toy", 10 * index, accuracy)
+        for policy, accuracies in by_policy.items()
+        for seed in seeds
+        for index, accuracy in enumerate(accuracies, start=1)
+    ]
+    return pd.DataFrame(rows, columns=["policy", "seed", "diverged", "label", "iteration", "val_acc"])
+
+
+CASES = {
+    "crosses late": (runs(fixed=[0.1, 0.3, 0.5], clr=[0.2, 0.4, 0.6]), 2),
+    "crosses at its only evaluation": (runs(seeds=(1,), fixed=[0.1, 0.3], clr=[0.4]), 2),
+    "never crosses": (runs(fixed=[0.1, 0.5], clr=[0.2, 0.3]), 1),
+    "lost all runs": (runs(fixed=[0.1, 0.5], clr=[0.2, 0.6], diverged=[("clr", 1), ("clr", 2)]), 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_policies(case):
+    table, panels = CASES[case]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cross = crossing(curves(table, "fixed"), curves(table, "clr"))
+        figure = figures.accuracy(table, cross, "fixed", "clr")
+        assert len(figure.axes) == panels
+        if panels == 2:  # the crossing is inside what is enlarged
+            left, right = figure.axes[1].get_xlim()
+            low, high = figure.axes[1].get_ylim()
+            assert left < cross.iteration <= right
+            assert low < cross.target < high
+        plt.close(figure)
+        figure = figures.accuracies(table, "toy")
+        ends = [line.get_xdata().tolist() for line in figure.axes[1].lines if line.get_marker() == "o"]
+        kept = table[~table.diverged].groupby(["policy", "seed"]).val_acc.last()
+        assert sum(map(len, ends)) == len(kept)
+        plt.close(figure)
+
+
+def test_one_policy_has_no_second_panel():
+    figure = figures.accuracies(runs(clr=[0.2, 0.6]), "toy")
+    assert len(figure.axes) == 1
+    plt.close(figure)
