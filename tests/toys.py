@@ -1,6 +1,7 @@
 """Small things for tests: images made on the spot, specs that train in a second."""
 
 import numpy as np
+import torch
 from PIL import Image
 
 from modules.runs import spec
@@ -26,3 +27,19 @@ def small(policy=None, seed=1, **changes):
     """A spec that trains in about a second: the dense network on the digits."""
     defaults = dict(dataset="digits", model="mlp", batch_size=64, iterations=24, evaluate_every=6)
     return spec(policy=policy or TRIANGULAR, seed=seed, **{**defaults, **changes})
+
+
+def sgd(*multipliers: float) -> torch.optim.SGD:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in multipliers or (1,)]
+    for group, factor in zip(groups, multipliers, strict=False):
+        group["lr_mult"] = factor
+    return torch.optim.SGD(groups, lr=123.0)
+
+
+def rates(scheduler, count: int, group: int = 0) -> list[float]:
+    out = []
+    for _ in range(count):
+        out.append(scheduler.optimizer.param_groups[group]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return out
