@@ -12,7 +12,7 @@ import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from modules.files import atomic_write
 from modules.headline import Crossing
@@ -161,7 +161,7 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
     many = runs.groupby("policy").seed.nunique().max() > 1
     if several:
         ends = panels[0, 1]
-        ends.set(xlabel="test accuracy of each run at its end, mean: |", ylim=(len(policies) - 0.5, -0.5))
+        ends.set(xlabel="test accuracy at each run's end (bar: mean)", ylim=(len(policies) - 0.5, -0.5))
         ends.set_yticks(range(len(policies)), [policy.replace("_", " ") for policy in policies], fontsize="small")
         ends.xaxis.set_major_locator(MaxNLocator(5))
         ends.xaxis.set_major_formatter(PercentFormatter(1))
@@ -174,7 +174,7 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
 
 
 def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
-    """Training loss against learning rate, with the rate of its least.
+    """Training loss against learning rate, with the rate of the lowest.
 
     Args:
         losses: training loss by learning rate (the index), one column a run; NaN from where a run had ended.
@@ -188,11 +188,12 @@ def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
             axes.plot(losses.index, losses[seed], color=BASELINE, linewidth=0.6, alpha=0.5)
     name = f"mean of {runs} runs, smoothed (thin: single runs)" if runs > 1 else "one run, smoothed"
     axes.plot(losses.index, best.smoothed, color=BASELINE, label=name)
-    axes.axvline(best.lr, color=COLOURS[3], linestyle="--", label=f"least loss at {best.lr:.3g}")
+    axes.axvline(best.lr, color=COLOURS[3], linestyle="--", label=f"lowest loss at {best.lr:.3g}")
     if best.low == best.low:
-        axes.axvspan(best.low, best.high, color=COLOURS[3], alpha=0.12, linewidth=0, label="its 95 % interval")
+        axes.axvspan(best.low, best.high, color=COLOURS[3], alpha=0.12, linewidth=0, label="95 % interval of that rate")
     axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log", yscale="log")
     axes.set_ylim(losses.min().min() / 1.3, 1.5 * np.nanmax(best.smoothed))  # no matter how far a run diverged
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     _legend_below(axes, 2)
@@ -214,7 +215,7 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, run
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
     axes.fill_between(curve.lr, curve["low"], curve["high"], color=BASELINE, alpha=0.2, linewidth=0)
     if "fitted" in curve:
-        axes.plot(curve.lr, curve.fitted, color="0.1", linewidth=1, label="fit of four straight pieces")
+        axes.plot(curve.lr, curve.fitted, color="0.1", linewidth=1, label="piecewise linear fit, four segments")
     suggested = bounds.itertuples() if bounds is not None else ()
     stripes = None
     for row, colour in zip(suggested, (COLOURS[2], COLOURS[3]), strict=False):

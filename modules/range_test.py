@@ -143,12 +143,12 @@ class Bounds:
 def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> Bounds:
     """Read `base_lr` and `max_lr` off a range test.
 
-    The accuracy, averaged over runs, is fitted by least squares with a continuous line of four straight pieces: flat,
-    rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where the
-    rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The joints
-    are tried at all measured rates, at least two apart; more than 50 rates are averaged in 50 groups of neighbours
-    first. Where a flat piece and one that rises to the end leave less than twice as much over, there is no knee and no
-    bound. The intervals are the same fit on resampled runs; there are none with fewer than five runs, or when over one
+    The accuracy, averaged over runs, is fitted by least squares with a piecewise linear function of four segments:
+    flat, rising, and two free ones. `base_lr` is where the flat piece ends: accuracy starts to rise. `max_lr` is where
+    the rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The
+    joints are tried at all measured rates, at least two apart; more than 50 rates are averaged in 50 groups first.
+    Where a flat piece and one that rises to the end leave less than twice as much over, there is no knee and no bound.
+    The intervals are the same fit on resampled runs; there are none with fewer than five runs, or when over one
     resample in forty has no rise. A `base_lr`, or an end of its interval, that is the first measured rate says only
     that accuracy rises from there on, if not from below: start the ramp lower.
 
@@ -241,7 +241,7 @@ def _left_over_without_knee(x: np.ndarray, y: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class BestRate:
-    """The rate of the least training loss in a sweep, with a bootstrap interval over runs (of fewer than five: NaN)."""
+    """The rate of the lowest training loss in a sweep, with a bootstrap interval over runs (fewer than five: NaN)."""
 
     lr: float
     low: float

@@ -80,7 +80,7 @@ def test_the_crossing_on_cifar10():
     took = fixed.index.to_numpy()[means.argmax(axis=0)] / paired
     low, high = np.quantile(took, (0.025, 0.975), method="inverted_cdf")
     factor = fixed.mean(axis=1).idxmax() / crossing(fixed, clr).iteration
-    assert f"({factor:.2f} [{low:.2f}, {high:.2f}] times fewer than it took to get there)" in README
+    assert f"and of {factor:.2f} [{low:.2f}, {high:.2f}] against those 67,000" in README
 
 
 def test_others_runs_on_cifar10():
@@ -129,11 +129,12 @@ def test_numbers_in_the_prose_on_fashion_mnist():
 def test_what_the_cycle_adds_in_short():
     cycle, constant, cut = _curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
     end, average = 100 * (cycle - constant).iloc[-1].mean(), 100 * (cycle - constant).mean(axis=None)
+    assert f"{end:+.2f} points at the end of the last cycle, {average:+.2f} on average over the run" in README
     small, of_small = _curves("mnist/mlp", "clr_small_batch", "mean_small_batch")
-    mlp = 100 * (small - of_small).iloc[-1].mean()
-    says = f"{end:+.1f} points at the end of a cycle and {average:+.1f} on average on Fashion-MNIST, {mlp:+.1f}"
-    assert says in README
-    assert f"added more, {points(cut.iloc[-1] - constant.iloc[-1])} on Fashion-MNIST" in README
+    assert f"beside its own mean rate: {100 * (small - of_small).iloc[-1].mean():+.2f} points" in README
+    notebook = (ROOT / "notebooks" / "05_policies.ipynb").read_text()
+    assert f"eight whole cycles end {points(cycle.iloc[-1] - constant.iloc[-1])} above" in notebook
+    assert f"and {points(cycle.iloc[-1] - cut.iloc[-1])} beside the same rate with two cuts" in notebook
 
 
 def test_what_the_range_tests_cost():
@@ -193,10 +194,10 @@ def test_bounds_of_a_line_of_three_pieces():
                 fits.append((left_over.item(), lr[first], lr[second]))
     _, base_lr, max_lr = min(fits)
     assert base_lr == lr[0]
-    says = f"three pieces instead of four puts `base_lr` at {base_lr:.4f}, the first rate measured, and `max_lr` at"
+    says = f"three segments instead of four put `base_lr` at {base_lr:.4f}, the first rate measured, and `max_lr` at"
     assert f"{says} {max_lr:.4f}," in README
     notebook = (ROOT / "notebooks" / "02_range_test.ipynb").read_text()
-    assert f"puts `max_lr` at {max_lr:.4f}" in notebook
+    assert f"three segments instead of four, on CIFAR-10 (JPEG copy), put `max_lr` at {max_lr:.4f}" in notebook
 
 
 def test_bounds_beside_the_rule_of_thumb():

@@ -21,7 +21,7 @@ def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(code, "README.md", "exec"), names)
     assert len(names["lr"]) == len(names["acc"]) == len(names["loader"])
-    pattern = r"base_lr (\S+), max_lr (\S+)\nleast training loss at (\S+)\naccuracy (\S+)"
+    pattern = r"base_lr (\S+), max_lr (\S+)\nlowest training loss at (\S+)\naccuracy (\S+)"
     base_lr, max_lr, least, accuracy = map(float, re.search(pattern, capsys.readouterr().out).groups())
     assert 1e-5 < base_lr < max_lr < 1
     assert max_lr < least < 10
