@@ -77,7 +77,7 @@ def run_all(
             for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
                 checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
             place = Path(data_dir or default_data_dir()).resolve()  # a cluster's workers may have other defaults
-            _run(pending, held.resolve(), place, workers)
+            _run(pending, held.resolve(), place, workers, fingerprints)
         for spec, file in zip(specs, files, strict=True):
             file.check(spec, fingerprints[spec.dataset])
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
@@ -191,7 +191,7 @@ def _uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None) -> None:
+def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None, fingerprints: dict) -> None:
     from dask.system import CPU_COUNT
     from distributed import as_completed
 
@@ -206,6 +206,7 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | Non
                 spec,
                 folder,
                 data_dir,
+                fingerprints[spec.dataset],
                 # Never the key of an earlier client's task, which the scheduler may still have with other settings.
                 key=f"{spec.name}-{uuid4().hex}",
                 pure=False,
@@ -228,7 +229,7 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | Non
         raise RunError("; ".join(failures))
 
 
-def _train(spec: Spec, folder: Path, data_dir: Path) -> str:
+def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str) -> str:
     """On a worker: train one run and say in a line how it ended."""
     from distributed import Status, get_worker
 
@@ -244,7 +245,7 @@ def _train(spec: Spec, folder: Path, data_dir: Path) -> str:
             raise Abandoned("client or scheduler is gone, nobody waits for this run")
         worker.log_event(TOPIC, {"name": spec.name, "iteration": iteration, "accuracy": accuracy})
 
-    path = train(spec, folder, data_dir, report=report)
+    path = train(spec, folder, data_dir, report=report, fingerprint=fingerprint)
     rows = path.read_text().splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
     if last is None:

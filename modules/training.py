@@ -102,6 +102,7 @@ def train(
     device: str | None = None,
     report: Report | None = None,
     stop_after: int | None = None,
+    fingerprint: str | None = None,
 ) -> Path:
     """Train one run to its end, from its checkpoint where there is one, and write its files.
 
@@ -112,18 +113,21 @@ def train(
         device: `cpu` or `cuda`; by default `cuda` where there is one.
         report: called about once a second with (iterations done, last accuracy).
         stop_after: stop at the first checkpoint at or after this many iterations, leaving the run unfinished.
+        fingerprint: of the data it must be, where only one will do.
 
     Returns:
         The path of the CSV.
 
     Raises:
-        RunError: a complete run of other settings lies in the folder, the batch exceeds the data, or the folder cannot
-            be written.
+        RunError: a complete run of other settings lies in the folder, the batch exceeds the data, these are other data
+            than `fingerprint` says, or the folder cannot be written.
         DataError: the data cannot be read.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     files = RunFiles(folder, spec.name)
     dataset = load(spec.dataset, data_dir)
+    if fingerprint not in (None, dataset.fingerprint):
+        raise RunError(f"{spec.dataset} in {data_dir} are other data here than where the run was asked for")
     check(spec, dataset)
     files.check(spec, dataset.fingerprint)
     if files.complete:

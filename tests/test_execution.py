@@ -1,8 +1,11 @@
 """Many runs: the same bytes for any number of workers, checked before anything starts. Kills are in faults/."""
 
+from dataclasses import replace
+
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
+from modules.datasets import load
 from modules.execution import check_all, run_all
 from modules.runs import RunError
 from modules.training import train
@@ -58,6 +61,15 @@ def test_damaged_checkpoint_is_said_on_this_terminal(tmp_path, capsys):
     run_all([small(seed=2), small()], tmp_path)
     assert "triangular-seed1.pt could not be read" in capsys.readouterr().out
     assert len(contents(tmp_path)) == 2
+
+
+def test_a_worker_with_other_data_trains_nothing(tmp_path, monkeypatch):
+    """A cluster's machines may have different files under one name; here it is the client that is lied to."""
+    other = replace(load("digits"), fingerprint="another")
+    monkeypatch.setattr("modules.execution.load", lambda *arguments: other)
+    with pytest.raises(RunError, match="triangular-seed1 failed: digits in .* are other data here than"):
+        run_all([small()], tmp_path, workers=1)
+    assert not contents(tmp_path)
 
 
 def test_check_all_changes_nothing(tmp_path):
