@@ -96,6 +96,11 @@ def test_others_runs_on_cifar10():
     assert f"lower by 1.5 points (by {gaps[1]:.1f} than" in LEDGER
 
 
+def test_what_bfloat16_loses_at_most():
+    rows = pd.read_csv(FOLDER / "cifar10-jpeg" / "tables" / "bfloat16.csv").set_index("quantity")
+    assert f"bfloat16 loses no more than {-100 * rows.t_low['final_accuracy_difference']:.2f} points" in README
+
+
 def test_the_end_of_a_cycle_in_the_ledger():
     (clr,) = _curves("cifar10-jpeg/headline", "triangular")
     assert f"less that in mid-cycle (35,000): {points(clr.loc[32_000] - clr.loc[35_000])};" in LEDGER
