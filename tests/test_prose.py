@@ -79,8 +79,10 @@ def test_the_crossing_on_cifar10():
     assert f"the factor's interval is [{low:.2f}, {high:.2f}]" in README
     took = fixed.index.to_numpy()[means.argmax(axis=0)] / paired
     low, high = np.quantile(took, (0.025, 0.975), method="inverted_cdf")
-    factor = fixed.mean(axis=1).idxmax() / crossing(fixed, clr).iteration
-    assert f"and of {factor:.2f} [{low:.2f}, {high:.2f}] against those 67,000" in README
+    at = fixed.mean(axis=1).idxmax()
+    factor = at / crossing(fixed, clr).iteration
+    assert f"has its best mean accuracy at {at:,}; CLR" in README
+    assert f"and of {factor:.2f} [{low:.2f}, {high:.2f}] against those {at:,}" in README
 
 
 def test_others_runs_on_cifar10():
@@ -92,8 +94,9 @@ def test_others_runs_on_cifar10():
     ours = [curve.mean(axis=1) for curve in _curves("cifar10-jpeg/headline", "fixed", "triangular")]
     gaps = 100 * (fixed - ours[0][70_000]), 100 * (clr - ours[1][20_000]), 100 * (best - ours[1][32_000])
     assert f"stay {min(gaps):.1f} to {max(gaps):.1f} points below coxy1989/clr's at the same iteration" in README
-    assert f"lower by 1.6 points (by {gaps[0]:.1f} than" in LEDGER
-    assert f"lower by 1.5 points (by {gaps[1]:.1f} than" in LEDGER
+    claimed = 76 - 100 * ours[0][70_000], 76 - 100 * ours[1][20_000]
+    for ours_below, theirs_below in zip(claimed, gaps, strict=False):
+        assert f"lower by {ours_below:.1f} points (by {theirs_below:.1f} than" in LEDGER
 
 
 def test_what_bfloat16_loses_at_most():
@@ -203,6 +206,14 @@ def test_bounds_of_a_line_of_three_pieces():
     assert f"{says} {max_lr:.4f}," in README
     notebook = (ROOT / "notebooks" / "02_range_test.ipynb").read_text()
     assert f"three segments instead of four, on CIFAR-10 (JPEG copy), put `max_lr` at {max_lr:.4f}" in notebook
+    bounds = pd.read_csv(FOLDER / "cifar10-jpeg" / "tables" / "range_test_bounds.csv").set_index("bound")
+    others = {"base_lr": base_lr, "max_lr": max_lr}
+    far = max(
+        max(other / row.value, row.value / other)
+        for name, row in bounds.iterrows()
+        for other in (row.low, row.high, others[name])
+    )
+    assert f"uncertain by a factor of up to {far:.1f}." in notebook
 
 
 def test_bounds_beside_the_rule_of_thumb():
