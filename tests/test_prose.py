@@ -112,6 +112,26 @@ def test_the_end_of_a_cycle_in_the_ledger():
     assert f"at all eight ends less the mean of 1,000 iterations before and after: {points(lead)} |" in LEDGER
 
 
+def test_the_papers_own_table():
+    (phases,) = _curves("cifar10-jpeg/policies", "triangular2_phases")
+    below = 81.4 - 100 * phases.iloc[-1].mean()
+    assert f"*triangular2* ends {below:.1f} points below the paper's single number" in README
+    assert f"lower by {below:.1f} points, the whole interval below" in LEDGER
+    assert analysis.interval_of_mean(phases.iloc[-1], 0, 1)["t_high"] < 0.814
+
+
+def test_what_the_port_left_out():
+    names = ("caffe", "torch_init", "floor_pooling", "no_multipliers", "unit_pixels", "port", "port_caffe_pixels")
+    ends = {n: c.iloc[-1] for n, c in zip(names, _curves("cifar10-jpeg/ablation", *names), strict=True)}
+    caffe = ends["caffe"]
+    assert f"the port gains {points(ends['port_caffe_pixels'] - ends['port'])} and" in README
+    assert f"is {points(ends['port_caffe_pixels'] - caffe)} above Caffe's own setting" in README
+    assert (ends["unit_pixels"] == 0.1).all()
+    assert f"initial weights, {points(ends['torch_init'] - caffe)}, and" in README
+    assert f"pooling, {points(ends['floor_pooling'] - caffe)}, the sign is open" in README
+    assert f"*cost* {points(ends['no_multipliers'] - caffe).replace('+', '')} here" in README
+
+
 def test_numbers_in_the_prose_on_fashion_mnist():
     fixed, clr = _curves("fashion-mnist/headline", "fixed", "triangular")
     cycle, constant, cut = _curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
