@@ -254,14 +254,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(out).round(3)
-    about = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": processor(),
-        "cores": CPU_COUNT,
-        "torch": version("torch"),
-        "revision": revision(),
-    }
-    return table.assign(**about)
+    date = datetime.now(UTC).date().isoformat()
+    return table.assign(date=date, processor=processor(), cores=CPU_COUNT, torch=version("torch"), revision=revision())
 
 
 def draw(table: pd.DataFrame):
