@@ -1,54 +1,22 @@
 """The numbers in the prose of README, the ledger and notebook 2 follow from the published runs."""
 
-import json
 from itertools import combinations, product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, record, runs_of
 
 from modules import analysis
 from modules.formatting import show
 from modules.headline import crossing
-from modules.parameters import PUBLISHED
 from modules.range_test import best_rate, suggest_bounds
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / PUBLISHED
-README, LEDGER = (" ".join((ROOT / path).read_text().split()) for path in ("README.md", PUBLISHED / "README.md"))
 DRAWS = np.array(list(product(range(5), repeat=5)))  # every bootstrap sample of five runs
 
 
-def _curves(experiment: str, *policies: str) -> list[pd.DataFrame]:
-    """Accuracy of each policy's published runs: a row an evaluation, a column a run."""
-    runs = analysis.read_runs(FOLDER / experiment)
-    return [analysis.curves(runs, policy) for policy in policies]
-
-
-def _runs(experiment: str) -> list[tuple[Path, pd.DataFrame]]:
-    """Path and rows of an experiment's published runs."""
-    return [(path, pd.read_csv(path)) for path in sorted((FOLDER / experiment).glob("*-seed*.csv"))]
-
-
-def _record(path: str) -> dict:
-    return json.loads((FOLDER / path).read_text())
-
-
-def accuracy(runs: pd.Series) -> str:
-    """A mean over runs as README prints it, with Student's interval."""
-    found = analysis.interval_of_mean(runs, 0, 1)
-    return show("accuracy", found["value"], found["t_low"], found["t_high"])
-
-
-def points(runs: pd.Series) -> str:
-    """A mean of differences over runs as README prints it, with Student's interval."""
-    found = analysis.interval_of_mean(runs, -1, 1)
-    return show("difference", found["value"], found["t_low"], found["t_high"])
-
-
 def test_the_headline_on_cifar10():
-    fixed, clr = _curves("cifar10-jpeg/headline", "fixed", "triangular")
+    fixed, clr = curves("cifar10-jpeg/headline", "fixed", "triangular")
     assert f"{accuracy(clr.loc[20_000])} at 20,000 iterations" in README
     assert f"{accuracy(clr.loc[32_000])} at 32,000, its highest mean" in README
     mean, best = clr.mean(axis=1), fixed.mean(axis=1).max()
@@ -64,7 +32,7 @@ def test_the_headline_on_cifar10():
 
 
 def test_the_crossing_on_cifar10():
-    fixed, clr = _curves("cifar10-jpeg/headline", "fixed", "triangular")
+    fixed, clr = curves("cifar10-jpeg/headline", "fixed", "triangular")
     means, challengers = fixed.to_numpy()[:, DRAWS].mean(axis=2), clr.to_numpy()[:, DRAWS].mean(axis=2)
     best = means.max(axis=0)
 
@@ -91,7 +59,7 @@ def test_others_runs_on_cifar10():
     fixed, clr, best = theirs["fixed", 70_000], theirs["triangular", 20_000], theirs["triangular", 32_000]
     says = f"{100 * fixed:.1f} % for *fixed*, for CLR {100 * clr:.1f} % at 20,000 and {100 * best:.1f} % at 32,000"
     assert says in README
-    ours = [curve.mean(axis=1) for curve in _curves("cifar10-jpeg/headline", "fixed", "triangular")]
+    ours = [curve.mean(axis=1) for curve in curves("cifar10-jpeg/headline", "fixed", "triangular")]
     gaps = 100 * (fixed - ours[0][70_000]), 100 * (clr - ours[1][20_000]), 100 * (best - ours[1][32_000])
     assert f"stay {min(gaps):.1f} to {max(gaps):.1f} points below coxy1989/clr's at the same iteration" in README
     claimed = 76 - 100 * ours[0][70_000], 76 - 100 * ours[1][20_000]
@@ -105,39 +73,16 @@ def test_what_bfloat16_loses_at_most():
 
 
 def test_the_end_of_a_cycle_in_the_ledger():
-    (clr,) = _curves("cifar10-jpeg/headline", "triangular")
+    (clr,) = curves("cifar10-jpeg/headline", "triangular")
     assert f"less that in mid-cycle (35,000): {points(clr.loc[32_000] - clr.loc[35_000])};" in LEDGER
     ends = range(4_000, 32_001, 4_000)
     lead = sum(clr.loc[end] - (clr.loc[end - 1000] + clr.loc[end + 1000]) / 2 for end in ends) / 8
     assert f"at all eight ends less the mean of 1,000 iterations before and after: {points(lead)} |" in LEDGER
 
 
-def test_the_papers_own_table():
-    phases, control = _curves("cifar10-jpeg/policies", "triangular2_phases", "no_cycle_mean")
-    below = 81.4 - 100 * phases.iloc[-1].mean()
-    assert f"*triangular2* ends {below:.1f} points below the paper's single number" in README
-    assert f"lower by {below:.1f} points, the whole interval below" in LEDGER
-    assert analysis.interval_of_mean(phases.iloc[-1], 0, 1)["t_high"] < 0.814
-    lead = phases - control
-    assert f"{points(lead.loc[4_000])} after 4,000 iterations and {points(lead.loc[8_000])} after 8,000" in README
-    assert f"over all {len(lead)} evaluations the cycle is worth {points(lead.mean())}." in README
-
-
-def test_what_the_port_left_out():
-    names = ("caffe", "torch_init", "floor_pooling", "no_multipliers", "unit_pixels", "port", "port_caffe_pixels")
-    ends = {n: c.iloc[-1] for n, c in zip(names, _curves("cifar10-jpeg/ablation", *names), strict=True)}
-    caffe = ends["caffe"]
-    assert f"the port gains {points(ends['port_caffe_pixels'] - ends['port'])} and" in README
-    assert f"is {points(ends['port_caffe_pixels'] - caffe)} above Caffe's own setting" in README
-    assert (ends["unit_pixels"] == 0.1).all()
-    assert f"initial weights, {points(ends['torch_init'] - caffe)}, and" in README
-    assert f"pooling, {points(ends['floor_pooling'] - caffe)}, the sign is open" in README
-    assert f"*cost* {points(ends['no_multipliers'] - caffe).replace('+', '')} here" in README
-
-
 def test_numbers_in_the_prose_on_fashion_mnist():
-    fixed, clr = _curves("fashion-mnist/headline", "fixed", "triangular")
-    cycle, constant, cut = _curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
+    fixed, clr = curves("fashion-mnist/headline", "fixed", "triangular")
+    cycle, constant, cut = curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
     for challenger in (clr, cycle, constant):
         found = crossing(fixed, challenger)
         says = show("crossing_iteration", found.iteration, found.low, found.high)
@@ -153,15 +98,15 @@ def test_numbers_in_the_prose_on_fashion_mnist():
     assert (ends.sum(), len(cycle)) == (8, 32)
     assert f"over its eight cycle ends {points((cycle - constant)[ends].mean())}," in README
     assert f"over all 32 evaluations {points((cycle - constant).mean())}:" in README
-    policy = _record("fashion-mnist/headline/triangular-seed1.json")["spec"]["policy"]
+    policy = record("fashion-mnist/headline/triangular-seed1.json")["spec"]["policy"]
     assert f"upper bound is {policy['max_lr'] / policy['base_lr']:.1f} times its lower one" in README
 
 
 def test_what_the_cycle_adds_in_short():
-    cycle, constant, cut = _curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
+    cycle, constant, cut = curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
     end, average = 100 * (cycle - constant).iloc[-1].mean(), 100 * (cycle - constant).mean(axis=None)
     assert f"{end:+.2f} points at the end of the last cycle, {average:+.2f} on average over the run" in README
-    small, of_small = _curves("mnist/mlp", "clr_small_batch", "mean_small_batch")
+    small, of_small = curves("mnist/mlp", "clr_small_batch", "mean_small_batch")
     assert f"beside its own mean rate: {100 * (small - of_small).iloc[-1].mean():+.2f} points" in README
     notebook = (ROOT / "notebooks" / "05_policies.ipynb").read_text()
     assert f"eight whole cycles end {points(cycle.iloc[-1] - constant.iloc[-1])} above" in notebook
@@ -172,7 +117,7 @@ def test_what_the_range_tests_cost():
     cost = {}
     for study in ("digits", "cifar10-jpeg", "fashion-mnist"):
         rows = pd.read_csv(FOLDER / study / "tables" / "headline.csv").set_index(["quantity", "policy"]).value
-        test = _record(f"{study}/range_test/range_test-seed1.json")["iterations"]
+        test = record(f"{study}/range_test/range_test-seed1.json")["iterations"]
         length, crosses = rows["iterations", "fixed"], rows["crossing_iteration", "triangular"]
         cost[study] = [length / (crosses + count * test) for count in (1, 5)]
     assert "With one it would be {:.1f}, with five {:.2f}: slower".format(*cost["digits"]) in README
@@ -182,8 +127,8 @@ def test_what_the_range_tests_cost():
 
 
 def test_what_a_learning_rate_for_cifar10_took():
-    cycle = _record("cifar10-jpeg/best_lr/cycle-seed1.json")
-    sweep = _record("cifar10-jpeg/best_lr_sweep/sweep-seed1.json")
+    cycle = record("cifar10-jpeg/best_lr/cycle-seed1.json")
+    sweep = record("cifar10-jpeg/best_lr_sweep/sweep-seed1.json")
     assert (cycle["spec"]["batch_size"], cycle["iterations"]) == (128, 20 * 390)
     assert (sweep["spec"]["batch_size"], sweep["iterations"]) == (128, 400)
     assert (round(cycle["seconds"] / 3600), round(sweep["seconds"] / 60)) == (4, 11)
@@ -191,7 +136,7 @@ def test_what_a_learning_rate_for_cifar10_took():
 
 
 def test_the_flat_loss_of_that_sweep():
-    ((_, sweep),) = _runs("cifar10-jpeg/best_lr_sweep")
+    ((_, sweep),) = runs_of("cifar10-jpeg/best_lr_sweep")
     smoothed = best_rate(sweep.lr, sweep.train_loss).smoothed
     flat = sweep.lr[np.asarray(smoothed) < np.nanmin(smoothed) + 0.05]
     assert f"hardly differs between {flat.min():.2f} and {flat.max():.2f}," in README
@@ -248,13 +193,13 @@ def test_bounds_beside_the_rule_of_thumb():
 
 
 def test_numbers_in_the_prose_on_mnist():
-    rates = pd.concat([run.assign(file=path) for path, run in _runs("mnist/best_lr_sweep")])
+    rates = pd.concat([run.assign(file=path) for path, run in runs_of("mnist/best_lr_sweep")])
     single = [best_rate(run.lr, run.train_loss, window=1).lr for _, run in rates.groupby("file")]
     assert f"Single sweeps gave {min(single):.3f} to {max(single):.3f}: trust one to a factor of two" in README
     assert max(single) / min(single) == pytest.approx(2, abs=0.01)
-    assert all(run.val_acc[3] > 0.99 for _, run in _runs("mnist/best_lr"))
+    assert all(run.val_acc[3] > 0.99 for _, run in runs_of("mnist/best_lr"))
     assert "Every run passed 99 % after the first cycle" in README
-    records = [_record(f"mnist/best_lr_sweep/sweep-seed{seed}.json") for seed in range(1, 6)]
+    records = [record(f"mnist/best_lr_sweep/sweep-seed{seed}.json") for seed in range(1, 6)]
     epochs = [record["iterations"] * record["spec"]["batch_size"] / 60_000 for record in records]
     assert f"A sweep lasts up to {max(epochs):.1f} epochs, the five together {sum(epochs):.1f}." in README
     assert f"a sweep costs up to {max(epochs):.1f} epochs more" in LEDGER
@@ -262,8 +207,8 @@ def test_numbers_in_the_prose_on_mnist():
 
 
 def test_the_cycle_of_the_small_network_near_its_end():
-    cycle, constant = _curves("mnist/mlp", "clr_small_batch", "mean_small_batch")
-    step_size = _record("mnist/mlp/clr_small_batch-seed1.json")["spec"]["policy"]["step_size"]
+    cycle, constant = curves("mnist/mlp", "clr_small_batch", "mean_small_batch")
+    step_size = record("mnist/mlp/clr_small_batch-seed1.json")["spec"]["policy"]["step_size"]
     assert cycle.index[-1] // (2 * step_size) * 2 * step_size - 200 == 7_800
     assert f"cycle ends the difference is {points((cycle - constant).loc[7_800])})" in README
     spread = pd.concat([cycle.iloc[-1], constant.iloc[-1]], axis=1).std()
@@ -276,15 +221,15 @@ def test_the_mean_rates_of_the_cycles():
         ("cifar10-jpeg", 6, "CLR's mean rate is six times as large"),
         ("fashion-mnist", 9, "nine times that of *fixed*"),
     ):
-        policy = _record(f"{study}/headline/triangular-seed1.json")["spec"]["policy"]
+        policy = record(f"{study}/headline/triangular-seed1.json")["spec"]["policy"]
         assert round((policy["base_lr"] + policy["max_lr"]) / 2 / 0.001) == times
         assert says in README
 
 
 def test_the_weak_baseline_on_digits():
-    (fixed,) = _curves("digits/headline", "fixed")
+    (fixed,) = curves("digits/headline", "fixed")
     assert f"one run of five has {100 * fixed.loc[1190].min():.0f} % when its rate is cut at 1,200" in README
-    phases, both, lower = _curves("digits/policies", "triangular2_phases", "exp_range", "no_cycle_lower")
+    phases, both, lower = curves("digits/policies", "triangular2_phases", "exp_range", "no_cycle_lower")
     ends = [100 * run for run in phases.iloc[-1]]
     assert f"*triangular2_phases* has {ends[0]:.1f} % and {ends[1]:.1f} %, as one run never left" in README
     assert "*exp_range* (both bounds decay) {:.1f} % and {:.1f} %".format(*(100 * both.iloc[-1])) in README
