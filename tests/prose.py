@@ -39,3 +39,8 @@ def points(runs: pd.Series) -> str:
     """A mean of differences over runs as README prints it, with Student's interval."""
     found = analysis.interval_of_mean(runs, -1, 1)
     return show("difference", found["value"], found["t_low"], found["t_high"])
+
+
+def unsigned(runs: pd.Series) -> str:
+    """`points` where the sentence says which way."""
+    return points(runs).replace("+", "")

@@ -2,18 +2,19 @@
 
 import pandas as pd
 import pytest
-from prose import FOLDER, LEDGER, README, ROOT, curves, points
+from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, unsigned
 
 from modules import analysis
 from modules.range_test import suggest_bounds
 
-ENDS = ("triangular2_phases", "no_cycle_mean", "no_cycle_upper", "decay")
+COMPLETE = ("triangular2_phases", "no_cycle_mean", "no_cycle_upper", "no_cycle_lower", "decay")
+CYCLE_ENDS = [4_000, 8_000, 12_000, 16_000, 18_000, 20_000, 22_000, 23_000, 24_000, 25_000]
 
 
 @pytest.fixture(scope="module")
 def policies() -> dict[str, pd.DataFrame]:
     """Accuracy of the complete rows' runs: a row an evaluation, a column a run."""
-    return dict(zip(ENDS, curves("cifar10-jpeg/policies", *ENDS), strict=True))
+    return dict(zip(COMPLETE, curves("cifar10-jpeg/policies", *COMPLETE), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +38,35 @@ def test_the_papers_own_table(policies, paper):
     apart = 100 * (paper.triangular2_phases - paper.decay)
     assert f"the paper's two numbers are {apart:.1f} apart" in README
     assert f"| triangular2 in phases above decay | {apart:.1f} points" in LEDGER
-    swing = {name: 100 * policies[name].iloc[-5:].std().mean() for name in ("triangular2_phases", "decay")}
-    assert f"still swings by {swing['decay']:.1f} points" in README
-    assert f"as *triangular2* does not ({swing['triangular2_phases']:.1f})" in README
+    late, best = policies["decay"].iloc[-5:].mean(), policies["decay"].max()
+    assert f"its runs average {accuracy(late)}, at their best {accuracy(best)}." in README
+    assert f"the best evaluations of its runs average {accuracy(best)}" in LEDGER
 
 
 def test_the_controls_without_the_cycle(policies):
-    phases, mean, upper, decay = (policies[name] for name in ENDS)
-    behind = points((phases - upper).loc[16_000]).replace("+", "")
-    assert f"*no_cycle_upper* is the worst of the four, {behind} behind *triangular2*" in README
+    phases, _, upper, lower, decay = (policies[name] for name in COMPLETE)
+    assert decay.iloc[-1].max() < min(policies[name].iloc[-1].min() for name in COMPLETE[:-1])
+    behind, after = (phases - upper).loc[16_000], upper.loc[17_000] - upper.loc[16_000]
+    assert f"worst of the five, {unsigned(behind)} behind it, and gains {unsigned(after)} in the 1,000" in README
     assert upper.loc[16_000].mean() == min(policy.loc[16_000].mean() for policy in policies.values())
-    assert decay.iloc[-1].max() < min(policy.iloc[-1].min() for policy in (phases, mean, upper))
-    lead = phases - mean
-    assert f"{points(lead.loc[4_000])} after 4,000 iterations and {points(lead.loc[8_000])} after 8,000" in README
-    assert f"over all {len(lead)} evaluations the cycle is worth {points(lead.mean())}." in README
+    apart = (lower - decay).loc[[8_000, 12_000, 16_000]].mean()
+    assert f"12,000 and 16,000 the control is on average {points(apart)} ahead" in README
+    assert f"averaged over the last five evaluations, {points((lower - decay).iloc[-5:].mean())}." in README
+
+
+def test_the_cycle_on_the_way(policies):
+    lead = policies["triangular2_phases"] - policies["no_cycle_mean"]
+    ends = lead.loc[CYCLE_ENDS]
+    assert (
+        f"ten cycles are {points(ends.mean())} ahead on average, all {len(lead)} evaluations {points(lead.mean())}."
+        in README
+    )
+    one = [f"{100 * value:+.2f}" for value in ends.mean(axis=1)]
+    first, second = (" and ".join((", ".join(some[:-1]), some[-1])) for some in (one[:4], one[4:7]))
+    says = (
+        f"{first} ahead in the first phase, {second} in the second, and {min(one[7:])} to {max(one[7:])} in the last."
+    )
+    assert says in README
 
 
 def test_the_range_test_of_the_papers_third_figure():
@@ -64,17 +80,18 @@ def test_the_range_test_of_the_papers_third_figure():
     top, turn = curve["mean"].idxmax(), curve.lr.searchsorted(0.00601)
     early, rough = rising[1:turn], rising[turn : top + 1]
     first = f"{100 * mean.iloc[0]:.0f} % at the first evaluation ({mean.index[0]:.4f})"
-    sixth = f"{100 * mean.iloc[turn - 1]:.0f} % at 0.006"
-    assert f"{first}, {sixth}, with {(early < 0).sum()} falls on the way in {len(early)} evaluations" in README
-    gained = 100 * (mean.max() - mean.iloc[turn - 1])
-    assert f"it falls at {(rough < 0).sum()} of the next {len(rough)}, and still gains {gained:.0f} points" in README
-    assert f"the mean falls at {(rough < 0).sum()} of {len(rough)} evaluations" in LEDGER
+    assert f"{first}, {100 * mean.iloc[turn - 1]:.0f} % at 0.006." in README
+    falls = f"{(early < 0).sum()} falls in {len(early)} evaluations up to 0.006"
+    falls += f" and {(rough < 0).sum()} in the next {len(rough)}"
+    assert f"with {falls}, up to the highest mean" in README
+    assert f"the mean has {falls}" in LEDGER
+    assert f"the mean first falls at {curve.lr[(rising < 0).idxmax()]:.4f}" in README
     assert f"{100 * mean.max():.1f} % at {mean.idxmax():.3f};" in README
     assert f"{100 * mean.iloc[-1]:.1f} % at {mean.index[-1]:.3f}." in README
     single = runs.pivot_table(index="lr", columns="seed", values="val_acc")
-    noise = 100 * (single - (single.shift(1) + single.shift(-1)) / 2).abs().mean(axis=1)
-    says = f"by {noise[:0.00601].mean():.1f} points up to 0.006 and by {noise[0.00601:].mean():.1f} above"
-    assert says in README
+    noise = 100 * (single - (single.shift(1) + single.shift(-1)) / 2).abs()
+    below, above = ("{:.1f}, {:.1f} and {:.1f}".format(*part.mean()) for part in (noise[:0.00601], noise[0.00601:]))
+    assert f"run by run, by {below} points up to 0.006 and by {above} above" in README
     bounds = suggest_bounds(curve.lr, curve["mean"])
     says = f"{bounds.base_lr:.4f}, the first rate measured, and {bounds.max_lr:.4f}"
     assert says in README
