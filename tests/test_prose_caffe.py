@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, unsigned
+from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, runs_of, unsigned
 
 from modules import analysis
 from modules.range_test import suggest_bounds
@@ -41,6 +41,18 @@ def test_the_papers_own_table(policies, paper):
     late, best = policies["decay"].iloc[-5:].mean(), policies["decay"].max()
     assert f"its runs average {accuracy(late)}, at their best {accuracy(best)}." in README
     assert f"the best evaluations of its runs average {accuracy(best)}" in LEDGER
+
+
+def test_the_runs_of_fixed_so_far(paper):
+    ends = [
+        100 * runs.val_acc.iloc[-1] for path, runs in runs_of("cifar10-jpeg/policies") if path.name.startswith("fixed-")
+    ]
+    says = "two runs of three so far: {:.1f} and {:.1f} %".format(*ends)
+    assert len(ends) == 2
+    assert says in README
+    assert says in LEDGER
+    furthest = max(abs(100 * paper.fixed - end) for end in ends)
+    assert f"first two runs of *fixed* end within {furthest:.1f} points of the paper's number" in README
 
 
 def test_the_controls_without_the_cycle(policies):
