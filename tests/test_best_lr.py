@@ -39,13 +39,18 @@ DEFAULTS = dict(
 )
 
 
-def planned(tmp_path, best=0.2, **options):
-    """The specs of the sweep and of training that the notebook would run: of its first seed."""
+def all_planned(tmp_path, best=0.2, **options):
+    """The specs of the sweeps and of the trainings that the notebook would run."""
     namespace: dict = {}
     exec(cells(NOTEBOOK, "parameters"), namespace)
     namespace.update({"results_dir": str(tmp_path / "results"), "dataset": "digits", **options})
     exec(cells(NOTEBOOK, "check"), namespace)
-    return namespace["sweeps"]()[0], namespace["trainings"](best)[0]
+    return namespace["sweeps"](), namespace["trainings"](best)
+
+
+def planned(tmp_path, best=0.2, **options):
+    """Those of the first seed."""
+    return tuple(specs[0] for specs in all_planned(tmp_path, best, **options))
 
 
 @pytest.fixture
@@ -125,13 +130,20 @@ def test_options_of_training(tmp_path):
     assert not cycle.keep_weights
 
 
+def test_a_sweep_alone_is_the_sweep_that_training_goes_on_from(tmp_path):
+    sweeps, trainings = all_planned(tmp_path, num_epochs=0, runs=2)
+    assert trainings == []
+    assert sweeps == all_planned(tmp_path, runs=2)[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(skip_test=-1.0), "skip_test=-1.0"),
         (dict(lr_min=20.0), "the lower must not exceed the upper: lr_min=20.0, lr_max=10.0"),
         (dict(cycle=True, lr_min_multiplier=2.0), "lr_min_multiplier=2.0, lr_max_multiplier=1.0"),
-        (dict(num_epochs=0), "num_epochs=0"),
+        (dict(num_epochs=-1), "num_epochs=-1"),
+        (dict(num_epochs=0, skip_test=0.1), "num_epochs=0 and skip_test=0.1: neither a sweep nor training"),
         (dict(num_learning_batches=2.5), "num_learning_batches=2.5"),
         (dict(batch_size=5000), "batch_size=5000 exceeds the 1297 training images"),
         (dict(cycle=True, step_size_epochs=0.001), "step_size_epochs in iterations=0"),
