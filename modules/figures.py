@@ -158,14 +158,25 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
     curves.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     curves.xaxis.set_major_formatter("{x:,.0f}")
     curves.yaxis.set_major_formatter(PercentFormatter(1))
-    many = runs.groupby("policy").seed.nunique().max() > 1
+    many = bool(runs.groupby("policy").seed.nunique().max() > 1)
     if several:
         ends = panels[0, 1]
         ends.set(xlabel="test accuracy at each run's end (bar: mean)", ylim=(len(policies) - 0.5, -0.5))
-        ends.set_yticks(range(len(policies)), [policy.replace("_", " ") for policy in policies], fontsize="small")
+        lengths = runs.groupby("policy")[x].max()
+        names = [policy.replace("_", " ") for policy in policies]
+        if lengths.nunique() > 1:
+            names = [f"{name}\n{lengths[policy]:,.0f} {x}s" for name, policy in zip(names, policies, strict=True)]
+        ends.set_yticks(range(len(policies)), names, fontsize="small")
         ends.xaxis.set_major_locator(MaxNLocator(5))
         ends.xaxis.set_major_formatter(PercentFormatter(1))
-        _legend_below(curves, 2, "lines: means over runs" if many else None)
+        # The first climb, much the same for all, would leave little room for what sets them apart.
+        kept = runs[~runs.diverged]
+        low = kept.val_acc.quantile(0.1)
+        cut = bool(low < kept.groupby(["policy", "seed"]).val_acc.last().min())
+        if cut:
+            curves.set_ylim(bottom=low)
+        notes = many * ["lines: means over runs"] + cut * ["the lowest tenth of the evaluations is cut off"]
+        _legend_below(curves, 2, "; ".join(notes) or None)
     else:
         _legend_below(curves, 2, "line: mean, band: lowest to highest run" if many else None)
     figure.suptitle(title, fontsize="medium")

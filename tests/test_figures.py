@@ -55,3 +55,24 @@ def test_one_policy_has_no_second_panel():
     figure = figures.accuracies(runs(clr=[0.2, 0.6]), "toy")
     assert len(figure.axes) == 1
     plt.close(figure)
+
+
+def test_runs_of_different_length_are_named_with_it():
+    figure = figures.accuracies(runs(one=[0.2, 0.6], two=[0.3]), "toy")
+    names = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert names == ["one\n20 iterations", "two\n10 iterations"]
+    plt.close(figure)
+    figure = figures.accuracies(runs(one=[0.2, 0.6], two=[0.3, 0.5]), "toy")
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["one", "two"]
+    plt.close(figure)
+
+
+def test_the_climb_is_cut_off_unless_a_run_ends_there():
+    late = [0.70 + 0.01 * k for k in range(10)]
+    for last, cut in ((0.8, True), (0.15, False)):
+        figure = figures.accuracies(runs(one=[0.1, 0.5, *late], two=[0.2, 0.6, *late, last]), "toy")
+        note = figure.axes[0].get_legend().get_title().get_text()
+        assert ("cut off" in note) == cut
+        assert (figure.axes[0].get_ylim()[0] > 0.2) == cut
+        assert all(line.get_marker() != "o" or line.get_xdata().size == 2 for line in figure.axes[1].lines)
+        plt.close(figure)
