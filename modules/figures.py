@@ -133,6 +133,8 @@ def _means(axes: Axes, found: pd.DataFrame, x: str, bands: bool, **look: object)
 def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
     """Test accuracy of any number of policies: means over their runs, and beside them where every run ended.
 
+    The lowest tenth of the evaluations is cut off where it is the first climb of all of them; the legend says so.
+
     Args:
         runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
         title: the figure's title.
@@ -169,10 +171,10 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
         ends.set_yticks(range(len(policies)), names, fontsize="small")
         ends.xaxis.set_major_locator(MaxNLocator(5))
         ends.xaxis.set_major_formatter(PercentFormatter(1))
-        # The first climb, much the same for all, would leave little room for what sets them apart.
+        # A first climb that all have in common would leave little room for what sets them apart.
         kept = runs[~runs.diverged]
         low = kept.val_acc.quantile(0.1)
-        cut = bool(low < kept.groupby(["policy", "seed"]).val_acc.last().min())
+        cut = bool(kept[kept.val_acc < low][x].max() <= 0.2 * runs[x].max())
         if cut:
             curves.set_ylim(bottom=low)
         notes = many * ["lines: means over runs"] + cut * ["the lowest tenth of the evaluations is cut off"]
