@@ -9,7 +9,7 @@ from modules import analysis
 from modules.range_test import suggest_bounds
 
 SHORT = ("triangular2_phases", "no_cycle_mean", "no_cycle_upper", "no_cycle_lower", "decay")  # 25,000 iterations
-COMPLETE = (*SHORT, "fixed")
+COMPLETE = (*SHORT, "fixed", "exp_range")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,8 @@ def paper() -> pd.Series:
 
 def test_the_papers_own_table(policies, paper):
     below = {name: 100 * (paper[name] - policies[name].iloc[-1].mean()) for name in paper.index if name in COMPLETE}
-    says = "*fixed* by {fixed:.1f} points, *triangular2* by {triangular2_phases:.1f} and *decay* by {decay:.1f} ("
+    says = "*fixed* by {fixed:.1f} points, *triangular2* by {triangular2_phases:.1f}, *decay* by {decay:.1f} and "
+    says += "*exp_range* by {exp_range:.1f} ("
     assert says.format(**below) in README
     assert f"lower by {below['triangular2_phases']:.1f} points, the whole interval below" in LEDGER
     assert analysis.interval_of_mean(policies["triangular2_phases"].iloc[-1], 0, 1)["t_high"] < paper.triangular2_phases
@@ -81,6 +82,21 @@ def test_fixed_and_when_the_others_have_what_it_has(policies, paper):
     above = [100 * (mean[name] - mean["no_cycle_lower"]).iloc[-1] for name in SHORT[:3]]
     assert f"recover {min(above):.1f} to {max(above):.1f} points of it" in README
     pd.testing.assert_frame_equal(fixed.loc[:16_000], policies["no_cycle_lower"].loc[:16_000])
+
+
+def test_the_best_of_the_papers_table(policies, paper):
+    runs = policies["exp_range"]
+    best, half = accuracy(runs.max()), runs.loc[40_000] - runs.loc[42_000]
+    for some in (runs.iloc[-1], runs.loc[40_000], runs.max()):
+        assert analysis.interval_of_mean(some, 0, 1)["t_high"] < paper.exp_range
+    below = f"lower by {100 * (paper.exp_range - runs.iloc[-1].mean()):.1f} points, the whole interval below, also"
+    assert f"{below} that of its runs' best evaluations, {best};" in LEDGER
+    assert f"stopping in mid-cycle costs {unsigned(half)}," in LEDGER
+    above = f"{100 * (paper.exp_range - paper.fixed):.1f} points"
+    assert f"has it {above} above *fixed*" in README
+    assert f"| exp_range above fixed | {above}," in LEDGER
+    assert f"it is {points(half)} higher, {accuracy(runs.loc[40_000])};" in README
+    assert f"the best evaluations of its runs average {best}." in README
 
 
 def test_the_controls_without_the_cycle(policies):
