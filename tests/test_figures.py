@@ -69,7 +69,8 @@ def test_runs_of_different_length_are_named_with_it():
 
 def test_a_common_climb_is_cut_off_and_a_later_one_is_not():
     climb, top = [0.1, 0.5], [0.70 + 0.01 * k for k in range(20)]
-    for slow, cut in ((climb, True), ([0.1] * 8, False)):
+    late = [0.2 - 0.01 * k for k in range(8)]
+    for slow, cut in ((climb, True), (late, False)):
         figure = figures.accuracies(runs(one=[*climb, *top], two=[*slow, *top]), "toy")
         assert ("cut off" in figure.axes[0].get_legend().get_title().get_text()) == cut
         assert (figure.axes[0].get_ylim()[0] > 0.2) == cut
