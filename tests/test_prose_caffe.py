@@ -9,27 +9,28 @@ from modules import analysis
 from modules.range_test import suggest_bounds
 
 SHORT = ("triangular2_phases", "no_cycle_mean", "no_cycle_upper", "no_cycle_lower", "decay")  # 25,000 iterations
-COMPLETE = (*SHORT, "fixed", "exp_range")
+POLICIES = (*SHORT, "fixed", "exp", "exp_range")
 
 
 @pytest.fixture(scope="module")
 def policies() -> dict[str, pd.DataFrame]:
-    """Accuracy of the complete rows' runs: a row an evaluation, a column a run."""
-    return dict(zip(COMPLETE, curves("cifar10-jpeg/policies", *COMPLETE), strict=True))
+    """Accuracy of each policy's runs: a row an evaluation, a column a run."""
+    return dict(zip(POLICIES, curves("cifar10-jpeg/policies", *POLICIES), strict=True))
 
 
 @pytest.fixture(scope="module")
 def paper() -> pd.Series:
     """The paper's accuracy of each policy."""
     rows = pd.read_csv(ROOT / "studies/policies/reference.csv")
-    return rows[rows.source == "the paper (Table 1)"].set_index("policy").value
+    return rows[rows.source.str.startswith("the paper")].set_index("policy").value
 
 
 def test_the_papers_own_table(policies, paper):
-    below = {name: 100 * (paper[name] - policies[name].iloc[-1].mean()) for name in paper.index if name in COMPLETE}
+    below = {name: 100 * (paper[name] - policies[name].iloc[-1].mean()) for name in paper.index}
     says = "*fixed* by {fixed:.1f} points, *triangular2* by {triangular2_phases:.1f}, *decay* by {decay:.1f} and "
     says += "*exp_range* by {exp_range:.1f} ("
     assert says.format(**below) in README
+    assert [name for name in paper.index if below[name] < 0] == ["exp"]
     assert f"lower by {below['triangular2_phases']:.1f} points, the whole interval below" in LEDGER
     assert analysis.interval_of_mean(policies["triangular2_phases"].iloc[-1], 0, 1)["t_high"] < paper.triangular2_phases
     found = analysis.interval_of_mean(policies["decay"].iloc[-1], 0, 1)
@@ -48,7 +49,7 @@ def test_the_papers_own_table(policies, paper):
 
 def test_fixed_and_when_the_others_have_what_it_has(policies, paper):
     fixed = policies["fixed"]
-    end = {name: policies[name].iloc[-1] for name in COMPLETE}
+    end = {name: policies[name].iloc[-1] for name in POLICIES}
     found = analysis.interval_of_mean(end["fixed"], 0, 1)
     assert end["fixed"].max() < paper.fixed < found["t_high"]
     assert f"compatible: lower by {100 * (paper.fixed - found['value']):.1f} points, all three runs below" in LEDGER
@@ -57,7 +58,7 @@ def test_fixed_and_when_the_others_have_what_it_has(policies, paper):
     assert max(end[name].max() for name in SHORT) < end["fixed"].min()
     behind = [points(end[name] - end["fixed"]) for name in ("no_cycle_mean", "no_cycle_upper")]
     assert "*no_cycle_mean* {}, *no_cycle_upper* {})".format(*behind) in README
-    mean = {name: policies[name].mean(axis=1) for name in COMPLETE}
+    mean = {name: policies[name].mean(axis=1) for name in POLICIES}
     best = f"the best mean of *fixed*, {100 * mean['fixed'].max():.2f} % at {mean['fixed'].idxmax():,}."
     assert best in README
     assert best.split(" at ")[0].replace("*", "") in LEDGER
@@ -98,6 +99,46 @@ def test_the_best_of_the_papers_table(policies, paper):
     assert f"it is {points(half)} higher, {accuracy(runs.loc[40_000])}, which closes a quarter of the gap" in README
     assert round(4 * half.mean() / (paper.exp_range - runs.iloc[-1].mean())) == 1
     assert f"the best evaluations of its runs average only {best}." in README
+
+
+def test_exp(policies, paper):
+    exp, fixed = policies["exp"], policies["fixed"]
+    assert exp.iloc[-1].min() > paper.exp
+    assert "*exp* to within half a point (all above;" in README
+    above = 100 * (exp.iloc[-1].mean() - paper.exp)
+    assert above < 0.5
+    assert f"higher by {above:.1f} points, all three runs above" in LEDGER
+    best = accuracy(exp.max())
+    assert f"the best evaluations of these runs average {best})." in README
+    assert f"the best evaluations of its runs average {best} |" in LEDGER
+    assert exp.iloc[-1].max() < fixed.iloc[-1].min()
+    apart = f"{100 * (paper.fixed - paper.exp):.1f} points"
+    assert f"where the paper has {apart} between them" in README
+    assert f"| exp below fixed | {apart}," in LEDGER
+
+
+def test_exp_range_beside_its_upper_bound_without_the_cycle(policies, paper):
+    lead, exp = policies["exp_range"] - policies["exp"].loc[:42_000], policies["exp"]
+    apart = paper.exp_range - paper.exp
+    assert f"Nor does it end {100 * apart:.1f} points above *exp*" in README
+    assert f"| exp_range above exp | {100 * apart:.1f} points," in LEDGER
+    whole = policies["exp_range"].loc[40_000] - exp.iloc[-1]
+    for difference in (policies["exp_range"].iloc[-1] - exp.iloc[-1], whole):
+        assert analysis.interval_of_mean(difference, -1, 1)["t_high"] < apart
+    assert f"to the end of *exp* {points(whole)}." in README
+    assert f"its last whole cycle's end, {points(whole)};" in LEDGER
+    ends, tops = (lead.loc[[first + 4_000 * k for k in range(n)]] for first, n in ((4_000, 10), (2_000, 11)))
+    assert f"*exp_range* less *exp* is {points(tops.mean())}; at the ten ends" in README
+    first, last = (100 * ends.mean(axis=1).iloc[k] for k in (0, -1))
+    assert f"{points(ends.mean())}, from {first:+.2f} at the first to {last:+.2f} at the last." in README
+    assert f"at the same rate {points(tops.mean())}, at a sixth of the rate {points(ends.mean())} |" in LEDGER
+    # A row's rate is that of the update before its evaluation, an iteration off the top or the end.
+    table = pd.read_csv(FOLDER / "cifar10-jpeg/tables/policies_curves.csv")
+    rates = table.pivot(index="iteration", columns="policy", values="lr")
+    assert rates.exp_range[tops.index].to_numpy() == pytest.approx(rates.exp[tops.index], rel=0.01)
+    assert rates.exp_range[ends.index].to_numpy() == pytest.approx(rates.exp[ends.index] / 6, rel=0.01)
+    for rate in (rates.exp_range[40_000], rates.exp[70_000]):
+        assert f"come down to {rate:.5f} and it stands" in README
 
 
 def test_the_controls_without_the_cycle(policies):
