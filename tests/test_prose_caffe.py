@@ -95,6 +95,9 @@ def test_the_best_of_the_papers_table(policies, paper):
         assert analysis.interval_of_mean(some, 0, 1)["t_high"] < paper.exp_range
     below = f"lower by {100 * (paper.exp_range - end.mean()):.1f} points, the whole interval below, also"
     assert f"{below} that of its runs' best evaluations, {best};" in LEDGER
+    assert f"the best evaluations of its runs average {best}. Why is [not known]" in README
+    assert paper.idxmax() == "exp_range"
+    assert f"That is {100 * paper.exp_range:.1f} %, of *exp_range*." in README
     lower = 100 * (paper.exp_range - runs.max().mean())
     assert f"best evaluation: {best}, {lower:.1f} points lower, the whole interval below." in README
     low, high = (100 * value for value in student.interval(0.95, 2, end.mean(), end.std() * (1 + 1 / 3) ** 0.5))
