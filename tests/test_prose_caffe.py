@@ -46,6 +46,12 @@ def test_the_papers_own_table(policies, paper):
     assert f"the paper's two numbers are {apart:.1f} apart" in README
     assert f"| triangular2 in phases above decay | {apart:.1f} points" in LEDGER
     late, best = policies["decay"].iloc[-5:].mean(), policies["decay"].max()
+    beside = points((policies["decay"] - policies["fixed"].loc[:25_000]).iloc[-5:].mean())
+    assert f"it is {beside} from *fixed* at the same iterations" in README
+    assert policies["fixed"].loc[:60_000].mean(axis=1).max() < paper.decay
+    never = f"the mean of fixed does not reach {100 * paper.decay:.1f} %"
+    assert f"{never} before its first cut, at 60,000, either." in README.replace("*", "")
+    assert f"{never} at 0.001 either, in 60,000 iterations;" in LEDGER
     assert f"its runs average {accuracy(late)}, at their best {accuracy(best)}." in README
     assert f"the best evaluations of its runs average {accuracy(best)}" in LEDGER
 
