@@ -25,7 +25,7 @@ def runs_of(experiment: str) -> list[tuple[Path, pd.DataFrame]]:
     return [(path, pd.read_csv(path)) for path in sorted((FOLDER / experiment).glob("*-seed*.csv"))]
 
 
-def record(path: str) -> dict:
+def record(path: str | Path) -> dict:
     return json.loads((FOLDER / path).read_text())
 
 
