@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from modules import analysis
-from modules.execution import run_all
-from modules.files import RunFiles
-from modules.formatting import readable
-from modules.runs import RunError, Spec, spec
+from modules.checks import RunError
+from modules.report import tables
+from modules.report.formatting import readable
+from modules.runs.files import RunFiles
+from modules.runs.parallel import run_all
+from modules.runs.spec import Spec, spec
 
 
 def again(path: Path, iterations: int) -> Spec:
@@ -31,12 +32,12 @@ def again(path: Path, iterations: int) -> Spec:
 
 def compared(results: Path, policy: str, specs: list[Spec]) -> pd.DataFrame:
     """Accuracies by precision after as many iterations, and their difference in pairs."""
-    headline = analysis.read_runs(results / "headline")
+    headline = tables.read_runs(results / "headline")
     kept = headline[(headline.policy == policy) & (headline.iteration <= specs[0].iterations)]
-    runs = pd.concat([kept.assign(policy="float32"), analysis.read_runs(results / "bfloat16", specs)])
-    table = analysis.by_policy(runs, ("iterations", "final_accuracy", "best_accuracy"))
-    difference = analysis.final_difference(runs, "bfloat16", "float32")
-    return pd.concat([table, pd.DataFrame([difference])], ignore_index=True).reindex(columns=analysis.TABLE_COLUMNS)
+    runs = pd.concat([kept.assign(policy="float32"), tables.read_runs(results / "bfloat16", specs)])
+    table = tables.by_policy(runs, ("iterations", "final_accuracy", "best_accuracy"))
+    difference = tables.final_difference(runs, "bfloat16", "float32")
+    return pd.concat([table, pd.DataFrame([difference])], ignore_index=True).reindex(columns=tables.TABLE_COLUMNS)
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     table = compared(options.results, options.policy, specs)
-    analysis.write(table, options.results / "tables" / "bfloat16.csv")
+    tables.write(table, options.results / "tables" / "bfloat16.csv")
     print(readable(table).to_string(index=False))
 
 

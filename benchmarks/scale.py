@@ -24,11 +24,11 @@ import pandas as pd
 import psutil
 from dask.system import CPU_COUNT
 
-from modules.execution import run_all
-from modules.figures import save, style
-from modules.provenance import processor, revision
-from modules.runs import spec
-from modules.training import train
+from modules.report.figures import save, style
+from modules.runs.parallel import run_all
+from modules.runs.provenance import processor, revision
+from modules.runs.spec import spec
+from modules.runs.training import train
 
 SIZES = (10, 100, 1000, 10_000)
 FIXED = dict(name="fixed")

@@ -31,12 +31,12 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from modules import models
-from modules.datasets import load
-from modules.execution import cluster
-from modules.figures import save, style
-from modules.provenance import processor, revision
-from modules.runs import Spec, spec
-from modules.training import one_thread, step, train
+from modules.data.datasets import load
+from modules.report.figures import save, style
+from modules.runs.parallel import cluster
+from modules.runs.provenance import processor, revision
+from modules.runs.spec import Spec, spec
+from modules.runs.training import one_thread, step, train
 
 NETWORKS = ("cifar10_quick", "cifar10_full", "mlp")
 BATCH = 100

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from modules.study import main
+    from modules.study.cli import main
 
     status = main()
 except KeyboardInterrupt:

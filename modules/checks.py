@@ -1,10 +1,31 @@
-"""What a notebook's parameters must be; every check names the parameter and its value in one line."""
+"""What parameters must be, and how a message shows them: every check names the parameter and its value in one line."""
 
 import math
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
-from modules.runs import RunError, short
+
+class RunError(ValueError):
+    """A specification or a results folder that cannot be used; the message is one line for the user."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the nearest known name, or nothing when none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def short(value: object) -> str:
+    """A value as a message shows it: on one line, cut off where it gets long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def at_root() -> None:

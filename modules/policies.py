@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from modules import schedulers
-from modules.runs import Policy
+from modules.runs.spec import Policy
 
 
 def make_scheduler(policy: Policy, optimizer: Optimizer, iterations: int) -> LRScheduler:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from modules.analysis import CONFIDENCE, AnalysisError, over_runs, percentiles
 from modules.divergence import climbed
+from modules.report.tables import CONFIDENCE, over_runs, percentiles
 from modules.schedulers import RangeTestLR
+from modules.statistics import AnalysisError
 
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
 MOST_POINTS = 50  # the fit tries every three of them

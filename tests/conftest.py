@@ -1,5 +1,10 @@
 """The data directory of the tests, and no time limits: what is slow on a busy machine is no failure."""
 
+import os
+
+# One run has one thread, so the tests' torch has too: two test processes of two threads each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from modules import analysis
-from modules.formatting import show
-from modules.parameters import PUBLISHED
+from modules.report import tables
+from modules.report.formatting import show
+from modules.study.parameters import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / PUBLISHED
@@ -16,8 +16,8 @@ README, LEDGER = (" ".join((ROOT / path).read_text().split()) for path in ("READ
 
 def curves(experiment: str, *policies: str) -> list[pd.DataFrame]:
     """Accuracy of each policy's published runs: a row an evaluation, a column a run."""
-    runs = analysis.read_runs(FOLDER / experiment)
-    return [analysis.curves(runs, policy) for policy in policies]
+    runs = tables.read_runs(FOLDER / experiment)
+    return [tables.curves(runs, policy) for policy in policies]
 
 
 def runs_of(experiment: str) -> list[tuple[Path, pd.DataFrame]]:
@@ -31,13 +31,13 @@ def record(path: str | Path) -> dict:
 
 def accuracy(runs: pd.Series) -> str:
     """A mean over runs as README prints it, with Student's interval."""
-    found = analysis.interval_of_mean(runs, 0, 1)
+    found = tables.interval_of_mean(runs, 0, 1)
     return show("accuracy", found["value"], found["t_low"], found["t_high"])
 
 
 def points(runs: pd.Series) -> str:
     """A mean of differences over runs as README prints it, with Student's interval."""
-    found = analysis.interval_of_mean(runs, -1, 1)
+    found = tables.interval_of_mean(runs, -1, 1)
     return show("difference", found["value"], found["t_low"], found["t_high"])
 
 

@@ -6,7 +6,9 @@ import pytest
 from scipy import stats
 from toys import FIXED, small
 
-from modules.analysis import (
+from modules.checks import RunError
+from modules.report.crossing import crossing, headline, in_words
+from modules.report.tables import (
     AnalysisError,
     by_policy,
     curves,
@@ -17,9 +19,7 @@ from modules.analysis import (
     read_bounds,
     read_runs,
 )
-from modules.files import RunFiles
-from modules.headline import crossing, headline, in_words
-from modules.runs import RunError
+from modules.runs.files import RunFiles
 
 
 def a_record(**changes):

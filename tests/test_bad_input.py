@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from toys import TRIANGULAR, make_images, small
 
-from modules import parameters
-from modules.datasets import load
-from modules.image_files import DataError
-from modules.runs import RunError, Spec, spec
+from modules.checks import RunError
+from modules.data.datasets import load
+from modules.data.image_files import DataError
+from modules.runs.spec import Spec, spec
+from modules.study import parameters
 
 JUNK = st.one_of(
     st.none(),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from toys import small
 
-from modules.batches import flip_crop
-from modules.training import train
+from modules.data.batches import flip_crop
+from modules.runs.training import train
 
 
 def test_every_image_is_a_crop_of_the_padded_one_perhaps_mirrored():

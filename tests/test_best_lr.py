@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from toys import make_images, small
 
-from modules.analysis import AnalysisError, read_runs
-from modules.parameters import assigned, cells
+from modules.checks import RunError
 from modules.range_test import best_rate
-from modules.runs import RunError
-from modules.tensorboard import write_events
-from modules.training import train
+from modules.report.tables import read_runs
+from modules.report.tensorboard import write_events
+from modules.runs.training import train
+from modules.statistics import AnalysisError
+from modules.study.parameters import assigned, cells
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "06_best_lr.ipynb", 4)

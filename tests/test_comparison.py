@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modules.analysis import AnalysisError
-from modules.comparison import TABLES, compare
-from modules.formatting import beside, read_reference, readable, readable_beside, show
+from modules.report.comparison import TABLES, compare
+from modules.report.formatting import beside, read_reference, readable, readable_beside, show
+from modules.statistics import AnalysisError
 
 COLUMNS = ["quantity", "policy", "runs", "value", "low", "high"]
 

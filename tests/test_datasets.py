@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from toys import make_images
 
-from modules import datasets
-from modules.datasets import DataError, load
+from modules.data import datasets
+from modules.data.datasets import DataError, load
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
-from modules.datasets import load
-from modules.execution import check_all, run_all
-from modules.runs import RunError
-from modules.training import train
+from modules.checks import RunError
+from modules.data.datasets import load
+from modules.runs.parallel import check_all, run_all
+from modules.runs.training import train
 
 SPECS = [small(policy, seed) for seed in (1, 2) for policy in (FIXED, TRIANGULAR)]
 
@@ -37,8 +37,8 @@ def test_two_workers_give_the_bytes_of_one(tmp_path, one_worker, capsys):
 def test_complete_runs_start_no_cluster(tmp_path, one_worker, monkeypatch, capsys):
     for name, content in one_worker.items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr("modules.files.RunFiles.check", lambda *arguments: None)
-    monkeypatch.setattr("modules.execution.cluster", None)
+    monkeypatch.setattr("modules.runs.files.RunFiles.check", lambda *arguments: None)
+    monkeypatch.setattr("modules.runs.parallel.cluster", None)
     run_all(SPECS, tmp_path)
     assert "4 runs complete, 0 of them trained now" in capsys.readouterr().out
 
@@ -66,7 +66,7 @@ def test_damaged_checkpoint_is_said_on_this_terminal(tmp_path, capsys):
 def test_a_worker_with_other_data_trains_nothing(tmp_path, monkeypatch):
     """A cluster's machines may have different files under one name; here it is the client that is lied to."""
     other = replace(load("digits"), fingerprint="another")
-    monkeypatch.setattr("modules.execution.load", lambda *arguments: other)
+    monkeypatch.setattr("modules.runs.parallel.load", lambda *arguments: other)
     with pytest.raises(RunError, match="triangular-seed1 failed: digits in .* are other data here than"):
         run_all([small()], tmp_path, workers=1)
     assert not contents(tmp_path)

@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from modules import figures
-from modules.analysis import curves
-from modules.headline import crossing
+from modules.report import figures
+from modules.report.crossing import crossing
+from modules.report.tables import curves
 
 
 def runs(seeds=(1, 2), diverged=(), **by_policy):
-    """Rows as `analysis.read_runs` gives them, the same accuracies for every seed; (policy, seed) pairs may diverge."""
+    """Rows as `tables.read_runs` gives them, the same accuracies for every seed; (policy, seed) pairs may diverge."""
     rows = [
         (policy, seed, (policy, seed) in diverged, "toy", 10 * index, accuracy)
         for policy, accuracies in by_policy.items()

@@ -8,8 +8,8 @@ import time
 import pytest
 from toys import small
 
-from modules.files import RunFiles, atomic_write, checksums, sweep, writing
-from modules.runs import RunError
+from modules.checks import RunError
+from modules.runs.files import RunFiles, atomic_write, checksums, sweep, writing
 
 ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 
@@ -75,7 +75,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr("modules.files.os.replace", fail)
+    monkeypatch.setattr("modules.runs.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         atomic_write(path, "new")
     assert path.read_text() == "old"

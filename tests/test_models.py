@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from modules.models import LocalResponseNorm, build, parameter_groups
-from modules.training import step
-from modules.wide_resnet import ACTIVATIONS
+from modules.models.wide_resnet import ACTIVATIONS
+from modules.runs.training import step
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import pytest
 import torch
 from toys import FIXED, TRIANGULAR, small
 
+from modules.checks import RunError
 from modules.policies import make_scheduler
-from modules.runs import RunError, Spec
-from modules.training import train
+from modules.runs.spec import Spec
+from modules.runs.training import train
 
 # The paper's Table 2, shortened; the second phase's own cuts are counted from its start.
 PARTS = [

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from toys import FIXED, small
 
-from modules.training import train
+from modules.runs.training import train
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "precision.py"
 

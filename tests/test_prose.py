@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, record, runs_of
 
-from modules import analysis
-from modules.formatting import show
-from modules.headline import crossing
 from modules.range_test import best_rate, suggest_bounds
+from modules.report import tables
+from modules.report.crossing import crossing
+from modules.report.formatting import show
 
 DRAWS = np.array(list(product(range(5), repeat=5)))  # every bootstrap sample of five runs
 
@@ -143,7 +143,7 @@ def test_the_flat_loss_of_that_sweep():
 
 
 def test_single_range_tests():
-    runs = analysis.read_runs(FOLDER / "cifar10-jpeg" / "range_test")
+    runs = tables.read_runs(FOLDER / "cifar10-jpeg" / "range_test")
     top = [suggest_bounds(run.lr, run.val_acc).max_lr for _, run in runs.groupby("seed")]
     assert f"single ones put `max_lr` between {min(top):.4f} and {max(top):.4f}" in README
 
@@ -157,7 +157,7 @@ def test_the_rule_on_someone_elses_curve():
 
 def test_bounds_of_a_line_of_three_pieces():
     """What README and notebook 2 say the intervals leave out."""
-    runs = analysis.read_runs(FOLDER / "cifar10-jpeg" / "range_test")
+    runs = tables.read_runs(FOLDER / "cifar10-jpeg" / "range_test")
     curve = runs.groupby("iteration").agg(lr=("lr", "first"), accuracy=("val_acc", "mean"))
     lr, last = curve.lr.to_numpy(), len(curve) - 1
     fits = []

@@ -6,8 +6,8 @@ from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, record
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
-from modules import analysis
 from modules.range_test import suggest_bounds
+from modules.report import tables
 
 SHORT = ("triangular2_phases", "no_cycle_mean", "no_cycle_upper", "no_cycle_lower", "decay")  # 25,000 iterations
 POLICIES = (*SHORT, "fixed", "exp", "exp_range")
@@ -52,7 +52,7 @@ def test_the_papers_own_table(policies, paper, below):
     assert says.format(**below) in README
     assert f"about the {below['fixed']:.1f} points of *fixed*. It would leave two of" in README
     assert round(below["exp_range"] - below["fixed"]) == 2
-    found = {name: analysis.interval_of_mean(policies[name].iloc[-1], 0, 1) for name in paper.index}
+    found = {name: tables.interval_of_mean(policies[name].iloc[-1], 0, 1) for name in paper.index}
     holds = [name for name in paper.index if found[name]["t_low"] < paper[name] < found[name]["t_high"]]
     assert holds == ["fixed", "decay"]
     assert [name for name in paper.index if found[name]["t_high"] < paper[name]] == ["triangular2_phases", "exp_range"]
@@ -78,7 +78,7 @@ def test_the_papers_own_table(policies, paper, below):
 def test_fixed_and_when_the_others_have_what_it_has(policies, paper):
     fixed = policies["fixed"]
     end = {name: policies[name].iloc[-1] for name in POLICIES}
-    found = analysis.interval_of_mean(end["fixed"], 0, 1)
+    found = tables.interval_of_mean(end["fixed"], 0, 1)
     assert end["fixed"].max() < paper.fixed < found["t_high"]
     assert f"compatible: lower by {100 * (paper.fixed - found['value']):.1f} points, all three runs below" in LEDGER
     apart = ttest_ind(end["triangular2_phases"], end["fixed"], equal_var=False).confidence_interval()
@@ -117,7 +117,7 @@ def test_the_best_of_the_papers_table(policies, paper, below, rates):
     runs, fixed = policies["exp_range"], policies["fixed"]
     end, best = runs.iloc[-1], accuracy(runs.max())
     for some in (end, runs.max()):
-        assert analysis.interval_of_mean(some, 0, 1)["t_high"] < paper.exp_range
+        assert tables.interval_of_mean(some, 0, 1)["t_high"] < paper.exp_range
     lower = f"lower by {below.exp_range:.1f} points, the whole interval below, also"
     assert f"{lower} that of its runs' best evaluations, {best};" in LEDGER
     assert f"the best evaluations of its runs average {best}. Why is [not known]" in README
@@ -171,7 +171,7 @@ def test_exp_range_beside_its_upper_bound_without_the_cycle(policies, paper, lea
     assert f"| exp_range above exp | {100 * apart:.1f} points," in LEDGER
     whole = exp_range.loc[40_000] - exp.iloc[-1]
     for difference in (exp_range.iloc[-1] - exp.iloc[-1], whole):
-        assert analysis.interval_of_mean(difference, -1, 1)["t_high"] < apart
+        assert tables.interval_of_mean(difference, -1, 1)["t_high"] < apart
     assert f"to the end of *exp* it is {points(whole)}." in README
     assert f"its last whole cycle's end, {points(whole)};" in LEDGER
     ends, tops = lead.loc[ENDS], lead.loc[TOPS]
@@ -195,8 +195,8 @@ def test_what_notebook_5_concludes_of_it(policies, paper, below, lead):
     assert f"*triangular2_phases* ends {points(phases)} above the same drops at each cycle's mean rate." in notebook
     tops = lead.loc[TOPS].mean()
     assert f"is {points(tops)} at the tops of its cycles" in notebook
-    assert analysis.interval_of_mean(tops, -1, 1)["t_high"] == pytest.approx(0.005, abs=0.0005)
-    high = 100 * analysis.interval_of_mean(phases, -1, 1)["t_high"]
+    assert tables.interval_of_mean(tops, -1, 1)["t_high"] == pytest.approx(0.005, abs=0.0005)
+    high = 100 * tables.interval_of_mean(phases, -1, 1)["t_high"]
     assert f"do not exclude one of {high:.1f} points in the first, of half a point in the second" in notebook
 
 
@@ -227,7 +227,7 @@ def test_the_cycle_on_the_way(policies):
 
 def test_the_range_test_of_the_papers_third_figure():
     curve = pd.read_csv(FOLDER / "cifar10-jpeg" / "tables" / "policies_range_test.csv")
-    runs = analysis.read_runs(FOLDER / "cifar10-jpeg" / "policies_range_test")
+    runs = tables.read_runs(FOLDER / "cifar10-jpeg" / "policies_range_test")
     assert not runs.diverged.any()
     pd.testing.assert_series_equal(
         curve["mean"], runs.groupby("iteration").val_acc.mean().reset_index(drop=True), check_names=False

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from modules.analysis import AnalysisError
 from modules.range_test import best_rate, range_test, suggest_bounds
+from modules.statistics import AnalysisError
 
 LR = np.linspace(0.001, 0.04, 40)
 STEP = LR[1] - LR[0]

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from toys import make_images
 
-from modules import documents, parameters
-from modules.files import RunFiles
-from modules.parameters import PUBLISHED
+from modules.runs.files import RunFiles
+from modules.study import documents, parameters
+from modules.study.parameters import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

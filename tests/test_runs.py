@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
-from modules.checks import positive, seeds
-from modules.datasets import _READERS, LABELS, NAMES
-from modules.runs import CustomCyclic, Cyclic, RunError, Spec, did_you_mean, differences
+from modules.checks import RunError, did_you_mean, positive, seeds
+from modules.data.datasets import _READERS, LABELS, NAMES
+from modules.runs.spec import CustomCyclic, Cyclic, Spec, differences
 from modules.schedulers import MODES, SCALE_FUNCTIONS
 
 

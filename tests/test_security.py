@@ -9,10 +9,10 @@ import psutil
 import torch
 from toys import small
 
-from modules import checkpoints
-from modules.execution import cluster
-from modules.files import RunFiles
-from modules.training import train
+from modules.runs import checkpoints
+from modules.runs.files import RunFiles
+from modules.runs.parallel import cluster
+from modules.runs.training import train
 
 
 class Payload:

@@ -7,7 +7,7 @@ import papermill
 import pytest
 import yaml
 
-from modules import parameters
+from modules.study import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))

@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from modules import documents, parameters, study
+from modules.study import cli, documents, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -20,7 +20,7 @@ def smoke(tmp_path_factory):
     """Results of `make reproduce STUDY=smoke`, made once, with its exit status."""
     results = tmp_path_factory.mktemp("results") / "smoke"
     options = ["--results", str(results), "-p", "log_dir", str(results.parent / "logs")]
-    return results, study.main(["reproduce", "--study", "smoke", *options])
+    return results, cli.main(["reproduce", "--study", "smoke", *options])
 
 
 def test_smoke_runs_every_notebook(smoke):
@@ -50,19 +50,19 @@ def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
-    monkeypatch.setattr(study, "html", lambda: Path("site/index.html"))
+    monkeypatch.setattr(cli, "html", lambda: Path("site/index.html"))
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     shutil.copytree(results, tmp_path / "published" / "smoke")
-    everything = study.parameters
+    everything = cli.parameters
     monkeypatch.setattr(
-        study,
+        cli,
         "parameters",
         lambda *asked: {name: plan for name, plan in everything(*asked).items() if "01" not in name},
     )
     runs = {path: path.stat().st_mtime_ns for path in results.glob("*/*-seed*.csv")}
     tables = {path: path.read_bytes() for path in results.glob("tables/[!c]*.csv")}
     figures = {path: path.read_bytes() for path in results.glob("figures/*.png")}
-    assert study.main(["reproduce", "--study", "smoke", "--results", str(results)]) == 0
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results)]) == 0
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
     assert {path: path.read_bytes() for path in tables} == tables
     assert {path: path.read_bytes() for path in figures} == figures
@@ -92,7 +92,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, capsys):
     results = tmp_path / "results"
-    assert study.main(["reproduce", "--results", str(results), *arguments]) == 2
+    assert cli.main(["reproduce", "--results", str(results), *arguments]) == 2
     output = capsys.readouterr()
     assert message in output.err
     assert output.err.startswith("error: ")
@@ -115,7 +115,7 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
 def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys, name, value, message):
     results, _ = smoke
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    assert study.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", name, value]) == 2
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", name, value]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
@@ -129,7 +129,7 @@ def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs
         for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("runs", runs))
         for part in ("-p", name, value)
     ]
-    assert study.main(["reproduce", "--study", "smoke", "--results", str(results), *asked]) == 2
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), *asked]) == 2
     assert f"runs={runs}: " in (said := capsys.readouterr().err)
     assert "holds runs between the bounds of 2 range tests" in said
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
@@ -137,7 +137,7 @@ def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs
 
 def test_unwritable_results_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert study.main(["reproduce", "--study", "smoke", "--results", str(tmp_path / "file" / "results")]) == 2
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(tmp_path / "file" / "results")]) == 2
     assert "file/results cannot be written" in capsys.readouterr().err
 
 
@@ -152,7 +152,7 @@ def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
     shutil.copytree(ROOT / "studies" / "smoke", tmp_path / "studies" / "mine")
     (tmp_path / "studies" / "mine" / "02_range_test.yaml").write_text(content)
     monkeypatch.setattr(parameters, "STUDIES", tmp_path / "studies")
-    assert study.main(["reproduce", "--study", "mine", "--results", str(tmp_path / "results")]) == 2
+    assert cli.main(["reproduce", "--study", "mine", "--results", str(tmp_path / "results")]) == 2
     output = capsys.readouterr().err
     assert message in output
     assert "02_range_test.yaml" in output
@@ -161,21 +161,21 @@ def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
 def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr(study, "IMAGES", tmp_path / "images")
+    monkeypatch.setattr(cli, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- smoke/headline iterations fixed -->?<!-- end -->")
     monkeypatch.setattr(documents, "DOCUMENTS", (readme,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
     # What was run into an absolute folder names it, and must not be published.
-    assert study.main(["publish", "--study", "smoke", "--results", str(results)]) == 2
+    assert cli.main(["publish", "--study", "smoke", "--results", str(results)]) == 2
     assert "names a folder of this machine" in capsys.readouterr().err
     for path in results.rglob("*"):
         target = mine / path.relative_to(results)
         if path.is_file() and not path.name.startswith("."):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(re.sub(temporary, b"results/smoke", path.read_bytes()))
-    assert study.main(["publish", "--study", "smoke", "--results", str(mine)]) == 0
+    assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 0
     published = {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()}
     assert (tmp_path / "images" / "smoke" / "run.png").exists()
     assert readme.read_text() == "<!-- smoke/headline iterations fixed -->56<!-- end -->"
@@ -220,14 +220,14 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
         ),
     ):
         damage()
-        assert study.main(["publish", "--study", "smoke", "--results", str(mine)]) == 2
+        assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 2
         assert message in capsys.readouterr().err
         repair()
     assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
 
 
 def test_html_pages_are_self_contained_and_linked(smoke, tmp_path, monkeypatch):
-    from modules import pages
+    from modules.study import pages
 
     results, _ = smoke
     shutil.copytree(results / "notebooks", tmp_path / "results" / "smoke" / "notebooks")
@@ -242,7 +242,7 @@ def test_html_pages_are_self_contained_and_linked(smoke, tmp_path, monkeypatch):
 
 
 def test_html_without_results_is_an_error(tmp_path, monkeypatch):
-    from modules import pages
+    from modules.study import pages
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pages.PageError, match="no executed notebook"):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from toys import FIXED, TRIANGULAR, make_images, small
 
-from modules.batches import Data, batches
-from modules.datasets import load
-from modules.files import COLUMNS, RunFiles
-from modules.provenance import processor
-from modules.runs import RunError
-from modules.training import train
+from modules.checks import RunError
+from modules.data.batches import Data, batches
+from modules.data.datasets import load
+from modules.runs.files import COLUMNS, RunFiles
+from modules.runs.provenance import processor
+from modules.runs.training import train
 
 POLICIES = [
     TRIANGULAR,
@@ -89,7 +89,7 @@ def test_files_of_a_run(tmp_path):
 def test_a_record_names_every_machine_that_trained_a_part(tmp_path, monkeypatch):
     train(small(), tmp_path, stop_after=6)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("modules.provenance.processor", lambda: "another processor")
+        elsewhere.setattr("modules.runs.provenance.processor", lambda: "another processor")
         train(small(), tmp_path, stop_after=12)
     path = train(small(), tmp_path)
     record = json.loads(path.with_suffix(".json").read_text())

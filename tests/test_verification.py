@@ -3,12 +3,12 @@
 import pytest
 from toys import FIXED, TRIANGULAR, make_images, small
 
-from modules import study
-from modules.datasets import load
-from modules.files import RunFiles
-from modules.runs import RunError
-from modules.training import train
-from modules.verification import runs_in, verify
+from modules.checks import RunError
+from modules.data.datasets import load
+from modules.runs.files import RunFiles
+from modules.runs.training import train
+from modules.runs.verification import runs_in, verify
+from modules.study import cli
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 9])
@@ -98,9 +98,9 @@ def test_command_line(tmp_path, capsys):
         train(small(policy, seed, dataset="images", batch_size=4), folder, images)
     assert runs_in(tmp_path / "results") == runs_in(folder)
     arguments = ["verify", "--results", str(tmp_path / "results"), "--data-dir", str(images)]
-    assert study.main(arguments) == 0
+    assert cli.main(arguments) == 0
     assert capsys.readouterr().out.count(": same bytes\n") == 2
     forged(folder / "fixed-seed2.csv", 1, "0.5")
-    assert study.main(arguments) == 1
+    assert cli.main(arguments) == 1
     assert "fixed-seed2.csv: row 1 is" in capsys.readouterr().out
-    assert study.main([*arguments[:2], str(tmp_path / "nowhere")]) == 2
+    assert cli.main([*arguments[:2], str(tmp_path / "nowhere")]) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modules.runs import spec
+from modules.runs.spec import spec
 
 
 def make_images(folder, count=4, size=16, classes=("cat", "dog")):

@@ -3,7 +3,7 @@
 import pytest
 from small_study import HEADLINE, Study, specs
 
-from modules.training import train
+from modules.runs.training import train
 
 FAULT = "fault"
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from modules.runs import spec
+from modules.runs.spec import spec
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("CLR_FAULTS") == "full"

@@ -6,11 +6,11 @@ import subprocess
 import pytest
 from small_study import FULL, HEADLINE, RANGE_TEST, in_full, specs, until
 
-from modules import study as driver
-from modules.analysis import read_runs
-from modules.datasets import load
-from modules.files import RunFiles
-from modules.training import train
+from modules.data.datasets import load
+from modules.report.tables import read_runs
+from modules.runs.files import RunFiles
+from modules.runs.training import train
+from modules.study import cli as driver
 
 # A checkpoint is 1.3 MB: less than that, and everything else still fits.
 LIMITED = ("bash", "-c", 'ulimit -f 600; exec "$@"', "-")

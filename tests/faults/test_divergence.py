@@ -6,8 +6,8 @@ import re
 import pandas as pd
 from small_study import EVERY, HEADLINE, LENGTH, NETWORK
 
-from modules.runs import spec
-from modules.training import train
+from modules.runs.spec import spec
+from modules.runs.training import train
 
 
 def test_diverged_runs_are_in_tables_and_figures_as_what_they_are(study, tally, tmp_path):

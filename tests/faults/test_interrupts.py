@@ -9,9 +9,9 @@ import psutil
 from jupyter_client.manager import start_new_kernel
 from small_study import FULL, HEADLINE, NETWORK, family, gone, until
 
-from modules.files import RunFiles
-from modules.runs import spec
-from modules.training import train
+from modules.runs.files import RunFiles
+from modules.runs.spec import spec
+from modules.runs.training import train
 
 TIMES = 5 if FULL else 1
 
@@ -38,8 +38,8 @@ def test_ctrl_c_ends_everything_and_the_study_goes_on(study, uninterrupted, tall
 
 
 CELL = """
-from modules.execution import run_all
-from modules.runs import spec
+from modules.runs.parallel import run_all
+from modules.runs.spec import spec
 network = {network!r}
 policy = dict(name="fixed", milestones=[])
 runs = [spec(dataset="digits", policy=policy, iterations=3000, evaluate_every=100, seed=k, **network) for k in (1, 2)]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from modules.files import RunFiles, atomic_write
-from modules.runs import RunError, Spec, differences
+from modules.checks import RunError
+from modules.runs.files import RunFiles, atomic_write
+from modules.runs.spec import Spec, differences
 
 
 def save(path: Path, spec: Spec, fingerprint: str, state: dict) -> None:

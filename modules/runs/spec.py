@@ -1,10 +1,10 @@
 """What a run is: its validated specification and its name."""
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from modules.checks import RunError, did_you_mean, short
 
 
 def _number(value):
@@ -17,16 +17,6 @@ def _number(value):
 Number = Annotated[float, BeforeValidator(_number)]
 Rate = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, le=10**9, strict=True)]
-
-
-class RunError(ValueError):
-    """A specification or a results folder that cannot be used; the message is one line for the user."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the nearest known name, or nothing when none is near."""
-    near = get_close_matches(name, list(known), 1)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 class _Frozen(BaseModel):
@@ -243,17 +233,6 @@ def _complaint(item: dict) -> str:
     names = where[:1] + where[2:] if where[0] == "policy" else where
     name = next((part for part in reversed(names) if not part.isdigit()), names[0])
     return f"{name}={short(item['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def short(value: object) -> str:
-    """A value as a message shows it: on one line, cut off where it gets long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def differences(a: Spec, b: Spec) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from modules.formatting import readable, show, speed_table
-from modules.parameters import PUBLISHED
+from modules.report.formatting import readable, show, speed_table
+from modules.study.parameters import PUBLISHED
 
 DOCUMENTS = (Path("README.md"), PUBLISHED / "README.md")
 WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)

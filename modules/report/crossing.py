@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from modules.analysis import TABLE_COLUMNS, by_policy, curves, final_difference, over_runs, percentiles
-from modules.formatting import show
+from modules.report.formatting import show
+from modules.report.tables import TABLE_COLUMNS, by_policy, curves, final_difference, over_runs, percentiles
 
 
 @dataclass(frozen=True)

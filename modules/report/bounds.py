@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from modules.analysis import AnalysisError
 from modules.range_test import suggest_bounds
+from modules.statistics import AnalysisError
 
 
 def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.wide_resnet import WideResNet
+from modules.models.wide_resnet import WideResNet
 
 POOLINGS = ("floor", "caffe")
 #: Initialisations by Keras's names; biases start at zero.

@@ -13,17 +13,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from modules.files import COLUMNS, RunFiles, atomic_write
-from modules.runs import RunError, Spec, spec
+from modules.checks import RunError
+from modules.runs.files import COLUMNS, RunFiles, atomic_write
+from modules.runs.spec import Spec, spec
+from modules.statistics import AnalysisError
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 LEAST_BOOTSTRAP = 5  # runs
 TABLE_COLUMNS = ["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"]
-
-
-class AnalysisError(ValueError):
-    """Results that cannot answer the question; the message is one line for the user."""
 
 
 def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.DataFrame:

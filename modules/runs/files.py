@@ -16,7 +16,8 @@ from pathlib import Path
 import filelock
 import torch
 
-from modules.runs import RunError, Spec, differences, spec
+from modules.checks import RunError
+from modules.runs.spec import Spec, differences, spec
 
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 

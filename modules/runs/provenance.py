@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from modules.datasets import Dataset
-from modules.runs import Spec
+from modules.data.datasets import Dataset
+from modules.runs.spec import Spec
 
 
 def record(
@@ -89,7 +89,7 @@ def revision() -> str | None:
 
     Asked once a process: what it has imported does not change later.
     """
-    where = Path(__file__).parents[1]
+    where = Path(__file__).parents[2]
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)
         status = subprocess.run(

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from modules.files import atomic_write
-from modules.headline import Crossing
 from modules.range_test import BestRate
+from modules.report.crossing import Crossing
+from modules.runs.files import atomic_write
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
@@ -70,7 +70,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     """Test accuracy against iteration for two policies, and beside it, enlarged, where the challenger catches up.
 
     Args:
-        runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
+        runs: as `tables.read_runs` gives them; diverged runs are left out and counted in the legend.
         cross: as `headline.crossing` gives it.
         baseline, challenger: names of two policies.
     """
@@ -136,7 +136,7 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
     The lowest tenth of the evaluations is cut off where it is the first climb of all of them; the legend says so.
 
     Args:
-        runs: as `analysis.read_runs` gives them; diverged runs are left out and counted in the legend.
+        runs: as `tables.read_runs` gives them; diverged runs are left out and counted in the legend.
         title: the figure's title.
         x: the column to draw it against.
     """

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from modules import checkpoints, models
-from modules.batches import Data, batches, flip_crop
-from modules.datasets import Dataset, load
+from modules import models
+from modules.checks import RunError
+from modules.data.batches import Data, batches, flip_crop
+from modules.data.datasets import Dataset, load
 from modules.divergence import LARGEST_RATE, climbed
-from modules.files import RunFiles
 from modules.policies import make_scheduler
-from modules.provenance import record, remember
-from modules.runs import RunError, Spec
+from modules.runs import checkpoints
+from modules.runs.files import RunFiles
+from modules.runs.provenance import record, remember
+from modules.runs.spec import Spec
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0

@@ -17,12 +17,12 @@ from uuid import uuid4
 import torch
 from tqdm import tqdm
 
-from modules import checkpoints
-from modules.checks import whole
-from modules.datasets import default_data_dir, load
-from modules.files import RunFiles, writing
-from modules.runs import RunError, Spec, first_line, short
-from modules.training import check, train
+from modules.checks import RunError, first_line, short, whole
+from modules.data.datasets import default_data_dir, load
+from modules.runs import checkpoints
+from modules.runs.files import RunFiles, writing
+from modules.runs.spec import Spec
+from modules.runs.training import check, train
 
 TOPIC = "clr-progress"
 

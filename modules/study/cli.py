@@ -19,15 +19,15 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from modules import documents
-from modules.analysis import read_runs, write
 from modules.checks import at_root
-from modules.comparison import TABLES, compare
-from modules.files import atomic_write, sweep, writing
-from modules.formatting import readable
-from modules.pages import html
-from modules.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
-from modules.verification import runs_in, verify
+from modules.report.comparison import TABLES, compare
+from modules.report.formatting import readable
+from modules.report.tables import read_runs, write
+from modules.runs.files import atomic_write, sweep, writing
+from modules.runs.verification import runs_in, verify
+from modules.study import documents
+from modules.study.pages import html
+from modules.study.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
 
 IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.datasets import Dataset
+from modules.data.datasets import Dataset
 
 PADDING = 4
 

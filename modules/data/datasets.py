@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from modules import image_files
-from modules.image_files import SPLITS, DataError
-from modules.runs import short
+from modules.checks import short
+from modules.data import image_files
+from modules.data.image_files import SPLITS, DataError
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "images")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from modules.runs import did_you_mean, short
+from modules.checks import did_you_mean, short
 
 NOTEBOOKS, STUDIES, PUBLISHED = map(Path, ("notebooks", "studies", "results/published"))
 HEADLINE = ("02", "03", "04")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from modules.analysis import AnalysisError
+from modules.statistics import AnalysisError
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

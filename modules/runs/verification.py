@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from modules.checkpoints import resume
-from modules.checks import whole
-from modules.datasets import load
-from modules.files import RunFiles, as_csv
-from modules.provenance import processor
-from modules.runs import RunError, spec
-from modules.training import train
+from modules.checks import RunError, whole
+from modules.data.datasets import load
+from modules.runs.checkpoints import resume
+from modules.runs.files import RunFiles, as_csv
+from modules.runs.provenance import processor
+from modules.runs.spec import spec
+from modules.runs.training import train
 
 
 def runs_in(place: str | Path) -> list[Path]:

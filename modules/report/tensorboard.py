@@ -9,7 +9,7 @@ def write_events(runs: pd.DataFrame, folder: str | Path) -> None:
     """Write one folder of event files a run, in place of those an earlier call wrote.
 
     Args:
-        runs: as `analysis.read_runs` gives them.
+        runs: as `tables.read_runs` gives them.
         folder: where `<policy>-seed<k>/` goes. TensorBoard names event files after the machine: they are for reading
             here, not for publishing.
 

@@ -1,0 +1,1 @@
+"""The data sets, and batches of them."""

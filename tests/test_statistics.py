@@ -1,0 +1,164 @@
+"""The statistics, held against scipy and against what they promise: coverage, on simulated runs."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from modules import statistics
+from modules.statistics import AnalysisError, Estimate
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(0.7, 0.02, 5), RNG.normal(0.71, 0.05, 8)
+
+
+def test_a_mean_has_students_interval():
+    found = statistics.mean(A)
+    expected = stats.t.interval(0.95, len(A) - 1, A.mean(), stats.sem(A))
+    assert found.interval() == pytest.approx(expected)
+
+
+def test_a_difference_is_welchs():
+    found = statistics.difference(A, B)
+    expected = stats.ttest_ind(A, B, equal_var=False)
+    assert found.interval() == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.p_value() == pytest.approx(expected.pvalue)
+
+
+def test_a_pooled_difference_over_the_same_two_arms_is_students():
+    found = statistics.difference(A, B, statistics.pooled_sd([A, B]))
+    assert found.interval() == pytest.approx(tuple(stats.ttest_ind(A, B).confidence_interval()))
+
+
+def test_a_third_arm_lends_the_pooled_variance_its_degrees_of_freedom():
+    assert statistics.difference(A, B, statistics.pooled_sd([A, B, A])).df == len(A) * 2 + len(B) - 3
+
+
+def test_pairs_are_a_one_sample_test_of_their_differences():
+    found = statistics.paired_difference(A, B[:5])
+    assert found.interval() == pytest.approx(tuple(stats.ttest_rel(A, B[:5]).confidence_interval()))
+    with pytest.raises(AnalysisError, match="5 and 8 runs"):
+        statistics.paired_difference(A, B)
+
+
+def test_blocks_take_what_a_fold_costs_out_of_the_noise():
+    folds = np.arange(40) % 5
+    cost = np.array([0, 0.05, -0.05, 0.1, -0.1])[folds]
+    a, b = RNG.normal(0.9, 0.005, 40) + cost, RNG.normal(0.88, 0.005, 40) + cost
+    blocked, plain = statistics.blocked_difference(a, folds, b, folds), statistics.difference(a, b)
+    assert blocked.value == pytest.approx(plain.value)
+    assert blocked.error < plain.error / 5
+    assert blocked.df == 80 - 6
+
+
+def test_with_one_block_the_difference_is_students():
+    found = statistics.blocked_difference(A, [0] * 5, B, [0] * 8)
+    assert found.interval() == pytest.approx(tuple(stats.ttest_ind(A, B).confidence_interval()))
+
+
+def test_arms_without_a_common_block_are_refused():
+    with pytest.raises(AnalysisError, match="share no block"):
+        statistics.blocked_difference(A, [0] * 5, B, [1] * 8)
+
+
+def covered(interval, truth, tries=2000):
+    return np.mean([low <= truth <= high for low, high in (interval() for _ in range(tries))])
+
+
+def test_a_prediction_interval_holds_the_next_run_19_times_in_20():
+    rng = np.random.default_rng(1)
+
+    def miss():
+        low, high = statistics.prediction(rng.normal(0, 1, 3)).interval()
+        return low <= rng.normal() <= high
+
+    assert np.mean([miss() for _ in range(2000)]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_intervals_of_means_and_differences_cover_what_they_say():
+    rng = np.random.default_rng(2)
+    mean = covered(lambda: statistics.mean(rng.normal(3, 2, 5)).interval(), 3)
+    welch = covered(lambda: statistics.difference(rng.normal(1, 1, 5), rng.normal(0, 3, 5)).interval(), 1)
+    assert mean == pytest.approx(0.95, abs=0.015)
+    assert welch == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [(0.0, 0.1, "equivalent"), (1.0, 0.1, "differs"), (0.0, 1.0, "not resolved"), (0.3, 0.1, "equivalent")],
+)
+def test_each_verdict_can_come_out(value, error, expected):
+    assert statistics.verdict(Estimate(value, error, 30), 0.5) == expected
+
+
+def test_without_an_interval_nothing_is_resolved():
+    assert statistics.verdict(Estimate(0.0, math.nan, 0), 0.5) == "not resolved"
+
+
+def test_equal_arms_are_called_different_less_than_one_time_in_twenty():
+    rng = np.random.default_rng(3)
+    pairs = ((rng.normal(0, 1, 6), rng.normal(0, 1, 6)) for _ in range(1000))
+    verdicts = [statistics.verdict(statistics.difference(*pair), 0.1) for pair in pairs]
+    assert verdicts.count("differs") < 65
+
+
+def test_as_many_runs_as_it_says_find_equal_arms_equivalent():
+    runs = statistics.runs_to_resolve(0.3, 0.3, 0.5)
+    rng = np.random.default_rng(4)
+
+    def found(count):
+        pair = rng.normal(0, 0.3, count), rng.normal(0, 0.3, count)
+        return statistics.verdict(statistics.difference(*pair), 0.5) == "equivalent"
+
+    assert np.mean([found(runs) for _ in range(1000)]) > 0.77
+    assert np.mean([found(runs - 1) for _ in range(1000)]) < 0.83
+
+
+def test_holms_values_are_the_textbooks():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_five_runs_have_126_resamples_whose_probabilities_sum_to_one():
+    found = statistics.resamples(5)
+    assert found.counts.shape == (126, 5)
+    assert (found.counts.sum(axis=1) == 5).all()
+    assert found.weights.sum() == pytest.approx(1)
+
+
+def test_exact_resamples_are_what_draws_come_near():
+    values = RNG.normal(size=5)
+    exact = statistics.resamples(5)
+    drawn = values[np.random.default_rng(5).integers(5, size=(200_000, 5))].mean(axis=1)
+    found = statistics.quantiles(exact.means(values), exact.weights)
+    assert found == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.02)
+
+
+def test_of_many_runs_resamples_are_drawn_and_always_the_same():
+    first, again = statistics.resamples(40), statistics.resamples(40)
+    assert (first.counts == again.counts).all()
+    assert (first.counts.sum(axis=1) == 40).all()
+
+
+def test_quantiles_count_what_never_came_and_end_at_values():
+    values, weights = np.array([3.0, np.inf, 1.0, 2.0]), np.full(4, 0.25)
+    assert statistics.quantiles(values, weights) == (1.0, math.inf)
+    assert statistics.shares(np.array([1.0, 2.0, 1.0]), np.full(3, 1 / 3)) == pytest.approx({1.0: 2 / 3, 2.0: 1 / 3})
+
+
+def test_new_images_widen_the_interval_of_a_difference():
+    rng = np.random.default_rng(6)
+    easy = rng.random(2000)  # how easy each image is, for both arms
+    a = rng.random((5, 2000)) < easy
+    b = rng.random((5, 2000)) < easy
+    value, low, high = statistics.image_difference(a, b, draws=500)
+    over_runs = statistics.difference(a.mean(axis=1), b.mean(axis=1))
+    assert value == pytest.approx(over_runs.value)
+    assert low < value < high
+    with pytest.raises(AnalysisError, match="same images"):
+        statistics.image_difference(a, b[:, :-1])
+
+
+def test_values_that_are_not_numbers_are_refused():
+    with pytest.raises(AnalysisError, match="finite"):
+        statistics.mean([1.0, math.nan])
