@@ -5,6 +5,10 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class RunError(ValueError):
@@ -15,6 +19,29 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the nearest known name, or nothing when none is near."""
     near = get_close_matches(name, list(known), 1)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def complaints(error: "ValidationError", known: Iterable[str], of: str = "") -> str:
+    """What pydantic found wrong, in one line: each setting by the user's name for it, its value, what is wrong with it.
+
+    Args:
+        error: pydantic's.
+        known: the names of the settings there are.
+        of: whose settings they are, for the message; with a space in front.
+    """
+    return "; ".join(_complaint(item, known, of) for item in error.errors())
+
+
+def _complaint(item: dict, known: Iterable[str], of: str) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and not isinstance(item["input"], bool | int | float | str):
+        return message  # of several settings together: it names them
+    where = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        return f"{where[-1]}={short(item['input'])}: no such setting{of}{did_you_mean(where[-1], known)}"
+    # A list's index is not a name.
+    name = next((part for part in reversed(where) if not part.isdigit()), where[0])
+    return f"{name}={short(item['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def first_line(error: BaseException) -> str:

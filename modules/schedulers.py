@@ -297,3 +297,58 @@ def fixed(
         raise ValueError(f"milestones must be increasing iterations, not {milestones!r}")
     set_lr(optimizer, lr)
     return MultiStepLR(optimizer, list(milestones), gamma)
+
+
+class Annealed(LRScheduler):
+    """Another scheduler's rates, multiplied from iteration `start` on by a straight line from 1 to 0 at `end`.
+
+    Args:
+        scheduler: any torch scheduler, fresh; it is stepped by this one.
+        start, end: iterations, `start < end`.
+
+    Raises:
+        ValueError: `start` is not before `end`.
+    """
+
+    def __init__(self, scheduler: LRScheduler, start: int, end: int) -> None:
+        if not 0 <= start < end:
+            raise ValueError(f"start must be before end: start={start!r}, end={end!r}")
+        self.scheduler, self.start, self.end = scheduler, start, end
+        self.optimizer, self.base_lrs = scheduler.optimizer, getattr(scheduler, "base_lrs", None)
+        self._apply()
+
+    @property
+    def last_epoch(self) -> int:
+        return self.scheduler.last_epoch
+
+    def factor(self, t: int) -> float:
+        """What the rate of iteration `t` is multiplied by."""
+        return min(1.0, max(0.0, (self.end - t) / (self.end - self.start)))
+
+    def step(self) -> None:
+        """Move to the next iteration's rate."""
+        # Some schedulers compute a rate from the one they find: let it be their own.
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            _write(group, lr)
+        self.scheduler.step()
+        self._apply()
+
+    def _apply(self) -> None:
+        factor = self.factor(self.last_epoch)
+        self._last_lr = [lr * factor for lr in self.scheduler.get_last_lr()]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            _write(group, lr)
+
+    @staticmethod
+    def state_of(scheduler_state: dict) -> dict:
+        """The state of an `Annealed` scheduler that has not begun to anneal, from the state of the one within."""
+        return {"scheduler": scheduler_state}
+
+    def state_dict(self) -> dict:
+        """The state of the scheduler within; `start` and `end` belong to the run."""
+        return self.state_of(self.scheduler.state_dict())
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a state, also from one that `state_of` made of the inner scheduler's own."""
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+        self._apply()

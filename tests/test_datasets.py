@@ -40,12 +40,6 @@ def test_digits_are_the_same_everywhere():
     np.testing.assert_allclose(*shares, atol=0.002)
 
 
-def test_channel_mean_is_the_mean_of_the_scaled_pixels(tmp_path):
-    images = load("images", make_images(tmp_path))
-    expected = (images.train_images / 255).mean(axis=(0, 2, 3))
-    np.testing.assert_allclose(images.channel_mean(), expected, rtol=1e-6)
-
-
 def test_cache_is_memory_mapped_read_only_and_equal(tmp_path):
     first, second = load("digits", tmp_path), load("digits", tmp_path)
     assert isinstance(second.train_images, np.memmap)

@@ -1,5 +1,6 @@
 """Many runs: the same bytes for any number of workers, checked before anything starts. Kills are in faults/."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -75,3 +76,14 @@ def test_a_worker_with_other_data_trains_nothing(tmp_path, monkeypatch):
 def test_check_all_changes_nothing(tmp_path):
     check_all(SPECS, tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_that_anneals_waits_for_the_one_it_goes_on_from(tmp_path):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    twins = [small({**TRIANGULAR, "anneal": 0.5}, seed, variant="annealed") for seed in (1, 2)]
+    run_all([*twins, *SPECS], together, workers=2)
+    run_all(twins, alone, workers=2)
+    assert contents(alone).items() <= contents(together).items()
+    forked = ["forked" in json.loads(path.read_text()) for path in sorted(together.glob("annealed-*.json"))]
+    assert forked == [True, True]
+    assert not (together / ".partial").exists()

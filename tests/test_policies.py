@@ -1,11 +1,14 @@
-"""Phases: policies one after another, on parameter groups, through a resume."""
+"""The registry of policies: their rates on parameter groups, phases, anneals, through a resume."""
+
+import math
+from typing import Literal
 
 import pytest
 import torch
 from toys import FIXED, TRIANGULAR, small
 
+from modules import policies, schedulers
 from modules.checks import RunError
-from modules.policies import make_scheduler
 from modules.runs.spec import Spec
 from modules.runs.training import train
 
@@ -22,7 +25,7 @@ PHASES = dict(name="phases", phases=PARTS)
 def rates(policy, iterations, multipliers=(1, 2)):
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr_mult": factor} for factor in multipliers]
     optimizer = torch.optim.SGD(groups, lr=1)
-    scheduler = make_scheduler(policy, optimizer, iterations)
+    scheduler = policy.scheduler(optimizer, iterations)
     out = []
     for _ in range(iterations):
         assert scheduler.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
@@ -73,3 +76,84 @@ def test_a_variant_names_the_run_and_changes_no_result(tmp_path):
     for bad in ("a/b", "", "Größe", "a b"):
         with pytest.raises(RunError, match="variant="):
             small(TRIANGULAR, variant=bad)
+
+
+LR = 0.08
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (dict(name="linear", lr=LR), [LR * (1 - t / 24) for t in range(24)]),
+        (
+            dict(name="cosine_restarts", lr=LR, period=6),
+            [LR * (1 + math.cos(math.pi * (t % 6) / 6)) / 2 for t in range(24)],
+        ),
+    ],
+)
+def test_the_formulas_of_policies_from_torch(policy, expected):
+    got = rates(small(policy).policy, 24)
+    assert got[:, 0].tolist() == pytest.approx(expected, rel=1e-9)
+    assert got[:, 1].tolist() == pytest.approx([2 * lr for lr in expected], rel=1e-9)
+
+
+def test_one_cycle_rises_to_its_bound_and_falls_to_almost_nothing():
+    got = rates(small(dict(name="one_cycle", max_lr=LR)).policy, 100)[:, 0]
+    assert got.max().item() == pytest.approx(LR, rel=1e-2)
+    assert got.argmax().item() == pytest.approx(29, abs=1)
+    assert got[-1] < LR / 1000
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        FIXED,
+        TRIANGULAR,
+        dict(name="exp", lr=0.1, gamma=0.9),
+        dict(name="cosine_restarts", lr=LR, period=6),
+        dict(name="one_cycle", max_lr=LR),
+        dict(name="linear", lr=LR),
+        PHASES,
+    ],
+    ids=lambda policy: policy["name"],
+)
+def test_an_anneal_multiplies_the_last_part_by_a_straight_line_to_zero(policy):
+    plain, annealed = (rates(small({**policy, "anneal": share}).policy, 24) for share in (None, 0.25))
+    line = torch.tensor([min(1.0, (24 - t) / 6) for t in range(24)], dtype=torch.float64)
+    torch.testing.assert_close(annealed, plain * line[:, None], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("policy", [TRIANGULAR, FIXED, dict(name="exp", lr=0.02, gamma=0.95), PHASES])
+def test_an_annealed_run_resumes_bit_for_bit(tmp_path, policy):
+    run = small({**policy, "anneal": 0.5}, bias_lr_mult=2.0)
+    for stop in (6, 12, 18):
+        parts, whole = tmp_path / f"parts{stop}", tmp_path / f"whole{stop}"
+        parts.mkdir(), whole.mkdir()
+        train(run, parts, stop_after=stop)
+        assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
+
+
+class Staircase(policies.PolicyBase):
+    """A toy: half the rate every so many iterations."""
+
+    name: Literal["staircase"] = "staircase"
+    lr: policies.Rate
+    every: policies.Count
+
+    def unannealed(self, optimizer, iterations):
+        schedulers.set_lr(optimizer, self.lr)
+        return torch.optim.lr_scheduler.StepLR(optimizer, self.every, 0.5)
+
+
+def test_a_policy_is_added_in_one_place(monkeypatch, tmp_path):
+    stairs = dict(name="staircase", lr=0.1, every=6)
+    with pytest.raises(RunError, match="unknown policy 'staircase'"):
+        small(stairs)
+    monkeypatch.setattr(policies, "POLICIES", (*policies.POLICIES, Staircase))
+    assert Spec(**small(stairs).model_dump(mode="json")) == small(stairs)
+    assert "0.0125," in train(small(stairs), tmp_path).read_text()
+    assert policies.label("staircase") == "staircase"
+    with pytest.raises(RunError, match="evry=6: no such setting of policy name='staircase', did you mean 'every'"):
+        small(dict(name="staircase", lr=0.1, evry=6))
+    with pytest.raises(RunError, match="a phase can be no range_test"):
+        small(dict(name="phases", phases=[dict(iterations=12, policy=dict(name="range_test", min_lr=1, max_lr=2))] * 2))

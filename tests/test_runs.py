@@ -8,8 +8,7 @@ from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError, did_you_mean, positive, seeds
 from modules.data.datasets import _READERS, LABELS, NAMES
-from modules.runs.spec import CustomCyclic, Cyclic, Spec, differences
-from modules.schedulers import MODES, SCALE_FUNCTIONS
+from modules.runs.spec import Spec, differences
 
 
 @pytest.mark.parametrize(
@@ -32,6 +31,10 @@ from modules.schedulers import MODES, SCALE_FUNCTIONS
         (dict(momentum=1.0), "momentum=1.0"),
         (dict(precision="float16"), "precision='float16'"),
         (dict(seed=-1), "seed=-1"),
+        (dict(evaluation="validation"), "needs a split with validation images"),
+        (dict(ema=1.0), "ema=1.0"),
+        (dict(policy={**FIXED, "anneal": 1.5}), "anneal=1.5"),
+        (dict(registration="the text"), "registration='the text'"),
     ],
 )
 def test_bad_settings_are_named_with_their_value_in_one_line(changes, message):
@@ -49,6 +52,11 @@ def test_spec_survives_json():
     spec = small(FIXED)
     assert Spec(**json.loads(spec.model_dump_json())) == spec
     assert spec.name == "fixed-seed1"
+
+
+def test_adam_has_no_momentum_to_tell_runs_apart_by():
+    assert small(optimizer="adam", momentum=0.5) == small(optimizer="adam", momentum=0.9)
+    assert small(optimizer="sgd", momentum=0.5) != small(optimizer="sgd", momentum=0.9)
 
 
 def test_differences_name_the_setting():
@@ -79,6 +87,4 @@ def test_what_a_spec_may_name_is_what_there_is():
     def allowed(kind, field):
         return set(get_args(kind.model_fields[field].annotation))
 
-    assert allowed(Cyclic, "name") == set(MODES)
-    assert allowed(CustomCyclic, "scale_fn") == set(SCALE_FUNCTIONS)
     assert allowed(Spec, "dataset") == set(NAMES) == {"images", *_READERS} == {"images", *LABELS}

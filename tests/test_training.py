@@ -1,5 +1,6 @@
 """One run: the same bytes every time, interrupted or not; what its files say; how it fails."""
 
+import base64
 import json
 from importlib.metadata import version
 
@@ -12,9 +13,11 @@ from toys import FIXED, TRIANGULAR, make_images, small
 from modules.checks import RunError
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
+from modules.data.splits import split
+from modules.runs import training
 from modules.runs.files import COLUMNS, RunFiles
 from modules.runs.provenance import processor
-from modules.runs.training import train
+from modules.runs.training import evaluate, train
 
 POLICIES = [
     TRIANGULAR,
@@ -25,6 +28,9 @@ POLICIES = [
     dict(name="decay", base_lr=0.01, max_lr=0.1, step_size=15),
     dict(name="exp", lr=0.1, gamma=0.95),
     dict(name="range_test", min_lr=0.001, max_lr=0.1),
+    dict(name="linear", lr=0.1),
+    dict(name="cosine_restarts", lr=0.1, period=5),
+    dict(name="one_cycle", max_lr=0.1),
 ]
 
 
@@ -78,6 +84,7 @@ def test_files_of_a_run(tmp_path):
         "label": "digits (scikit-learn)",
         "fingerprint": load("digits").fingerprint,
         "train": 1297,
+        "validation": 0,
         "test": 500,
     }
     assert record["diverged"] is False
@@ -203,8 +210,8 @@ def test_batches_cover_each_epoch_once_and_start_anywhere():
 
 def test_pixels_are_scaled_and_centred():
     dataset = load("digits")
-    data = Data(dataset, torch.device("cpu"))
-    images = data.pixels(data.train_images)
+    data = Data(split(dataset, "standard", 1), torch.device("cpu"))
+    images = data.pixels(data.images)
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert (images.max() - images.min()).item() == pytest.approx(1)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -212,8 +219,8 @@ def test_pixels_are_scaled_and_centred():
 
 def test_caffe_pixels_are_bytes_minus_the_mean_image(tmp_path):
     dataset = load("images", make_images(tmp_path / "images"))
-    data = Data(dataset, torch.device("cpu"), "caffe")
-    images = data.pixels(data.train_images)
+    data = Data(split(dataset, "standard", 1), torch.device("cpu"), "caffe")
+    images = data.pixels(data.images)
     expected = dataset.train_images.astype(float) - dataset.train_images.astype(float).mean(axis=0)
     np.testing.assert_allclose(images.numpy(), expected, atol=1e-4)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -235,3 +242,83 @@ def test_multipliers_that_do_not_fit_are_refused_before_any_work(tmp_path):
     with pytest.raises(RunError, match="multipliers='caffe' is for the two Caffe networks"):
         train(small(multipliers="caffe"), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+def record_of(path):
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def test_a_run_that_chooses_on_validation_reads_the_test_images_at_its_end_alone(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        training, "evaluate", lambda model, data, part: read.append(part) or evaluate(model, data, part)
+    )
+    chosen = dict(split="validation", evaluation="validation")
+    final = train(small(**chosen, test_at_end=True), tmp_path)
+    assert read == ["validation"] * 4 + ["test"]
+    found = record_of(final)["test"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(found["correct"]), dtype=np.uint8))[:500]
+    assert bits.mean() == found["accuracy"]
+    read.clear()
+    tuned = train(small(**chosen, variant="tuning"), tmp_path)
+    assert read == ["validation"] * 4
+    assert "test" not in record_of(tuned)
+    assert lines(tuned) == lines(final)
+    assert record_of(tuned)["data"]["validation"] == 130
+
+
+def test_every_run_that_is_tested_says_which_images_it_got_right(tmp_path):
+    path = train(small(), tmp_path)
+    assert record_of(path)["test"]["accuracy"] == float(lines(path)[-1].split(",")[-1])
+    assert "test" not in record_of(train(small(evaluation="none", variant="blind"), tmp_path))
+
+
+def test_the_moving_average_of_the_weights_changes_no_row_and_survives_a_resume(tmp_path):
+    plain = train(small(), tmp_path)
+    averaged = train(small(ema=0.9, variant="averaged"), tmp_path)
+    assert lines(plain) == lines(averaged)
+    ema = record_of(averaged)["ema"]
+    assert ema["test"]["loss"] != record_of(averaged)["test"]["loss"]
+    (parts := tmp_path / "parts").mkdir()
+    train(small(ema=0.9, variant="averaged"), parts, stop_after=12)
+    assert record_of(train(small(ema=0.9, variant="averaged"), parts))["ema"] == ema
+
+
+@pytest.mark.parametrize("stop", [6, 12])
+def test_schedule_free_sgd_is_evaluated_at_its_averaged_weights_and_resumes(tmp_path, stop):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    run = small(dict(name="fixed", lr=1.0, milestones=[]), optimizer="schedulefree", bias_lr_mult=2.0)
+    train(run, parts, stop_after=stop)
+    assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
+    sgd = train(run.model_copy(update={"optimizer": "sgd", "variant": "sgd"}), whole)
+    assert lines(sgd) != lines(whole / f"{run.name}.csv")
+
+
+@pytest.mark.parametrize("policy", [TRIANGULAR, FIXED], ids=lambda policy: policy["name"])
+def test_an_annealed_twin_goes_on_from_its_stem_with_the_bytes_of_a_run_of_its_own(tmp_path, policy):
+    alone, forked = tmp_path / "alone", tmp_path / "forked"
+    alone.mkdir(), forked.mkdir()
+    stem, twin = small(policy, variant="stem"), small({**policy, "anneal": 0.5}, variant="twin", test_at_end=True)
+    assert training.anneals(twin, stem)
+    train(stem, forked, twin=twin)
+    assert (forked / ".partial" / "twin-seed1.pt").exists()
+    seen = []
+    path = train(twin, forked, report=lambda iteration, accuracy: seen.append(iteration))
+    assert min(seen) > 12
+    assert path.read_bytes() == train(twin, alone).read_bytes()
+    assert record_of(path)["forked"] == {"from": "stem-seed1", "iteration": 12}
+    assert lines(path)[:3] == lines(forked / "stem-seed1.csv")[:3]
+
+
+def test_only_the_same_run_up_to_its_anneal_is_a_twin():
+    stem, twin = small(TRIANGULAR, variant="stem"), small({**TRIANGULAR, "anneal": 0.5}, variant="twin")
+    assert training.anneals(twin, stem)
+    assert not training.anneals(stem, twin)
+    assert not training.anneals(twin, stem.model_copy(update={"seed": 2}))
+    # Between two evaluations the loss since the last one would be lost.
+    assert not training.anneals(small({**TRIANGULAR, "anneal": 0.4}, variant="twin"), stem)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.data.datasets import Dataset
+from modules.data.splits import Split
 
 PADDING = 4
 
@@ -17,21 +17,44 @@ class Data:
     """A data set on a device, ready to be cut into batches.
 
     Args:
-        dataset: the data set.
+        split: its images by what they are for.
         device: where batches are wanted; on the CPU the uint8 images stay memory-mapped and shared.
-        pixels: `unit`: 0 to 1 minus the training set's channel means; `caffe`: 0 to 255 minus its mean image.
+        pixels: `unit`: 0 to 1 minus the training images' channel means; `caffe`: 0 to 255 minus their mean image.
+
+    Attributes:
+        images, labels: what indices of training images point into, uint8 `[N, C, H, W]` and int64 `[N]`.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, pixels: str = "unit") -> None:
+    def __init__(self, split: Split, device: torch.device, pixels: str = "unit") -> None:
+        self.split, self.device = split, device
         self.scale = 255 if pixels == "unit" else 1
-        mean = dataset.channel_mean()[:, None, None] if pixels == "unit" else dataset.mean_image()
+        mean = split.channel_mean()[:, None, None] if pixels == "unit" else split.mean_image()
         self.mean = torch.from_numpy(mean)[None].to(device)
+        self.images, self.labels = self._on_device(split.images), self._on_device(split.labels)
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the arrays are read-only, and nothing here writes to them
-            self.train_images, self.train_labels, self.test_images, self.test_labels = (
-                torch.from_numpy(array).to(device)
-                for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+            return torch.from_numpy(array).to(self.device)
+
+    def part(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images and labels of a part for evaluation, `test` or `validation`; kept on the device once asked for."""
+        if name not in self._parts:
+            held = self.split.validation
+            images, labels = (
+                (self.split.test_images, self.split.test_labels)
+                if name == "test"
+                else (self.split.images[held], self.split.labels[held])
             )
+            self._parts[name] = self._on_device(images), self._on_device(labels)
+        return self._parts[name]
+
+    def batch(self, which: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The training images and labels `[B]` with these numbers among the split's training images."""
+        index = torch.from_numpy(self.split.train[which]).to(self.device)
+        # `index_select` copies whole images; indexing with brackets copies pixel by pixel, ten times slower.
+        return self.images.index_select(0, index), self.labels[index]
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 `[B, C, H, W]` to scaled and centred float32, channels_last."""

@@ -61,16 +61,6 @@ class Dataset:
     def size(self) -> int:
         return self.train_images.shape[2]
 
-    def channel_mean(self) -> np.ndarray:
-        """Mean of the training pixels scaled to [0, 1], float32 `[C]`; summed in integers, so exact on any machine."""
-        count = self.train_images[:, 0].size
-        sums = [int(self.train_images[:, channel].sum(dtype=np.int64)) for channel in range(self.channels)]
-        return np.array([total / (255 * count) for total in sums], dtype=np.float32)
-
-    def mean_image(self) -> np.ndarray:
-        """Mean of the training images, 0 to 255, float32 `[C, H, W]`; summed in integers, so exact on any machine."""
-        return (self.train_images.sum(axis=0, dtype=np.int64) / len(self.train_images)).astype(np.float32)
-
 
 def default_data_dir() -> Path:
     """`$CLR_DATA_DIR`, else `data/`."""

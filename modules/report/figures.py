@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from modules.policies import label
 from modules.range_test import BestRate
 from modules.report.crossing import Crossing
 from modules.runs.files import atomic_write
@@ -21,18 +22,12 @@ from modules.runs.files import atomic_write
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
 DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)), (0, (1, 2)))  # told apart without colours, too
-POLICY_NAMES = {"fixed": "fixed", "triangular": "CLR (triangular)"}
 
 
 def style() -> None:
     """The look of every figure: light background, sizes that stay readable at a README's width."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update({"figure.figsize": (8, 4.5), "figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight"})
-
-
-def policy_name(policy: str) -> str:
-    """What a policy is called in legends."""
-    return POLICY_NAMES.get(policy, f"CLR ({policy})")
 
 
 def _legend_below(axes: Axes, columns: int, title: str | None = None) -> None:
@@ -81,7 +76,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
     for axes in panels[0]:
         for policy, colour, dashes in ((baseline, BASELINE, DASHES[1]), (challenger, CHALLENGER, "-")):
             found = runs[runs.policy == policy]
-            name = _counted(policy_name(policy), found)
+            name = _counted(label(policy), found)
             look = dict(color=colour, linestyle=dashes, label=name, marker="o" if axes is not panels[0, 0] else None)
             _means(axes, found, "iteration", bands=True, **look)
         if cross.target == cross.target:
@@ -91,10 +86,10 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     whole = panels[0, 0]
-    whole.set_title(f"{runs.label.iloc[0]}: fixed learning rate and CLR")
+    whole.set_title(f"{runs.label.iloc[0]}: {label(baseline)} and {label(challenger)}")
     if cross.target == cross.target:
         place = (runs.iteration.max(), cross.target)
-        text = f"best mean of {policy_name(baseline)}: {cross.target:.1%}"
+        text = f"best mean of {label(baseline)}: {cross.target:.1%}"
         whole.annotate(text, place, xytext=(-4, 4), textcoords="offset points", ha="right", fontsize="small")
     if crosses:
         near = panels[0, 1]

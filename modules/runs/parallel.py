@@ -22,7 +22,7 @@ from modules.data.datasets import default_data_dir, load
 from modules.runs import checkpoints
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
-from modules.runs.training import check, train
+from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"
 
@@ -199,24 +199,32 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | Non
     workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
     with cluster(min(workers, len(specs))) as client, _Progress(specs) as progress:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
-        # Longest first: a short run at the end leaves the fewest cores idle.
-        futures = {
-            client.submit(
+        twins = _twins(specs, folder)
+        later = {twin.name for twin in twins.values()}
+
+        def submit(spec: Spec):
+            return client.submit(
                 _train,
                 spec,
                 folder,
                 data_dir,
                 fingerprints[spec.dataset],
+                twins.get(spec.name),
                 # Never the key of an earlier client's task, which the scheduler may still have with other settings.
                 key=f"{spec.name}-{uuid4().hex}",
                 pure=False,
                 retries=1,
+                # Longest first: a short run at the end leaves the fewest cores idle.
                 priority=spec.iterations,
-            ): spec
-            for spec in specs
-        }
-        for future in as_completed(futures):
+            )
+
+        futures = {submit(spec): spec for spec in specs if spec.name not in later}
+        ended = as_completed(futures)
+        for future in ended:
             spec = futures[future]
+            if twin := twins.get(spec.name):
+                futures[begun := submit(twin)] = twin
+                ended.add(begun)
             if future.status == "finished":
                 progress.done(spec, future.result())
             elif future.status != "error":
@@ -229,7 +237,18 @@ def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | Non
         raise RunError("; ".join(failures))
 
 
-def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str) -> str:
+def _twins(specs: Sequence[Spec], folder: Path) -> dict[str, Spec]:
+    """By a run's name, the one that goes on from its checkpoint where it anneals, and so has to wait for it."""
+    waiting = [spec for spec in specs if spec.policy.anneal and not RunFiles(folder, spec.name).checkpoint.exists()]
+    found = {}
+    for twin in waiting:
+        stems = (spec for spec in specs if spec.name not in found and anneals(twin, spec))
+        if stem := next(stems, None):
+            found[stem.name] = twin
+    return found
+
+
+def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str, twin: Spec | None) -> str:
     """On a worker: train one run and say in a line how it ended."""
     from distributed import Status, get_worker
 
@@ -245,7 +264,7 @@ def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str) -> str:
             raise Abandoned("client or scheduler is gone, nobody waits for this run")
         worker.log_event(TOPIC, {"name": spec.name, "iteration": iteration, "accuracy": accuracy})
 
-    path = train(spec, folder, data_dir, report=report, fingerprint=fingerprint)
+    path = train(spec, folder, data_dir, report=report, fingerprint=fingerprint, twin=twin)
     rows = path.read_text().splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
     if last is None:

@@ -15,6 +15,7 @@ from modules.runs.spec import Spec
 def record(
     spec: Spec,
     dataset: Dataset,
+    counts: dict[str, int],
     starts: dict[str, list[str]],
     iterations: int,
     seconds: float,
@@ -25,6 +26,7 @@ def record(
     Args:
         spec: what was trained.
         dataset: the data it was trained on.
+        counts: how many of its images trained, chose and tested.
         starts: what trained it, as `remember` keeps it; what changed between its starts is there with all its values.
         iterations: iterations done.
         seconds: seconds they took, evaluations and checkpoints included, over all starts.
@@ -38,8 +40,7 @@ def record(
         "data": {
             "label": dataset.label,
             "fingerprint": dataset.fingerprint,
-            "train": len(dataset.train_labels),
-            "test": len(dataset.test_labels),
+            **counts,
         },
         "processor": " / ".join(starts["processor"]),
         "device": " / ".join(starts["device"]),

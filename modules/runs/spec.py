@@ -1,144 +1,15 @@
 """What a run is: its validated specification and its name."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from modules.checks import RunError, did_you_mean, short
-
-
-def _number(value):
-    """Refuse what Python would take for a number: True is not a learning rate."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed")
-    return value
+from modules.checks import RunError, complaints
+from modules.data.splits import SPLITS
+from modules.policies import Count, Frozen, Number, Policy, Rate, Share
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Rate = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0, le=10**9, strict=True)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Bounded(_Frozen):
-    base_lr: Rate
-    max_lr: Rate
-
-    @model_validator(mode="after")
-    def _ordered(self):
-        if self.base_lr > self.max_lr:
-            raise ValueError(f"base_lr must not exceed max_lr: base_lr={self.base_lr!r}, max_lr={self.max_lr!r}")
-        return self
-
-
-class Cyclic(_Bounded):
-    """`schedulers.CyclicLR` in one of its modes."""
-
-    name: Literal["triangular", "triangular2", "exp_range", "exp_range_both"] = "triangular"
-    step_size: Count
-    gamma: Rate = 1.0
-
-    @model_validator(mode="after")
-    def _gamma_is_used(self):
-        decays = self.name.startswith("exp_range")
-        if decays and self.gamma == 1:
-            raise ValueError(f"gamma={self.gamma!r}: {self.name} needs a gamma that is not 1")
-        if not decays and self.gamma != 1:
-            raise ValueError(f"gamma={self.gamma!r}: {self.name} has no gamma")
-        return self
-
-
-class CustomCyclic(_Bounded):
-    """`schedulers.CyclicLR` with a named scale function."""
-
-    name: Literal["custom"] = "custom"
-    step_size: Count
-    scale_fn: Literal["sinusoidal", "inverse_power_of_5"]
-    scale_mode: Literal["cycle", "iterations"] = "cycle"
-
-
-class Fixed(_Frozen):
-    """`schedulers.fixed`: a rate with its cuts."""
-
-    name: Literal["fixed"] = "fixed"
-    lr: Rate = 0.001
-    milestones: tuple[Count, ...] = (60_000, 65_000)
-    gamma: Rate = 0.1
-
-    @model_validator(mode="after")
-    def _increasing(self):
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must be increasing iterations: milestones={list(self.milestones)!r}")
-        return self
-
-
-class Decay(_Bounded):
-    """`schedulers.decay`."""
-
-    name: Literal["decay"] = "decay"
-    step_size: Count
-
-
-class Exponential(_Frozen):
-    """`schedulers.exponential`."""
-
-    name: Literal["exp"] = "exp"
-    lr: Rate
-    gamma: Rate
-
-
-class RangeTest(_Frozen):
-    """`schedulers.RangeTestLR` over the whole run.
-
-    With a `stop_factor` the run ends, as diverged, once the training loss of three rows exceeds that many times the
-    least of three before (best_lr's sweep goes far beyond the useful rates).
-    """
-
-    name: Literal["range_test"] = "range_test"
-    min_lr: Rate
-    max_lr: Rate
-    ramp: Literal["linear", "exponential"] = "linear"
-    stop_factor: Annotated[Number, Field(gt=1, allow_inf_nan=False)] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self):
-        if self.min_lr > self.max_lr:
-            raise ValueError(f"min_lr must not exceed max_lr: min_lr={self.min_lr!r}, max_lr={self.max_lr!r}")
-        return self
-
-
-Single = Annotated[Cyclic | CustomCyclic | Fixed | Decay | Exponential, Field(discriminator="name")]
-
-
-class Phase(_Frozen):
-    """One policy for a number of iterations, counted from the phase's start."""
-
-    iterations: Count
-    policy: Single
-
-
-class Phases(_Frozen):
-    """Policies one after another (the paper's Table 2)."""
-
-    name: Literal["phases"] = "phases"
-    phases: Annotated[tuple[Phase, ...], Field(min_length=2)]
-
-
-Policy = Annotated[
-    Cyclic | CustomCyclic | Fixed | Decay | Exponential | RangeTest | Phases, Field(discriminator="name")
-]
-
-_POLICIES = {
-    name: kind
-    for kind in (Cyclic, CustomCyclic, Fixed, Decay, Exponential, RangeTest, Phases)
-    for name in get_args(kind.model_fields["name"].annotation)
-}
-
-
-class Spec(_Frozen):
+class Spec(Frozen):
     """Everything that decides a run's results: same spec, same data, same machine, same bytes.
 
     Attributes:
@@ -146,16 +17,24 @@ class Spec(_Frozen):
         model, pooling, init, activation: as in `models.build`.
         pixels: `unit` or `caffe`, as in `batches.Data`.
         augment: `none`, or `flip_crop`, as in `batches.flip_crop`.
-        policy: one of the policy classes above, by its `name`.
+        policy: one of `policies.POLICIES`, by its `name`.
         variant: what the run is called in tables and in its files' names, where the policy's name does not tell it from
             others; changes no result.
-        optimizer: `sgd` or `rmsprop` (with `momentum`), or `adam`.
+        optimizer: `sgd` or `rmsprop` (with `momentum`), `adam` (whose `momentum` counts as 0: it has none), or
+            `schedulefree`, SGD without a schedule (Defazio et al., arXiv:2405.15682), warmed up over a twentieth of
+            the run.
         weight_decay: L2 penalty.
         bias_lr_mult, multipliers: of parameter groups, as in `models.parameter_groups`.
         batch_size: images an iteration.
         iterations: length of the run.
         evaluate_every: iterations between two rows of the CSV.
-        evaluation: what a row says of the test set: `test`, loss and accuracy on all of it, or `none`, nothing.
+        split: which images train and which choose, as in `splits.split`.
+        evaluation: what the rows' `val_loss` and `val_acc` are of: all `test` images, the `validation` images of the
+            split, or `none`, and nothing.
+        test_at_end: read the test images once, when the run ends; the result stands in the JSON.
+        ema: evaluate, at the end, an exponential moving average of the weights with this decay an iteration, too; the
+            result stands in the JSON.
+        registration: the checksum of the text that fixed the experiment before it was run; changes no result.
         seed: of the initial weights and, together with the epoch, of the order of the images.
         precision: of the training step, `float32` or `bfloat16`; evaluation is in float32.
         keep_weights: keep the trained network beside the CSV, as `<name>.weights.pt`.
@@ -172,7 +51,7 @@ class Spec(_Frozen):
     augment: Literal["none", "flip_crop"] = "none"
     policy: Policy
     variant: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,60}$")] | None = None
-    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    optimizer: Literal["sgd", "adam", "rmsprop", "schedulefree"] = "sgd"
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.004
     bias_lr_mult: Rate = 1.0
@@ -180,10 +59,27 @@ class Spec(_Frozen):
     batch_size: Count = 100
     iterations: Count
     evaluate_every: Count
-    evaluation: Literal["test", "none"] = "test"
+    split: Literal[SPLITS] = "standard"
+    evaluation: Literal["test", "validation", "none"] = "test"
+    test_at_end: Annotated[bool, Field(strict=True)] = False
+    ema: Share | None = None
+    registration: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
     precision: Literal["float32", "bfloat16"] = "float32"
     keep_weights: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adam_has_no_momentum(cls, settings):
+        if isinstance(settings, dict) and settings.get("optimizer") == "adam":
+            return {**settings, "momentum": 0.0}
+        return settings
+
+    @model_validator(mode="after")
+    def _evaluation_has_images(self):
+        if self.evaluation == "validation" and self.split == "standard":
+            raise ValueError("evaluation='validation' needs a split with validation images: split='validation'")
+        return self
 
     @model_validator(mode="after")
     def _phases_fit(self):
@@ -212,27 +108,7 @@ def spec(**settings) -> Spec:
     try:
         return Spec(**settings)
     except ValidationError as error:
-        raise RunError("; ".join(_complaint(item) for item in error.errors())) from None
-
-
-def _complaint(item: dict) -> str:
-    """One wrong setting in words: its name as the user wrote it, its value, and what is wrong with it."""
-    if item["type"] == "value_error" and not isinstance(item["input"], (bool, int, float, str)):
-        return item["msg"].removeprefix("Value error, ")
-    where = [str(part) for part in item["loc"]]
-    if item["type"] == "union_tag_invalid":
-        return f"unknown policy {short(item['ctx']['tag'])} (choose {item['ctx']['expected_tags']})"
-    if item["type"] == "extra_forbidden":
-        of, known = "", Spec.model_fields
-        policies = [part for part in where if part in _POLICIES]
-        if policies and where[0] == "policy":
-            of, known = f" of policy name={policies[-1]!r}", _POLICIES[policies[-1]].model_fields
-        return f"{where[-1]}={short(item['input'])}: no such setting{of}{did_you_mean(where[-1], known)}"
-    message = item["msg"].removeprefix("Value error, ")
-    # Behind `policy` comes the policy's own tag, which the user did not write there; a list's index is not a name.
-    names = where[:1] + where[2:] if where[0] == "policy" else where
-    name = next((part for part in reversed(names) if not part.isdigit()), names[0])
-    return f"{name}={short(item['input'])}: {message[0].lower()}{message[1:]}"
+        raise RunError(complaints(error, Spec.model_fields)) from None
 
 
 def differences(a: Spec, b: Spec) -> list[str]:

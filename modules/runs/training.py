@@ -5,6 +5,7 @@ the network and its batches are channels_last, one run has one thread (several r
 several threads share one run), and denormal numbers, which the momentum buffers would fill with, are flushed to zero.
 """
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,17 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from modules import models
 from modules.checks import RunError
 from modules.data.batches import Data, batches, flip_crop
 from modules.data.datasets import Dataset, load
+from modules.data.splits import split
 from modules.divergence import LARGEST_RATE, climbed
-from modules.policies import make_scheduler
 from modules.runs import checkpoints
 from modules.runs.files import RunFiles
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
+from modules.schedulers import Annealed
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
@@ -39,6 +42,13 @@ def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
     groups = models.parameter_groups(model, spec.bias_lr_mult, spec.multipliers, spec.weight_decay)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    if spec.optimizer == "schedulefree":
+        from schedulefree import SGDScheduleFree
+
+        settings = dict(momentum=spec.momentum, weight_decay=spec.weight_decay, warmup_steps=spec.iterations // 20)
+        optimizer = SGDScheduleFree(groups, lr=1.0, **settings)
+        optimizer.train()
+        return optimizer
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, weight_decay=spec.weight_decay)
     return torch.optim.RMSprop(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -82,19 +92,33 @@ def step(model: nn.Module, optimizer: Optimizer, inputs: Tensor, labels: Tensor,
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
-    """Mean cross entropy and accuracy over the whole test set, in float32."""
+def evaluate(model: nn.Module, data: Data, part: str = "test") -> tuple[float, Tensor]:
+    """Mean cross entropy over a part of the data, and which of its images are classified right; in float32.
+
+    Args:
+        model: the network; left in training mode.
+        data: the data.
+        part: `test` or `validation`.
+
+    Returns:
+        The loss, and a boolean `[N]`.
+    """
     model.eval()
+    images, labels = data.part(part)
     loss = torch.zeros((), dtype=torch.float64, device=data.mean.device)
-    correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
-    for start in range(0, len(data.test_labels), EVALUATION_BATCH):
-        labels = data.test_labels[start : start + EVALUATION_BATCH]
-        logits = model(data.pixels(data.test_images[start : start + EVALUATION_BATCH]))
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
+    correct = torch.empty(len(labels), dtype=torch.bool, device=data.mean.device)
+    for start in range(0, len(labels), EVALUATION_BATCH):
+        piece = slice(start, start + EVALUATION_BATCH)
+        logits = model(data.pixels(images[piece]))
+        loss += F.cross_entropy(logits, labels[piece], reduction="sum")
+        correct[piece] = logits.argmax(1) == labels[piece]
     model.train()
-    count = len(data.test_labels)
-    return loss.item() / count, correct.item() / count
+    return loss.item() / len(labels), correct
+
+
+def accuracy_of(correct: Tensor) -> float:
+    """The share of `[N]` images that were classified right."""
+    return correct.sum().item() / len(correct)
 
 
 def train(
@@ -105,6 +129,7 @@ def train(
     report: Report | None = None,
     stop_after: int | None = None,
     fingerprint: str | None = None,
+    twin: Spec | None = None,
 ) -> Path:
     """Train one run to its end, from its checkpoint where there is one, and write its files.
 
@@ -116,6 +141,7 @@ def train(
         report: called about once a second with (iterations done, last accuracy).
         stop_after: stop at the first checkpoint at or after this many iterations, leaving the run unfinished.
         fingerprint: of the data it must be, where only one will do.
+        twin: a run that is this one up to where it is annealed (`anneals`): it gets a checkpoint to go on from there.
 
     Returns:
         The path of the CSV.
@@ -138,18 +164,27 @@ def train(
         if files.complete:  # by the process that was waited for
             files.check(spec, dataset.fingerprint)
             return files.csv
-        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after)
+        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after, twin)
 
 
 def check(spec: Spec, dataset: Dataset) -> None:
     """Raise RunError when the spec does not fit the data set."""
-    if spec.batch_size > len(dataset.train_labels):
-        raise RunError(f"batch_size={spec.batch_size} exceeds the {len(dataset.train_labels)} training images")
+    count = len(split(dataset, spec.split, spec.seed).train)
+    if spec.batch_size > count:
+        raise RunError(f"batch_size={spec.batch_size} exceeds the {count} training images")
     try:
         with torch.device("meta"):
             models.parameter_groups(_build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
     except ValueError as error:
         raise RunError(str(error)) from error
+
+
+def anneals(twin: Spec, stem: Spec) -> bool:
+    """Whether a run is another one up to the evaluation at which its anneal begins: it need not be trained twice."""
+    start = twin.policy.anneal_start(twin.iterations)
+    plain = twin.policy.model_copy(update={"anneal": None})
+    same = twin.model_copy(update={"policy": plain, "variant": stem.variant, "test_at_end": stem.test_at_end}) == stem
+    return twin.policy.anneal is not None and same and start % twin.evaluate_every == 0
 
 
 def _build(spec: Spec, dataset: Dataset) -> nn.Module:
@@ -167,13 +202,27 @@ class _State:
         self.spec, self.fingerprint = spec, dataset.fingerprint
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(spec, self.model)
-        self.scheduler = make_scheduler(spec.policy, self.optimizer, spec.iterations)
+        self.scheduler = spec.policy.scheduler(self.optimizer, spec.iterations)
+        self.average = None
+        if spec.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(spec.ema), use_buffers=True)
         self.iteration, self.seconds = 0, 0.0
         self.starts: dict[str, list[str]] = {}
         self.rows: list[list] = []
+        self.forked: dict | None = None
 
     def save(self, path: Path) -> None:
-        state = {
+        """Write the run's checkpoint."""
+        checkpoints.save(path, self.spec, self.fingerprint, self._state())
+
+    def fork(self, path: Path, twin: Spec) -> None:
+        """Write a checkpoint from which `twin`, which anneals from here on, goes on."""
+        forked = {"from": self.spec.name, "iteration": self.iteration}
+        scheduler = Annealed.state_of(self.scheduler.state_dict())
+        checkpoints.save(path, twin, self.fingerprint, self._state() | {"scheduler": scheduler, "forked": forked})
+
+    def _state(self) -> dict:
+        return {
             "iteration": self.iteration,
             "seconds": self.seconds,
             "starts": self.starts,
@@ -181,8 +230,9 @@ class _State:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "forked": self.forked,
         }
-        checkpoints.save(path, self.spec, self.fingerprint, state)
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -192,22 +242,43 @@ class _State:
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
-        self.starts = state["starts"]
+        self.starts, self.forked = state["starts"], state.get("forked")
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Schedule-free optimizers keep two sets of weights, one to train and one to evaluate."""
+        switches = self.spec.optimizer == "schedulefree"
+        if switches:
+            self.optimizer.eval()
+        try:
+            yield
+        finally:
+            if switches:
+                self.optimizer.train()
 
 
 def _train(
-    spec: Spec, files: RunFiles, dataset: Dataset, device: torch.device, report: Report, stop_after: int | None
+    spec: Spec,
+    files: RunFiles,
+    dataset: Dataset,
+    device: torch.device,
+    report: Report,
+    stop_after: int | None,
+    twin: Spec | None,
 ) -> Path:
     state = _State(spec, dataset, device)
     if saved := checkpoints.resume(files, spec, dataset.fingerprint):
         state.restore(saved)
-    data = Data(dataset, device, spec.pixels)
+    data = Data(split(dataset, spec.split, spec.seed), device, spec.pixels)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
     accuracy = state.rows[-1][-1] if state.rows else None
-    order = batches(len(dataset.train_labels), spec.batch_size, spec.seed, state.iteration)
+    order = batches(len(data.split.train), spec.batch_size, spec.seed, state.iteration)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    since, diverged = 0, False
+    since, diverged, last = 0, False, None
     stop_factor = getattr(spec.policy, "stop_factor", None)
+    fork_at = twin.policy.anneal_start(twin.iterations) if twin else None
     # Now: these are the sources the run is trained with, whatever happens to the files meanwhile.
     remember(state.starts, device)
     started = reported = time.monotonic()
@@ -216,19 +287,23 @@ def _train(
         if not max(rates) < LARGEST_RATE:
             diverged = True
             break
-        index = torch.from_numpy(next(order)).to(device)
-        # `index_select` copies whole images; indexing with brackets copies pixel by pixel, ten times slower.
-        images, labels = data.train_images.index_select(0, index), data.train_labels[index]
+        images, labels = data.batch(next(order))
         if spec.augment == "flip_crop":
             images = flip_crop(images, spec.seed, state.iteration)
         inputs = data.pixels(images)
         loss_sum += step(model, optimizer, inputs, labels, spec.precision)
+        if state.average:
+            state.average.update_parameters(model)
         scheduler.step()
         since += 1
         state.iteration += 1
         if state.iteration % spec.evaluate_every == 0 or state.iteration == spec.iterations:
             train_loss = loss_sum.item() / since
-            val_loss, accuracy = evaluate(model, data) if spec.evaluation == "test" else (None, None)
+            val_loss = accuracy = None
+            if spec.evaluation != "none":
+                with state.evaluating():
+                    val_loss, correct = last = evaluate(model, data, spec.evaluation)
+                accuracy = accuracy_of(correct)
             if not np.isfinite([train_loss, val_loss or 0]).all():
                 diverged = True
                 break
@@ -240,14 +315,46 @@ def _train(
             since = 0
             now = time.monotonic()
             state.seconds, started = state.seconds + now - started, now
+            if state.iteration == fork_at:
+                state.fork(RunFiles(files.csv.parent, twin.name).checkpoint, twin)
             state.save(files.checkpoint)
             if stop_after is not None and stop_after <= state.iteration < spec.iterations:
                 return files.csv
         if time.monotonic() - reported > REPORT_SECONDS or since == 0:
             reported = time.monotonic()
             report(state.iteration, accuracy)
+    ends = {} if diverged else _ends(state, data, last)
     state.seconds += time.monotonic() - started
     if spec.keep_weights:
         files.keep(model.state_dict())
-    files.finish(state.rows, record(spec, dataset, state.starts, state.iteration, state.seconds, diverged))
+    count = data.split
+    counts = {"train": len(count.train), "validation": len(count.validation), "test": len(count.test_labels)}
+    about = record(spec, dataset, counts, state.starts, state.iteration, state.seconds, diverged)
+    files.finish(state.rows, about | ({"forked": state.forked} if state.forked else {}) | ends)
     return files.csv
+
+
+def _ends(state: _State, data: Data, last: tuple[float, Tensor] | None) -> dict:
+    """What the finished network and its average are worth, for the run's record; `last` is the last row's evaluation.
+
+    A run that is taken up at its very end has no `last`.
+    """
+    spec, ends = state.spec, {}
+    reads_test = spec.test_at_end or spec.evaluation == "test"
+    if reads_test:
+        with state.evaluating():
+            known = last if spec.evaluation == "test" else None
+            ends["test"] = _described(*(known or evaluate(state.model, data, "test")))
+    if state.average:
+        ends["ema"] = {"decay": spec.ema}
+        if spec.evaluation == "validation":
+            ends["ema"]["validation"] = _described(*evaluate(state.average.module, data, "validation"))
+        if reads_test:
+            ends["ema"]["test"] = _described(*evaluate(state.average.module, data, "test"))
+    return ends
+
+
+def _described(loss: float, correct: Tensor) -> dict:
+    """An evaluation for the record: loss, accuracy, and each image's outcome, one bit an image, in base64."""
+    bits = np.packbits(correct.cpu().numpy())
+    return {"loss": loss, "accuracy": accuracy_of(correct), "correct": base64.b64encode(bits).decode()}

@@ -1,0 +1,79 @@
+"""Which images train, which choose, which test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from modules.data.datasets import Dataset
+
+SPLITS = ("standard", "validation", "folds")
+HELD_OUT = 0.1  # of the training images, for validation
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set's images by what they are for.
+
+    Attributes:
+        images, labels: uint8 `[N, C, H, W]` and int64 `[N]`, what `train` and `validation` point into.
+        train, validation: indices; `validation` is empty in the standard split.
+        test_images, test_labels: what is read once, at the end.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    def channel_mean(self) -> np.ndarray:
+        """Mean of the training pixels scaled to [0, 1], float32 `[C]`; summed in integers, so exact on any machine."""
+        sums = self._sum().sum(axis=(1, 2))
+        count = 255 * len(self.train) * self.images[0, 0].size
+        return np.array([int(total) / count for total in sums], dtype=np.float32)
+
+    def mean_image(self) -> np.ndarray:
+        """Mean of the training images, 0 to 255, float32 `[C, H, W]`; summed in integers, so exact on any machine."""
+        return (self._sum() / len(self.train)).astype(np.float32)
+
+    def _sum(self) -> np.ndarray:
+        """The training images' sum, int64 `[C, H, W]`: all less the held out ones, which are fewer to copy."""
+        left_out = np.delete(np.arange(len(self.labels)), self.train)
+        return self.images.sum(axis=0, dtype=np.int64) - self.images[left_out].sum(axis=0, dtype=np.int64)
+
+
+def split(dataset: Dataset, name: str, seed: int) -> Split:
+    """Divide a data set's images.
+
+    Args:
+        dataset: the data set.
+        name: `standard`: its own training and test images. `validation`: a tenth of the training images, class by
+            class, is held out for choices; the same tenth always. `folds`: all images in five folds, class by class;
+            a run tests on fold `seed mod 5`, and a tenth of the rest is held out.
+        seed: the run's.
+    """
+    images, labels = dataset.train_images, dataset.train_labels
+    test_images, test_labels = dataset.test_images, dataset.test_labels
+    everything = np.arange(len(labels))
+    if name == "standard":
+        return Split(images, labels, everything, everything[:0], test_images, test_labels)
+    if name == "folds":
+        images, labels = np.concatenate([images, test_images]), np.concatenate([labels, test_labels])
+        fold = _dealt(labels, FOLDS) == seed % FOLDS
+        rest, test = np.flatnonzero(~fold), np.flatnonzero(fold)
+        test_images, test_labels = images[test], labels[test]
+    else:
+        rest = everything
+    held_out = _dealt(labels[rest], round(1 / HELD_OUT)) == 0
+    return Split(images, labels, rest[~held_out], rest[held_out], test_images, test_labels)
+
+
+def _dealt(labels: np.ndarray, hands: int) -> np.ndarray:
+    """The images dealt out at random, class by class, into as many hands: `[N]`, always the same."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    hand = np.empty(len(labels), dtype=np.int64)
+    hand[order] = np.arange(len(labels)) % hands
+    return hand
