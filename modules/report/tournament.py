@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
-from modules.statistics import AnalysisError, Estimate, difference, holm
+from modules.statistics import AnalysisError, Estimate, difference, holm, mean
 
 FITTED = 5  # rates nearest the best that the parabola is fitted to
 ROBUST = 4  # a factor: rates within it of the best one count for robustness
@@ -151,3 +152,93 @@ def _combined(parts: list[tuple[float, np.ndarray]]) -> Estimate:
     total = sum(variances)
     spread = sum(part**2 / (len(values) - 1) for part, (_, values) in zip(variances, parts, strict=True))
     return Estimate(float(value), math.sqrt(total), total**2 / spread if spread else sum(len(v) - 1 for _, v in parts))
+
+
+def arms_table(accuracies: Mapping[str, Sequence[float]], choices: Mapping[str, Choice]) -> pd.DataFrame:
+    """One row an arm: its rate, its mean test accuracy with its interval, and how robust it was to the rate.
+
+    Args:
+        accuracies: test accuracies of the final runs `[seeds]`, by arm.
+        choices: of the tuned arms.
+
+    Returns:
+        Columns `arm`, `rate` (NaN where it was given), `edge`, `runs`, `value`, `std`, `low`, `high`, `robustness`.
+    """
+    rows = []
+    for arm, values in accuracies.items():
+        found, choice = mean(values), choices.get(arm)
+        low, high = found.interval()
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        rate, edge, robustness = (choice.rate, choice.edge, choice.robustness) if choice else (math.nan, 0, math.nan)
+        rows.append([arm, rate, edge, len(values), found.value, std, low, high, robustness])
+    columns = ["arm", "rate", "edge", "runs", "value", "std", "low", "high", "robustness"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def differences_table(
+    accuracies: Mapping[str, Sequence[float]],
+    choices: Mapping[str, Choice],
+    primary: Mapping[str, Sequence[str]],
+    reference: str,
+    margin: float,
+    alpha: float,
+) -> pd.DataFrame:
+    """The primary differences with their verdicts, the effects of the two-by-two, and every arm against a reference.
+
+    Args:
+        accuracies, choices: as for `arms_table`.
+        primary: two arms' names, by the difference's name.
+        reference: the arm that the others are set beside.
+        margin, alpha: as for `verdicts`.
+
+    Returns:
+        Columns `kind` (`primary`, `effect` or `arm`), `name`, `value`, `low`, `high` (95 %), `p`, `verdict`.
+    """
+
+    def against(a: str, b: str) -> Estimate:
+        errors = (choices[arm].error if arm in choices and choices[arm].error > 0 else 0.0 for arm in (a, b))
+        return contrast(accuracies[a], accuracies[b], *errors)
+
+    found = {name: against(*pair) for name, pair in primary.items() if all(len(accuracies[a]) > 1 for a in pair)}
+    said = verdicts(found, margin, alpha) if found else {}
+    rows = [["primary", name, estimate, said[name]] for name, estimate in found.items()]
+    cells = {
+        (swing, anneal): accuracies.get(("cycle" if swing else "constant") + ("_anneal" if anneal else ""), ())
+        for swing in (False, True)
+        for anneal in (False, True)
+    }
+    if all(len(values) > 1 for values in cells.values()):
+        rows += [["effect", name, estimate, ""] for name, estimate in two_by_two(cells).items()]
+    if len(accuracies.get(reference, ())) > 1:
+        others = (arm for arm, values in accuracies.items() if arm != reference and len(values) > 1)
+        rows += [["arm", arm, against(arm, reference), ""] for arm in others]
+    return pd.DataFrame(
+        [[kind, name, e.value, *e.interval(), e.p_value(), verdict] for kind, name, e, verdict in rows],
+        columns=["kind", "name", "value", "low", "high", "p", "verdict"],
+    )
+
+
+SAID = {
+    "not needed": "is not needed: what it changes lies within the margin",
+    "helps": "helps, by the margin or more",
+    "harms": "harms, by the margin or more",
+    "not resolved": "is not resolved: more runs would be needed",
+}
+
+
+def in_words(table: pd.DataFrame, primary: Mapping[str, Sequence[str]], margin: float) -> str:
+    """What the rule says of the primary differences, one line each.
+
+    Args:
+        table: of `differences_table`.
+        primary, margin: as there.
+    """
+    lines = []
+    for row in table[table.kind == "primary"].itertuples():
+        first, second = primary[row.name]
+        lines.append(
+            f"**{row.name}**, *{first}* less *{second}*: {100 * row.value:+.2f} points "
+            f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}], margin {100 * margin:.1f}. "
+            f"By the rule, the cycle {SAID[row.verdict]}."
+        )
+    return "\n\n".join(lines) or "The runs that the rule needs are not all made yet."

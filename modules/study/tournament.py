@@ -8,12 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from modules.checks import RunError, short
+from modules.data.datasets import load
 from modules.report.tournament import CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
-from modules.runs.parallel import run_all
+from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, spec
 
 EXTENSIONS = 3  # of a grid whose best rate lies at its edge
@@ -217,6 +219,25 @@ class Tournament:
         said = verdicts(first, self.registration.design["margin"], self.registration.design["alphas"][0])
         return {arm for name, verdict in said.items() if verdict == "not resolved" for arm in primary[name]}
 
+    def final_accuracies(self) -> dict[str, list[float]]:
+        """`accuracies` of every arm."""
+        return {arm: self.accuracies(arm) for arm in self.arms}
+
+    def second_look(self) -> bool:
+        """Whether there are runs of the second look."""
+        first = self.registration.design["final"]["seeds"]
+        return any((self.finals / f"{arm}-seed{first + 1}.csv").exists() for arm in self.arms)
+
+    def check(self, data_dir: str | Path | None = None, workers: int | None = None) -> None:
+        """Look for everything that can be wrong, and change nothing; arguments and errors as for `parallel.run_all`."""
+        rate = self._tuning["first"]
+        runs = [self.spec(arm, rate, self._tuning["seeds"][0], True) for arm in self.arms]
+        check_all(runs, self.finals, data_dir, workers)
+
+    def label(self, data_dir: str | Path | None = None) -> str:
+        """What tables and captions call the data."""
+        return load(self.dataset, data_dir).label
+
     def play(self, data_dir: str | Path | None = None, workers: int | None = None) -> None:
         """Make every run there is to make: tuning until all rates are chosen, final seeds, and those of a second look.
 
@@ -226,3 +247,20 @@ class Tournament:
             run_all(runs, self.tuning, data_dir, workers)
         run_all(self.final(), self.finals, data_dir, workers)
         run_all(self.final(more=True), self.finals, data_dir, workers)
+
+    def tuning_curves(self) -> pd.DataFrame:
+        """Validation accuracies of the tuning runs made so far: columns `arm`, `rate`, `seed`, `val_acc`."""
+        rows = [
+            [arm, rate, seed, value]
+            for arm in self.arms
+            if self.registration.tuned(arm)
+            for rate in self.rates(arm)
+            for seed in self._tuning["seeds"]
+            if (value := self._accuracy(self.spec(arm, rate, seed, False))) is not None
+        ]
+        return pd.DataFrame(rows, columns=["arm", "rate", "seed", "val_acc"])
+
+    def moving_average(self) -> list[float]:
+        """Test accuracies of the moving average of the constant arm's weights, where it was asked for."""
+        records = [json.loads(path.read_text()) for path in sorted(self.finals.glob("constant-seed*.json"))]
+        return [record["ema"]["test"]["accuracy"] for record in records if "ema" in record]
