@@ -160,7 +160,7 @@ class CyclicLR(_PolicyLR):
         Raises:
             ValueError: a metric is called `iteration` or `lr`, which `history` has already.
         """
-        if self._step_count > 0:
+        if self._step_count > 0 and self.last_epoch >= 0:  # an iteration is done, and it was this scheduler's
             row = {"iteration": self.last_epoch, "lr": self.lr_at(self.last_epoch - self.cycle_start)}
             if taken := row.keys() & (metrics or {}).keys():
                 raise ValueError(f"metrics: history has {', '.join(sorted(taken))} already, give it another name")
@@ -182,14 +182,21 @@ class CyclicLR(_PolicyLR):
         _bounds(base_lr, max_lr)
         _positive(step_size=step_size)
         self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
-        self.cycle_start = self.last_epoch
-        self._apply()
+        self.cycle_start = max(self.last_epoch, 0)
+        if self.last_epoch >= 0:  # else its turn in a SequentialLR is still to come
+            self._apply()
 
     def _apply(self) -> None:
         """Write the current iteration's rates into the optimizer."""
         self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+        self._write_all(self._last_lr)
+
+    def _write_all(self, rates: list[float]) -> None:
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             _write(group, lr)
+
+    def _optimizer_rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     _SETTINGS = ("base_lr", "max_lr", "step_size", "mode", "gamma", "scale_mode")
     _STATE = (*_SETTINGS, "cycle_start", "last_epoch", "_step_count")
@@ -197,9 +204,12 @@ class CyclicLR(_PolicyLR):
     def state_dict(self) -> dict:
         """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.
 
-        Of a custom `scale_fn` the name and a few values are stored, to know it again.
+        Of a custom `scale_fn` the name and a few values are stored, to know it again. The optimizer's rates are stored
+        as they are: in a `SequentialLR` or a `ChainedScheduler` they may be another scheduler's.
         """
         state = {key: getattr(self, key) for key in self._STATE}
+        state["last_lr"] = [float(lr) for lr in self._last_lr]
+        state["optimizer_lr"] = self._optimizer_rates()
         state["scale_fn"] = self._scale_name
         state["scale_values"] = self._scale_values()
         state["history"] = {key: list(values) for key, values in self.history.items()}
@@ -207,6 +217,8 @@ class CyclicLR(_PolicyLR):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore every parameter and the optimizer's rates; training goes on bit for bit.
+
+        The optimizer's own state may be loaded before or after.
 
         Raises:
             ValueError: the state was saved with a custom `scale_fn`, and this one's has another name or other values.
@@ -218,9 +230,16 @@ class CyclicLR(_PolicyLR):
             raise ValueError(f"the state's scale_fn is {name.removeprefix('custom:')!r}: give it to CyclicLR first")
         elif state_dict["scale_values"] != self._scale_values():
             raise ValueError(f"the saved scheduler's scale function gave other values than this one's {name!r}")
+        # A state saved before it held the optimizer's rates: they are ours to write while nobody else has set them.
+        in_charge = self._optimizer_rates() == [float(lr) for lr in self._last_lr]
         self.__dict__.update({key: state_dict[key] for key in self._STATE})
         self.history = {key: list(values) for key, values in state_dict["history"].items()}
-        self._apply()
+        rates = state_dict.get("optimizer_lr")
+        if rates is not None and len(rates) == len(self.optimizer.param_groups):
+            self._last_lr = list(state_dict["last_lr"])
+            self._write_all(rates)
+        elif in_charge and self.last_epoch >= 0:
+            self._apply()
 
 
 class RangeTestLR(_PolicyLR):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import ChainedScheduler, SequentialLR
 from toys import rates, sgd
 
 from modules.schedulers import CyclicLR, RangeTestLR, decay, exponential, fixed
@@ -34,6 +35,16 @@ def test_history_keeps_metrics_and_gaps():
     assert scheduler.history["loss"] == [None, 2.5, 2.0]
     assert scheduler.history["acc"] == [None, None, 0.5]
     assert {len(values) for values in scheduler.history.values()} == {3}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's own first step of the chain
+def test_history_in_a_sequence_holds_the_iterations_of_its_turn():
+    optimizer = sgd()
+    chain = ChainedScheduler([CyclicLR(optimizer, 0.25, 0.5, 2)], optimizer)
+    after = CyclicLR(optimizer, 0.5, 1.0, 2)
+    rates(SequentialLR(optimizer, [chain, after], [3]), 6)
+    assert chain._schedulers[0].history["iteration"] == [0, 1]  # of the last one before a milestone torch says nothing
+    assert after.history == {"iteration": [0, 1, 2], "lr": [0.5, 0.75, 1.0]}
 
 
 def test_metrics_of_any_kind_of_number_are_kept_as_floats():
