@@ -23,6 +23,9 @@ OURS = {
         for mode in ours.MODES
     },
     "sinusoidal": lambda optimizer: ours.CyclicLR(optimizer, 0.01, 0.04, 2, scale_fn="sinusoidal"),
+    "momentum": lambda optimizer: ours.CyclicLR(
+        optimizer, [0.01, 0.0], [0.04, 0.1], 2, step_size_down=3, cycle_momentum=True, history_size=3
+    ),
     "range test": lambda optimizer: ours.RangeTestLR(optimizer, 0.01, 0.04, 8),
     "exponential range test": lambda optimizer: ours.RangeTestLR(optimizer, 0.01, 0.04, 8, "exponential"),
     "decay": lambda optimizer: ours.decay(optimizer, 0.01, 0.04, 8),
@@ -113,6 +116,11 @@ def test_a_scheduler_alone_resumes_bit_for_bit(name):
     assert_resumes_bit_for_bit(lambda optimizer, makers: makers[0](optimizer), [ALL[name]])
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_an_annealed_scheduler_resumes_bit_for_bit(name):
+    assert_resumes_bit_for_bit(lambda optimizer, makers: ours.Annealed(makers[0](optimizer), 3, 9), [ALL[name]])
+
+
 @pytest.mark.parametrize("compose", [in_sequence, beside])
 def test_three_schedulers_resume_bit_for_bit(compose):
     for names in (("LinearLR", "triangular", "fixed"), ("triangular2", "exponential", "exp_range")):
@@ -157,13 +165,16 @@ def test_a_warm_up_to_a_cycle_ends_at_its_lower_bound_after_a_stop(stop):
     assert second[0].param_groups[0]["lr"] == pytest.approx(0.006)
 
 
+LATER = (
+    "last_lr lr optimizer_lr optimizer_momentum scale_memory step_size_down cycle_momentum base_momentum max_momentum"
+)
+
+
 def as_it_was_saved_before(state):
     """A state of CyclicLR from before it held the optimizer's rates."""
-    if isinstance(state, list):
-        return [as_it_was_saved_before(entry) for entry in state]
-    if not isinstance(state, dict):
-        return state
-    return {key: as_it_was_saved_before(x) for key, x in state.items() if key not in ("last_lr", "optimizer_lr")}
+    if "_schedulers" in state:
+        return state | {"_schedulers": [as_it_was_saved_before(part) for part in state["_schedulers"]]}
+    return {key: x for key, x in state.items() if key not in LATER.split()} if "scale_fn" in state else state
 
 
 @pytest.mark.parametrize("names", [["LinearLR", "triangular"], ["triangular2", "exponential"], ["exp_range"]])
@@ -197,6 +208,24 @@ def test_the_state_of_a_scheduler_alone_brings_its_rate():
         assert other.get_last_lr() == [0.4375, 3 * 0.4375]
 
 
+def test_a_state_written_by_an_earlier_version_goes_on():
+    saved = dict(base_lr=0.001, max_lr=0.008, step_size=10.0, mode="exp_range", gamma=0.99, scale_mode="cycle")
+    saved |= dict(cycle_start=2, last_epoch=5, _step_count=6, scale_fn=None, scale_values=[])
+    saved |= dict(history={"iteration": [0, 1, 2, 3, 4], "lr": [0.001] * 5})
+    options = dict(step_size_down=3, cycle_momentum=True)  # a state's settings go before those of the code
+    scheduler = ours.CyclicLR(fresh_optimizer(), 0.5, 0.9, 3, **options)
+    scheduler.load_state_dict(saved)
+    group = scheduler.optimizer.param_groups[0]
+    for t in range(3, 30):
+        height = 1 - abs(t / 10 - 2 * (1 + t // 20) + 1)
+        assert group["lr"] == pytest.approx(0.001 + 0.007 * height * 0.99**t, rel=1e-12)
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert scheduler.history["iteration"] == list(range(32))
+    assert scheduler.history["lr"][5] == pytest.approx(0.001 + 0.007 * 0.3 * 0.99**3, rel=1e-12)
+    assert group["momentum"] == 0.9
+
+
 def test_a_reset_before_its_turn_leaves_the_rate_to_the_scheduler_whose_turn_it_is():
     def fresh(**bounds):
         optimizer = fresh_optimizer()
@@ -210,3 +239,39 @@ def test_a_reset_before_its_turn_leaves_the_rate_to_the_scheduler_whose_turn_it_
         assert seen(other.optimizer) == seen(scheduler.optimizer)
         for each in (scheduler.optimizer, scheduler, other.optimizer, other):
             each.step()
+
+
+def test_the_first_beta_resumes_bit_for_bit():
+    def fresh():
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], betas=(0.9, 0.99))
+        return optimizer, ours.CyclicLR(optimizer, 0.01, 0.04, 4, cycle_momentum=True, base_momentum=0.85)
+
+    (optimizer, scheduler), (resumed, again) = fresh(), fresh()
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    again.load_state_dict(through_disk(scheduler.state_dict()))  # alone: it brings the rate and the momentum
+    for _ in range(9):
+        assert resumed.param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]
+        for each in (optimizer, scheduler, resumed, again):
+            each.step()
+    assert resumed.param_groups[0]["betas"][1] == 0.99
+
+
+@pytest.mark.parametrize("name", ["fixed", "exponential"])
+def test_a_sequence_starts_at_the_rate_of_its_first_policy(name):
+    """torch's schedulers start from the rate that the one made last has set."""
+    optimizer = fresh_optimizer()
+    in_sequence(optimizer, [ALL[name], ALL["triangular"]])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.04, 3 * 0.04]
+
+
+def test_a_warm_up_ends_at_the_lower_bound_of_each_group():
+    optimizer = fresh_optimizer()
+    warm = LinearLR(optimizer, 0.5, total_iters=MILESTONE)
+    scheduler = SequentialLR(optimizer, [warm, ours.CyclicLR(optimizer, [0.01, 0.02], 0.1, 2)], [MILESTONE])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 3 * 0.01]
+    for _ in range(MILESTONE):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 3 * 0.02]
