@@ -236,11 +236,8 @@ class _State:
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        # The policies of phases each wrote their own rate into the optimizer.
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr
+        self.optimizer.load_state_dict(state["optimizer"])  # last: it holds the rates, whatever a scheduler wrote
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
         self.starts, self.forked = state["starts"], state.get("forked")
         if self.average:
