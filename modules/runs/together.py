@@ -121,14 +121,15 @@ class _Stack:
             for number, (weight, gradient) in enumerate(zip(self.weights.values(), gradients, strict=True)):
                 rate = rates[self.group_of[number]].view(-1, *[1] * (weight.ndim - 1))
                 if self.decay[number]:
-                    gradient = gradient.add(weight, alpha=self.decay[number])
-                weight.sub_(self._step(number, gradient).mul(rate))
+                    gradient.add_(weight, alpha=self.decay[number])
+                weight.addcmul_(self._step(number, gradient), rate, value=-1)
 
     def _step(self, number: int, gradient: Tensor) -> Tensor:
         """What a weight moves by, at a rate of 1: torch's SGD with momentum, or its Adam."""
         if "momentum" in self.moments:
             # torch starts the buffer at the first gradient: the same as momentum times nothing, plus the gradient.
-            return self.moments["momentum"][number].mul_(self.specs[0].momentum).add_(gradient)
+            moment = self.moments["momentum"][number]
+            return torch.add(gradient, moment, alpha=self.specs[0].momentum, out=moment)
         mean, square = (self.moments[kind][number] for kind in ("mean", "square"))
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
