@@ -24,6 +24,7 @@ from modules.report.comparison import TABLES, compare
 from modules.report.formatting import readable
 from modules.report.tables import read_runs, write
 from modules.runs.files import atomic_write, sweep, writing
+from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study import documents
 from modules.study.pages import html
@@ -108,9 +109,10 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for part in ("tables", "figures"):
             sweep(results / part)
         started = time.monotonic()
-        for name in plan:
-            print(f"\n== {name}", flush=True)
-            execute(name, plan, results)
+        with shared_cluster():
+            for name in plan:
+                print(f"\n== {name}", flush=True)
+                execute(name, plan, results)
         comparison = compare(results, published_folder(results))
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
