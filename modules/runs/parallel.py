@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from uuid import uuid4
 
@@ -152,8 +152,7 @@ def cluster(workers: int, most: int | None = None) -> Iterator:
         with ExitStack() as stack:
             with _uninterrupted():
                 client = stack.enter_context(Client(stack.enter_context(_local_cluster(workers))))
-            with _quiet_when_interrupted():
-                yield client
+            yield client
 
 
 @contextmanager
@@ -180,8 +179,7 @@ def shared_cluster() -> Iterator[None]:
         started.scheduler.add_plugin(Grow())
         os.environ[SHARED] = started.scheduler_address
         stack.callback(os.environ.pop, SHARED)
-        with _quiet_when_interrupted():
-            yield
+        yield
 
 
 @contextmanager
@@ -235,7 +233,8 @@ def _prepare_workers() -> None:
     """Start the process that workers are forked from, which loads torch once for all of them.
 
     It stays until this process ends. The memory allocator reads its settings when a process starts, so they must be
-    set here; afterwards this process's environment, which notebooks inherit, is as it was.
+    set here; afterwards this process's environment, which notebooks inherit, is as it was. Ctrl-C goes to a whole group
+    of processes, but ending the workers is this one's business: they never see it.
     """
     if not FORKED:
         return
@@ -243,23 +242,15 @@ def _prepare_workers() -> None:
 
     # A process's first optimizer loads torch._dynamo, which takes as long as torch itself.
     get_mp_context().set_forkserver_preload(["distributed", "modules.runs.training", "torch._dynamo"])
-    before = dict(os.environ)
+    resource_tracker.ensure_running()  # first, as it lets Ctrl-C through to what is started next
+    before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ.update({name: str(value) for name, value in WORKER_ENVIRONMENT.items()})
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextmanager
-def _quiet_when_interrupted() -> Iterator[None]:
-    """Ctrl-C may end a process amid its own tasks, which asyncio would log below the one line about it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        raise
 
 
 @contextmanager
@@ -284,6 +275,16 @@ def _uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ctrl-C may end a notebook's kernel amid its own tasks, which asyncio would log below the one line about it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+
+
 def _run(
     specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None, fingerprints: dict, done: dict[str, int]
 ) -> None:
@@ -292,7 +293,7 @@ def _run(
 
     failures = []
     workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
-    with cluster(min(workers, len(specs)), workers) as client, _Progress(specs, done) as progress:
+    with _quiet(), cluster(min(workers, len(specs)), workers) as client, _Progress(specs, done) as progress:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         twins = _twins(specs, folder)
         later = {twin.name for twin in twins.values()}

@@ -60,8 +60,9 @@ def execute(name: str, plan: dict[str, dict], results: Path) -> None:
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 autosave_cell_every=0,
-                # Kernels announce themselves on the terminal at the level of a warning.
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an
+                # error when Ctrl-C ends them.
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except papermill.PapermillExecutionError as error:
             raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
