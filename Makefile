@@ -12,7 +12,7 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce best-lr publish verify html test test-faults lint benchmark benchmark-scale benchmark-precision lab clean
+.PHONY: help env reproduce best-lr publish verify html test test-all test-faults lint benchmark benchmark-scale benchmark-precision lab clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
@@ -42,7 +42,10 @@ verify: $(ENV) ## train the first row of complete runs again: make verify RESULT
 html: $(ENV) ## executed notebooks as web pages in site/
 	@$(PYTHON) -m modules html
 
-test: $(ENV) ## all tests
+test: $(ENV) ## the tests but for those marked ci, which lose a cluster's machines or take a minute each
+	@$(PYTHON) -m pytest -m "not ci"
+
+test-all: $(ENV) ## all tests
 	@$(PYTHON) -m pytest
 
 test-faults: $(ENV) ## processes killed, disks filled, input mangled: every fault in full, half an hour

@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import os
-import time
+import threading
 
 import pytest
 from toys import small
@@ -157,13 +157,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     assert ready.wait(60)
     files = RunFiles(tmp_path, "run")
     assert not files.complete
-    context.Process(target=_release_later, args=(release,)).start()
+    threading.Timer(0.5, release.set).start()
     with files.training():  # waits
         assert files.complete
     process.join()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.json"]
-
-
-def _release_later(release):
-    time.sleep(0.5)
-    release.set()
