@@ -12,7 +12,7 @@ PYTHON := .venv/bin/python
 ENV := .venv/.installed
 endif
 
-.PHONY: help env reproduce best-lr publish verify html test test-all test-faults lint benchmark benchmark-scale benchmark-precision lab clean
+.PHONY: help env reproduce best-lr publish verify html test test-all test-faults lint benchmark benchmark-scale benchmark-reproduce benchmark-precision lab clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
@@ -60,6 +60,9 @@ benchmark: $(ENV) ## speed beside a conventional loop and the machine's limit, i
 
 benchmark-scale: $(ENV) ## what the machinery costs from 10 to 10,000 runs, into results/benchmarks/
 	@$(PYTHON) benchmarks/scale.py
+
+benchmark-reproduce: $(ENV) ## where the seconds of a study go, into results/benchmarks/: make benchmark-reproduce [STUDY=digits]
+	@$(PYTHON) benchmarks/reproduce.py --study $(STUDY)
 
 benchmark-precision: $(ENV) ## is bfloat16 safe? CLR again in it: make benchmark-precision RESULTS=results/cifar10
 	@$(PYTHON) benchmarks/precision.py --results $(RESULTS) $(PARAMS)
