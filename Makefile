@@ -26,7 +26,7 @@ SIZES = $$(if test "$$(uname)" = Darwin; then echo "0.3 GB to download, 1.1 GB o
     else echo "3.1 GB to download, 6.2 GB of disk (torch with CUDA)"; fi)
 FREE = $$(df -Pk . | awk 'NR == 2 {printf "%.0f", $$4 / 1e6}')
 
-.PHONY: help env active hidden lock check-lock reproduce best-lr publish verify html test test-faults lint benchmark benchmark-scale benchmark-precision lab clean
+.PHONY: help env active hidden lock check-lock reproduce best-lr publish verify html test test-all test-faults lint benchmark benchmark-scale benchmark-reproduce benchmark-precision lab clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
@@ -86,7 +86,10 @@ verify: $(ENV) ## train the first row of complete runs again: make verify RESULT
 html: $(ENV) ## executed notebooks as web pages in site/
 	@$(PYTHON) -m modules html
 
-test: $(ENV) ## all tests
+test: $(ENV) ## the tests but for those marked ci, which lose a cluster's machines or take a minute each
+	@$(PYTHON) -m pytest -m "not ci"
+
+test-all: $(ENV) ## all tests
 	@$(PYTHON) -m pytest
 
 test-faults: $(ENV) ## processes killed, disks filled, input mangled: every fault in full, half an hour
@@ -101,6 +104,9 @@ benchmark: $(ENV) ## speed beside a conventional loop and the machine's limit, i
 
 benchmark-scale: $(ENV) ## what the machinery costs from 10 to 10,000 runs, into results/benchmarks/
 	@$(PYTHON) benchmarks/scale.py
+
+benchmark-reproduce: $(ENV) ## where the seconds of a study go, into results/benchmarks/: make benchmark-reproduce [STUDY=digits]
+	@$(PYTHON) benchmarks/reproduce.py --study $(STUDY)
 
 benchmark-precision: $(ENV) ## is bfloat16 safe? CLR again in it: make benchmark-precision RESULTS=results/cifar10
 	@$(PYTHON) benchmarks/precision.py --results $(RESULTS) $(PARAMS)

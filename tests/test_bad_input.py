@@ -1,6 +1,7 @@
 """A campaign of nonsense: whatever comes in, it works or is refused in one clear line, before anything is written."""
 
 import os
+import shutil
 import struct
 import sys
 import zlib
@@ -206,6 +207,8 @@ def drop_class(folder):
         (replaced(lambda path: path.symlink_to("/etc/passwd")), "0.png cannot be read as an image"),
         (rename_class, "'dog' is only in train, 'bird' is only in test"),
         (drop_class, "'dog' is only in train"),
+        (lambda folder: shutil.rmtree(folder / "test"), "no folder .*test"),
+        (lambda folder: Image.new("RGB", (20, 20)).save(first(folder)), r"has shape|0.png is 20 x 20"),
         (lambda folder: [path.unlink() for path in (folder / "train" / "cat").iterdir()], "no PNG or JPEG image in"),
     ],
 )

@@ -9,7 +9,6 @@ from toys import FIXED, TRIANGULAR, small
 from modules.checks import RunError
 from modules.data.datasets import load
 from modules.runs.parallel import check_all, run_all
-from modules.runs.training import train
 
 SPECS = [small(policy, seed) for seed in (1, 2) for policy in (FIXED, TRIANGULAR)]
 
@@ -54,14 +53,6 @@ def test_everything_is_checked_before_anything_is_written(tmp_path):
         with pytest.raises(RunError, match=message):
             run_all(specs, folder, workers=workers)
     assert not folder.exists()
-
-
-def test_damaged_checkpoint_is_said_on_this_terminal(tmp_path, capsys):
-    train(small(), tmp_path, stop_after=6)
-    (tmp_path / ".partial" / "triangular-seed1.pt").write_bytes(b"")
-    run_all([small(seed=2), small()], tmp_path)
-    assert "triangular-seed1.pt could not be read" in capsys.readouterr().out
-    assert len(contents(tmp_path)) == 2
 
 
 def test_a_worker_with_other_data_trains_nothing(tmp_path, monkeypatch):

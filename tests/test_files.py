@@ -3,13 +3,13 @@
 import json
 import multiprocessing
 import os
-import time
+import threading
 
 import pytest
 from toys import small
 
 from modules.checks import RunError
-from modules.runs.files import RunFiles, atomic_write, checksums, sweep, writing
+from modules.runs.files import Results, RunFiles, atomic_write, checksums, sweep, writing
 
 ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 
@@ -62,6 +62,31 @@ def test_edited_and_damaged_results_are_named(complete, damage, message):
         complete.read()
 
 
+def test_checksums_are_compared_by_name(complete):
+    """Whatever the order in which the JSON has them."""
+    record = json.loads(complete.json.read_text())
+    record["sha256"] = dict(reversed(record["sha256"].items()))
+    complete.json.write_text(json.dumps(record))
+    assert complete.read()[0] == complete.csv.read_text()
+
+
+def test_a_results_folder_has_one_layout(tmp_path):
+    results = Results(tmp_path / "results")
+    assert results.runs("headline") == results.experiments() == []
+    assert not results.folder.exists()
+    for name in ("fixed-seed2", "fixed-seed1", "triangular-seed1"):
+        files = RunFiles(results.experiment("headline"), name)
+        files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        files.finish(ROWS, {})
+    RunFiles(results.experiment("range_test"), "range_test-seed1").checkpoint.parent.mkdir(parents=True)
+    assert [run.csv.stem for run in results.runs("headline")] == ["fixed-seed1", "fixed-seed2", "triangular-seed1"]
+    assert [run.csv.stem for run in results.runs("headline", "fixed")] == ["fixed-seed1", "fixed-seed2"]
+    assert results.experiments() == ["headline"]
+    assert results.table("headline") == tmp_path / "results" / "tables" / "headline.csv"
+    assert results.figure("run") == tmp_path / "results" / "figures" / "run.png"
+    assert results.notebook("01_schedulers") == tmp_path / "results" / "notebooks" / "01_schedulers.ipynb"
+
+
 def test_what_is_read_is_what_was_written(complete):
     table, record = complete.read()
     assert table == "iteration,lr,train_loss,val_loss,val_acc\n6,0.1,2.0,2.0,0.5\n12,0.2,1.5,1.75,0.625\n"
@@ -80,6 +105,14 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    happened = []
+    monkeypatch.setattr("modules.runs.files.os.fsync", lambda number: happened.append("content"))
+    monkeypatch.setattr("modules.runs.files.os.replace", lambda *names: happened.append("name"))
+    atomic_write(tmp_path / "table.csv", "new")
+    assert happened == ["content", "name"]
 
 
 def test_sweep_deletes_what_a_killed_write_left_and_nothing_else(tmp_path):
@@ -124,13 +157,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     assert ready.wait(60)
     files = RunFiles(tmp_path, "run")
     assert not files.complete
-    context.Process(target=_release_later, args=(release,)).start()
+    threading.Timer(0.5, release.set).start()
     with files.training():  # waits
         assert files.complete
     process.join()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.json"]
-
-
-def _release_later(release):
-    time.sleep(0.5)
-    release.set()

@@ -9,7 +9,6 @@ import psutil
 import torch
 from toys import small
 
-from modules.runs import checkpoints
 from modules.runs.files import RunFiles
 from modules.runs.parallel import cluster
 from modules.runs.training import train
@@ -27,7 +26,7 @@ def test_checkpoints_run_no_code(tmp_path, monkeypatch, capsys):
     files = RunFiles(tmp_path, small().name)
     files.checkpoint.parent.mkdir()
     torch.save({"spec": Payload()}, files.checkpoint)
-    assert checkpoints.resume(files, small(), "") is None
+    assert files.saved(small(), "") is None
     assert "could not be read" in capsys.readouterr().out
     assert not (tmp_path / "owned").exists()
 

@@ -57,7 +57,8 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     monkeypatch.setattr(
         cli,
         "parameters",
-        lambda *asked: {name: plan for name, plan in everything(*asked).items() if "01" not in name},
+        # One that tabulates what is there, and one that would train.
+        lambda *asked: {name: plan for name, plan in everything(*asked).items() if name[:2] in ("04", "06")},
     )
     runs = {path: path.stat().st_mtime_ns for path in results.glob("*/*-seed*.csv")}
     tables = {path: path.read_bytes() for path in results.glob("tables/[!c]*.csv")}
@@ -72,19 +73,12 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     assert "same bytes" in output
 
 
+#: One of each layer that refuses: the study, the run's spec, the notebooks' parameters, the data. The rest is in
+#: test_runs and test_bad_input.
 BAD = [
     (["--study", "nonsense"], "unknown study 'nonsense'"),
     (["--study", "smoke", "-p", "dataset", "cifar100"], "dataset='cifar100'"),
-    (["--study", "smoke", "-p", "model", "alexnet"], "model='alexnet'"),
-    (["--study", "smoke", "-p", "clr_policy", "square"], "unknown policy 'square'"),
     (["--study", "smoke", "-p", "learning_rate", "0.1"], "'learning_rate' (value 0.1"),
-    (["--study", "smoke", "-p", "base_lr", "0.5"], "base_lr=0.5, max_lr="),
-    (["--study", "smoke", "-p", "base_lr", "None"], "base_lr=None"),
-    (["--study", "smoke", "-p", "step_size", "0"], "step_size"),
-    (["--study", "smoke", "-p", "clr_iterations", "-5"], "iterations=-5"),
-    (["--study", "smoke", "-p", "batch_size", "0"], "batch_size=0"),
-    (["--study", "smoke", "-p", "batch_size", "9999"], "batch_size=9999 exceeds"),
-    (["--study", "smoke", "-p", "runs", "0"], "runs=0"),
     (["--study", "smoke", "-p", "dataset", "images", "-p", "data_dir", "nowhere"], "no folder nowhere/train"),
 ]
 
@@ -104,7 +98,7 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("momentum", "0.5", "momentum: 0.9, not 0.5"),
+        ("weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
         ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
         ("04.baseline", "square", "baseline='square': one of fixed, triangular"),
         ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),

@@ -1,6 +1,8 @@
-"""The files of runs: written whole or not at all, checked by their checksums, one writer at a time.
+"""The files of a study: where they lie, written whole or not at all, checked by their checksums, one writer at a time.
 
-A run's results are `<policy>-seed<k>.csv` and `.json`; while it is under way its checkpoint is `.partial/<name>.pt`.
+A results folder holds a folder for each experiment (`headline/`), and `tables/`, `figures/`, `notebooks/`. A run's
+results are `<policy>-seed<k>.csv` and `.json` in its experiment's folder; while it is under way its checkpoint is
+`.partial/<name>.pt`, taken up only by the run that wrote it.
 """
 
 import csv
@@ -9,7 +11,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +23,55 @@ from modules.checks import RunError
 from modules.runs.spec import Spec, differences, spec
 
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
+
+
+class Results:
+    """The layout of a study's results folder.
+
+    Args:
+        folder: the results folder; it need not exist.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def experiment(self, name: str) -> Path:
+        """The folder of an experiment's runs."""
+        return self.folder / name
+
+    def experiments(self) -> list[str]:
+        """The names of all experiments that have a complete run."""
+        return sorted({path.parent.name for path in self.folder.glob("*/*-seed*.csv")})
+
+    def runs(self, experiment: str, variant: str = "*") -> "list[RunFiles]":
+        """The files of an experiment's complete runs, in the order of their names.
+
+        Args:
+            experiment: its name.
+            variant: only runs of this policy or variant.
+        """
+        return complete_runs(self.experiment(experiment), variant)
+
+    def table(self, name: str) -> Path:
+        return self.folder / "tables" / f"{name}.csv"
+
+    def figure(self, name: str) -> Path:
+        return self.folder / "figures" / f"{name}.png"
+
+    def notebook(self, name: str) -> Path:
+        """An executed notebook."""
+        return self.folder / "notebooks" / f"{name}.ipynb"
+
+
+def complete_runs(folder: str | Path, variant: str = "*") -> "list[RunFiles]":
+    """The files of the complete runs in one experiment's folder, in the order of their names.
+
+    Args:
+        folder: the experiment's folder; it need not exist.
+        variant: only runs of this policy or variant.
+    """
+    found = sorted(Path(folder).glob(f"{variant}-seed*.csv"))
+    return [RunFiles(folder, path.stem) for path in found]
 
 
 class RunFiles:
@@ -52,14 +104,15 @@ class RunFiles:
             table = self.csv.read_bytes()
             record = json.loads(self.json.read_bytes())
             stored = record.pop("sha256")
-            written = ((self.csv, stored["csv"]), (self.json, stored["record"]))
+            written = {"csv": stored["csv"], "record": stored["record"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{self.csv} has no readable {self.json.name} beside it ({type(error).__name__}): restore it, or "
                 "delete both and the run is trained anew"
             ) from error
-        for (path, checksum), actual in zip(written, checksums(table, record).values(), strict=True):
-            if checksum != actual:
+        actual = checksums(table, record)
+        for part, path in (("csv", self.csv), ("record", self.json)):
+            if written[part] != actual[part]:
                 raise RunError(
                     f"{path} is not as the run wrote it (checksum): restore it, or delete {self.csv.name} and "
                     f"{self.json.name} and the run is trained anew"
@@ -107,6 +160,63 @@ class RunFiles:
             path.unlink(missing_ok=True)  # filelock's waiters look again when the file they hold has lost its name
             lock.release()
 
+    def save(self, asked: Spec, fingerprint: str, state: dict) -> None:
+        """Replace the checkpoint.
+
+        Args:
+            asked, fingerprint: whose it is, and the data's.
+            state: what `saved` is to give back; anything `torch.load(weights_only=True)` reads.
+
+        Raises:
+            RunError: it cannot be written; the one before is still there.
+        """
+        content = io.BytesIO()
+        torch.save({"spec": asked.model_dump_json(), "fingerprint": fingerprint, **state}, content)
+        try:
+            while True:
+                self.checkpoint.parent.mkdir(exist_ok=True)
+                # A run that finishes just now takes the folder away when it looks empty: make it again.
+                with suppress(FileNotFoundError):
+                    return atomic_write(self.checkpoint, content.getvalue())
+        except OSError as error:
+            raise RunError(f"checkpoint {self.checkpoint} cannot be written: {error.strerror}") from error
+
+    def saved(self, asked: Spec, fingerprint: str, say: Callable[[str], None] = print) -> dict | None:
+        """What the checkpoint holds, or None where the run has to start from the beginning.
+
+        A checkpoint that cannot be read, or is of other settings or data, may still be hours of somebody's work: it is
+        set aside in `.set-aside/`, which is said in one line.
+
+        Args:
+            asked, fingerprint: what is to be trained, and the data's fingerprint.
+            say: called with the line.
+        """
+        path = self.checkpoint
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        try:
+            # torch does not look at the archive's own checksums.
+            if zipfile.ZipFile(io.BytesIO(content)).testzip():
+                raise ValueError("a checksum does not match")
+            state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            found = differences(Spec(**json.loads(state["spec"])), asked)
+            if state["fingerprint"] != fingerprint:
+                found.append("data: another fingerprint")
+            why = f"is of other settings ({'; '.join(found)})"
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the damage leads to
+            state, found = None, ["damaged"]
+            why = f"could not be read ({type(error).__name__})"
+        if not found:
+            return state
+        aside = path.parents[1] / ".set-aside" / f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}.pt"
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
+        say(f"{path} {why}: set aside as {aside.parent.name}/{aside.name}, {asked.name} starts from the beginning")
+        return None
+
     def keep(self, weights: dict) -> None:
         """Write a network's `state_dict()`, before `finish`.
 
@@ -147,10 +257,13 @@ def checksums(table: bytes, record: dict) -> dict[str, str]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file that appears whole or not at all, whether the process is killed or the power fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may reach the disk before the content does
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,12 +21,18 @@ from tqdm import tqdm
 
 from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
-from modules.runs import checkpoints
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
 from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"
+WANTED = "clr-workers"
+
+#: Where a study's notebooks find its cluster: the address of its scheduler.
+SHARED = "CLR_STUDY_CLUSTER"
+
+# Elsewhere a process may not be forked once it has loaded what torch loads, or cannot be forked at all.
+FORKED = sys.platform == "linux"
 
 # dask asks glibc to hand memory back after every iteration by default, which costs page faults in the next one;
 # huge pages save address translation in the 13 MB activations.
@@ -74,10 +82,12 @@ def run_all(
         # Once: to see that a folder of images has not changed takes a look at each of its files.
         fingerprints = {name: load(name, data_dir).fingerprint for name in {spec.dataset for spec in specs}}
         with writing(folder) as held:
+            done = {}
             for spec in pending:  # here, so that what is said of a checkpoint is said on this terminal
-                checkpoints.resume(RunFiles(held, spec.name), spec, fingerprints[spec.dataset])
+                state = RunFiles(held, spec.name).saved(spec, fingerprints[spec.dataset])
+                done[spec.name] = state["iteration"] if state else 0
             place = Path(data_dir or default_data_dir()).resolve()  # a cluster's workers may have other defaults
-            _run(pending, held.resolve(), place, workers, fingerprints)
+            _run(pending, held.resolve(), place, workers, fingerprints, done)
         for spec, file in zip(specs, files, strict=True):
             file.check(spec, fingerprints[spec.dataset])
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
@@ -109,64 +119,138 @@ def check_all(
 
 
 @contextmanager
-def cluster(workers: int) -> Iterator:
-    """A client of the cluster that `DASK_SCHEDULER_ADDRESS` names, else of one started here with one-thread workers.
+def cluster(workers: int, most: int | None = None) -> Iterator:
+    """A client of one-thread workers.
+
+    They are those of the scheduler that `DASK_SCHEDULER_ADDRESS` names, else those of the study that started this
+    process (`shared_cluster`), else workers started here and ended afterwards.
 
     Args:
-        workers: worker processes to start, where the cluster is started here.
+        workers: worker processes wanted; a scheduler that `DASK_SCHEDULER_ADDRESS` names has those it has.
+        most: worker processes that a study's cluster may keep where it has more than wanted; by default `workers`.
 
     Raises:
         RunError: nobody answers at that address.
     """
-    import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
     from distributed.client import logger as client_logger
-    from distributed.worker import logger as worker_logger
 
     # What goes wrong is said by the exceptions below, in a line; dask would log a traceback as well, and its
     # connections do so when they are cut while a message is under way.
     for logger in (client_logger, logging.getLogger("distributed.batched")):
         logger.setLevel(logging.CRITICAL)
     if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
-        try:
-            client = Client(address)
-        except Exception as error:  # whatever a wrong address, a silent port or a missing certificate leads to
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise RunError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address}: {short(why)}") from error
-        with client:
+        with _client(address, "DASK_SCHEDULER_ADDRESS") as client:
             if not client.scheduler_info()["workers"]:
                 print(f"The scheduler at {address} has no workers yet; waiting for the first.")
             yield client
+    elif address := os.environ.get(SHARED):
+        with _client(address, SHARED) as client:
+            client.log_event(WANTED, {"least": workers, "most": most or workers})
+            yield client
+    else:
+        with ExitStack() as stack:
+            with _uninterrupted():
+                client = stack.enter_context(Client(stack.enter_context(_local_cluster(workers))))
+            yield client
+
+
+@contextmanager
+def shared_cluster() -> Iterator[None]:
+    """One cluster for a whole study: processes started inside find it, and `cluster` gives them a client of it.
+
+    Its workers start when they are first asked for, and stay until the end. Nothing is started where
+    `DASK_SCHEDULER_ADDRESS` names a scheduler.
+    """
+    if os.environ.get("DASK_SCHEDULER_ADDRESS") or os.environ.get(SHARED):
+        yield
         return
+    from distributed import SchedulerPlugin
+
+    class Grow(SchedulerPlugin):
+        def log_event(self, topic: str, message: dict) -> None:
+            if topic == WANTED:
+                _prepare_workers()
+                started.scale(min(message["most"], max(message["least"], len(started.worker_spec))))
+
+    with ExitStack() as stack:
+        with _uninterrupted():
+            started = stack.enter_context(_local_cluster(0))
+        started.scheduler.add_plugin(Grow())
+        os.environ[SHARED] = started.scheduler_address
+        stack.callback(os.environ.pop, SHARED)
+        yield
+
+
+@contextmanager
+def _client(address: str, variable: str) -> Iterator:
+    from distributed import Client
+
+    try:
+        client = Client(address)
+    except Exception as error:  # whatever a wrong address, a silent port or a missing certificate leads to
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"no scheduler answers at {variable}={address}: {short(why)}") from error
+    with client:
+        yield client
+
+
+@contextmanager
+def _local_cluster(workers: int) -> Iterator:
+    """A scheduler in this process, bound to loopback, and worker processes of one thread."""
+    import dask
+    from distributed import LocalCluster
+    from distributed.worker import logger as worker_logger
+
     worker_logger.setLevel(logging.ERROR)
     settings = {
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
         # A run goes to a worker when that worker is free, never into a queue behind another run.
         "distributed.scheduler.worker-saturation": 1.0,
         # A long run may outlive many a worker.
         "distributed.scheduler.allowed-failures": 1000,
     }
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set(settings))
-        with _uninterrupted():
-            started = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    # Any free port: a second study beside this one is no cause for a warning.
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=0,
-                    silence_logs=logging.CRITICAL,
-                )
-            )
-            client = stack.enter_context(Client(started))
-        try:
-            yield client
-        except KeyboardInterrupt:
-            # A notebook's kernel may now end amid its own tasks, which asyncio would log below the one line about it.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            raise
+    if FORKED:
+        settings["distributed.worker.multiprocessing-method"] = "forkserver"
+        settings["distributed.nanny.pre-spawn-environ"] = {}
+    else:
+        settings["distributed.nanny.pre-spawn-environ"] = WORKER_ENVIRONMENT
+    with dask.config.set(settings):
+        if workers:
+            _prepare_workers()
+        with LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            # Any free port: a second study beside this one is no cause for a warning.
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        ) as started:
+            yield started
+
+
+def _prepare_workers() -> None:
+    """Start the process that workers are forked from, which loads torch once for all of them.
+
+    It stays until this process ends. The memory allocator reads its settings when a process starts, so they must be
+    set here; afterwards this process's environment, which notebooks inherit, is as it was. Ctrl-C goes to a whole group
+    of processes, but ending the workers is this one's business: they never see it.
+    """
+    if not FORKED:
+        return
+    from distributed.utils import get_mp_context
+
+    # A process's first optimizer loads torch._dynamo, which takes as long as torch itself.
+    get_mp_context().set_forkserver_preload(["distributed", "modules.runs.training", "torch._dynamo"])
+    resource_tracker.ensure_running()  # first, as it lets Ctrl-C through to what is started next
+    before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update({name: str(value) for name, value in WORKER_ENVIRONMENT.items()})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
@@ -191,13 +275,25 @@ def _uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _run(specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None, fingerprints: dict) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ctrl-C may end a notebook's kernel amid its own tasks, which asyncio would log below the one line about it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+
+
+def _run(
+    specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None, fingerprints: dict, done: dict[str, int]
+) -> None:
     from dask.system import CPU_COUNT
     from distributed import as_completed
 
     failures = []
     workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
-    with cluster(min(workers, len(specs))) as client, _Progress(specs) as progress:
+    with _quiet(), cluster(min(workers, len(specs)), workers) as client, _Progress(specs, done) as progress:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         twins = _twins(specs, folder)
         later = {twin.name for twin in twins.values()}
@@ -275,13 +371,24 @@ def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str, twin: Spe
 
 
 class _Progress:
-    """One bar over all iterations, with each running run's iteration and accuracy behind it."""
+    """One bar over all iterations, with each running run's iteration and accuracy behind it.
 
-    def __init__(self, specs: Sequence[Spec]) -> None:
-        self.bar = tqdm(total=sum(spec.iterations for spec in specs), unit="it", mininterval=2, dynamic_ncols=True)
-        self.at: dict[str, tuple[int, float | None]] = {}
-        self.finished: set[str] = set()
+    Args:
+        specs: the runs.
+        done: by name, the iterations that earlier starts have done: they are no part of this one's speed.
+    """
+
+    def __init__(self, specs: Sequence[Spec], done: dict[str, int]) -> None:
+        self.at = {spec.name: done[spec.name] for spec in specs}  # iterations counted so far; without finished runs
+        self.running: dict[str, str] = {}
         self.lock = threading.Lock()  # events come in the client's thread, endings in the main one
+        self.bar = tqdm(
+            total=sum(spec.iterations for spec in specs),
+            initial=sum(self.at.values()),
+            unit="it",
+            mininterval=2,
+            dynamic_ncols=True,
+        )
 
     def __enter__(self) -> "_Progress":
         return self
@@ -291,28 +398,18 @@ class _Progress:
 
     def update(self, event: dict) -> None:
         """Take a worker's event: `{"name", "iteration", "accuracy"}`."""
-        name, iteration = event["name"], event["iteration"]
+        name, iteration, accuracy = event["name"], event["iteration"], event["accuracy"]
         with self.lock:
-            if name in self.finished:
+            if name not in self.at:  # it has finished
                 return
-            if name not in self.at:
-                # What an earlier start of the study left is not this one's speed.
-                self.bar.n += iteration
-                self.bar.initial += iteration
-                self.bar.last_print_n += iteration
-                self.at[name] = (iteration, None)
-            before = self.at[name][0]
-            self.at[name] = (iteration, event["accuracy"])
-            running = (
-                f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
-                for name, (iteration, accuracy) in self.at.items()
-            )
-            self.bar.set_postfix_str(", ".join(running), refresh=False)
-            self.bar.update(iteration - before)
+            self.running[name] = f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
+            self.bar.set_postfix_str(", ".join(self.running.values()), refresh=False)
+            self.bar.update(iteration - self.at[name])
+            self.at[name] = iteration
 
     def done(self, spec: Spec, outcome: str) -> None:
         """A run ended: count what its last event left out, and keep a line about it."""
         with self.lock:
-            self.bar.update(spec.iterations - self.at.pop(spec.name, (0, None))[0])
-            self.finished.add(spec.name)
+            self.running.pop(spec.name, None)
+            self.bar.update(spec.iterations - self.at.pop(spec.name))
         self.bar.write(f"{spec.name}: {outcome}")

@@ -24,7 +24,6 @@ from modules.data.batches import Data, batches, flip_crop
 from modules.data.datasets import Dataset, load
 from modules.data.splits import split
 from modules.divergence import LARGEST_RATE, climbed
-from modules.runs import checkpoints
 from modules.runs.files import RunFiles
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
@@ -217,15 +216,15 @@ class _State:
         self.rows: list[list] = []
         self.forked: dict | None = None
 
-    def save(self, path: Path) -> None:
+    def save(self, files: RunFiles) -> None:
         """Write the run's checkpoint."""
-        checkpoints.save(path, self.spec, self.fingerprint, self._state())
+        files.save(self.spec, self.fingerprint, self._state())
 
-    def fork(self, path: Path, twin: Spec) -> None:
+    def fork(self, files: RunFiles, twin: Spec) -> None:
         """Write a checkpoint from which `twin`, which anneals from here on, goes on."""
         forked = {"from": self.spec.name, "iteration": self.iteration}
         scheduler = Annealed.state_of(self.scheduler.state_dict())
-        checkpoints.save(path, twin, self.fingerprint, self._state() | {"scheduler": scheduler, "forked": forked})
+        files.save(twin, self.fingerprint, self._state() | {"scheduler": scheduler, "forked": forked})
 
     def _state(self) -> dict:
         return {
@@ -272,7 +271,7 @@ def _train(
     twin: Spec | None,
 ) -> Path:
     state = _State(spec, dataset, device)
-    if saved := checkpoints.resume(files, spec, dataset.fingerprint):
+    if saved := files.saved(spec, dataset.fingerprint):
         state.restore(saved)
     data = Data(split(dataset, spec.split, spec.seed), device, spec.pixels)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
@@ -319,8 +318,8 @@ def _train(
             now = time.monotonic()
             state.seconds, started = state.seconds + now - started, now
             if state.iteration == fork_at:
-                state.fork(RunFiles(files.csv.parent, twin.name).checkpoint, twin)
-            state.save(files.checkpoint)
+                state.fork(RunFiles(files.csv.parent, twin.name), twin)
+            state.save(files)
             if stop_after is not None and stop_after <= state.iteration < spec.iterations:
                 return files.csv
         if time.monotonic() - reported > REPORT_SECONDS or since == 0:

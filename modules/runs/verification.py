@@ -9,7 +9,6 @@ import torch
 
 from modules.checks import RunError, whole
 from modules.data.datasets import load
-from modules.runs.checkpoints import resume
 from modules.runs.files import RunFiles, as_csv
 from modules.runs.provenance import processor
 from modules.runs.spec import spec
@@ -60,7 +59,7 @@ def verify(path: Path, rows: int = 1, data_dir: str | Path | None = None) -> str
     with tempfile.TemporaryDirectory() as folder:
         train(asked, folder, data_dir, device, stop_after=rows * asked.evaluate_every)
         again = RunFiles(folder, asked.name)
-        trained = again.read()[0] if again.complete else as_csv(resume(again, asked, fingerprint)["rows"])
+        trained = again.read()[0] if again.complete else as_csv(again.saved(asked, fingerprint)["rows"])
     for number, pair in enumerate(zip_longest(*(text.splitlines()[: 1 + rows] for text in (table, trained)))):
         if pair[0] != pair[1]:
             made, here = (

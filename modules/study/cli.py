@@ -24,6 +24,7 @@ from modules.report.comparison import TABLES, compare
 from modules.report.formatting import readable
 from modules.report.tables import read_runs, write
 from modules.runs.files import atomic_write, sweep, writing
+from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study import documents
 from modules.study.pages import html
@@ -59,8 +60,9 @@ def execute(name: str, plan: dict[str, dict], results: Path) -> None:
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 autosave_cell_every=0,
-                # Kernels announce themselves on the terminal at the level of a warning.
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an
+                # error when Ctrl-C ends them.
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except papermill.PapermillExecutionError as error:
             raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
@@ -108,9 +110,10 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for part in ("tables", "figures"):
             sweep(results / part)
         started = time.monotonic()
-        for name in plan:
-            print(f"\n== {name}", flush=True)
-            execute(name, plan, results)
+        with shared_cluster():
+            for name in plan:
+                print(f"\n== {name}", flush=True)
+                execute(name, plan, results)
         comparison = compare(results, published_folder(results))
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")

@@ -1,7 +1,8 @@
 """The small study and what it gives without any fault, and the table of what each fault cost."""
 
 import pytest
-from small_study import HEADLINE, Study, specs
+from run_small import specs
+from small_study import Study
 
 from modules.runs.training import train
 
@@ -9,26 +10,33 @@ FAULT = "fault"
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory):
-    """A function giving the CSV bytes of a notebook's runs, trained one after the other without any fault."""
+def trained(tmp_path_factory):
+    """A function giving a folder with an experiment's runs, trained one after the other without any fault."""
     known = {}
 
-    def csvs(notebook):
-        if notebook not in known:
-            folder = tmp_path_factory.mktemp(notebook)
-            known[notebook] = {name: train(run, folder).read_bytes() for name, run in specs(notebook).items()}
-        return known[notebook]
+    def folder(experiment):
+        if experiment not in known:
+            known[experiment] = tmp_path_factory.mktemp(experiment)
+            for run in specs(experiment).values():
+                train(run, known[experiment])
+        return known[experiment]
 
-    return csvs
+    return folder
+
+
+@pytest.fixture
+def uninterrupted(trained):
+    """A function giving the CSV bytes of an experiment's runs without any fault, by name."""
+    return lambda experiment: {path.stem: path.read_bytes() for path in trained(experiment).glob("*.csv")}
 
 
 @pytest.fixture
 def study(tmp_path):
-    """A function that makes the small study, by default its headline alone; its processes end with the test."""
+    """A function that makes the small study, by default its headline's runs alone; its processes end with the test."""
     made = []
 
-    def make(**notebooks):
-        made.append(Study(tmp_path, notebooks or {"03_headline_experiment": HEADLINE}))
+    def make(**options):
+        made.append(Study(tmp_path, **options))
         return made[-1]
 
     yield make

@@ -1,4 +1,4 @@
-"""A small study as a real process, to be killed or starved.
+"""A small study as a real process, to be killed or starved: with make and notebooks, or its runs alone.
 
 `CLR_FAULTS=full` (make test-faults) makes a fault as often as is claimed for it; otherwise it is made once or twice.
 """
@@ -14,25 +14,21 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from run_small import BOUNDS, EVERY, FULL, LENGTH, MILESTONES, NETWORK, RAMP
 
-from modules.runs.spec import spec
+from modules.runs.parallel import SHARED
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL = os.environ.get("CLR_FAULTS") == "full"
 
 #: For faults whose kin is made in the short form already.
 in_full = pytest.mark.skipif(not FULL, reason="make test-faults makes this fault")
 
-NETWORK = dict(model="mlp", optimizer="adam", weight_decay=0.0, batch_size=50)
-LENGTH = 2400 if FULL else 1200
-EVERY = 100 if FULL else 50
-BOUNDS = dict(base_lr=0.0025, max_lr=0.01)
-RANGE_TEST = dict(**NETWORK, iterations=LENGTH, evaluate_every=EVERY, min_lr=0.0001, max_lr=0.02, runs=2)
+RANGE_TEST = dict(**NETWORK, **RAMP, iterations=LENGTH, evaluate_every=EVERY, runs=2)
 HEADLINE = dict(
     **NETWORK,
     **BOUNDS,
     evaluate_every=EVERY,
-    fixed_milestones=[LENGTH - 200, LENGTH - 100],
+    fixed_milestones=MILESTONES,
     fixed_iterations=LENGTH,
     step_size=LENGTH // 4,
     clr_iterations=LENGTH // 2,
@@ -40,43 +36,36 @@ HEADLINE = dict(
 )
 
 
-def specs(notebook):
-    """The runs that a notebook of the small study makes, by name."""
-    common = dict(dataset="digits", evaluate_every=EVERY, **NETWORK)
-    if notebook == "range_test":
-        policies = [(dict(name="range_test", min_lr=0.0001, max_lr=0.02), LENGTH)]
-    else:
-        policies = [
-            (dict(name="fixed", milestones=HEADLINE["fixed_milestones"]), LENGTH),
-            (dict(name="triangular", **BOUNDS, step_size=LENGTH // 4), LENGTH // 2),
-        ]
-    runs = [spec(policy=p, iterations=n, seed=seed, **common) for p, n in policies for seed in (1, 2)]
-    return {run.name: run for run in runs}
-
-
 class Study:
     """The small study in a folder of its own, and the processes that run it.
 
     Args:
         place: an empty folder.
-        notebooks: by name, the parameters of its notebooks.
+        notebooks: by name, the parameters of its notebooks, for `make reproduce`; without any, `run_small` runs it.
+        experiments: what `run_small` runs.
     """
 
-    def __init__(self, place, notebooks):
+    def __init__(self, place, notebooks=None, experiments=("headline",)):
         self.folder, self.results, self.process = place / "study", place / "results", None
-        self.folder.mkdir()
-        for name, values in notebooks.items():
-            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        self.experiments, self.notebooks = experiments, notebooks
+        if notebooks:
+            self.folder.mkdir()
+            for name, values in notebooks.items():
+                (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
 
     def start(self, *prefix, **environment):
-        """`make reproduce` as its own process group, whose Ctrl-C is not this process's."""
-        command = ["make", "reproduce", f"STUDY={self.folder}", f"RESULTS={self.results}"]
-        # The interpreter that runs the tests, so that no environment is made.
-        command += [f"PYTHON={sys.executable}", "ENV="]
+        """Start it as its own process group, whose Ctrl-C is not this process's."""
+        if self.notebooks:
+            command = ["make", "reproduce", f"STUDY={self.folder}", f"RESULTS={self.results}"]
+            # The interpreter that runs the tests, so that no environment is made.
+            command += [f"PYTHON={sys.executable}", "ENV="]
+        else:
+            command = [sys.executable, "-m", "tests.faults.run_small", str(self.results), *self.experiments]
+        inherited = {name: value for name, value in os.environ.items() if name != SHARED}
         self.process = subprocess.Popen(
             [*prefix, *command],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -99,7 +88,7 @@ class Study:
             time.sleep(0.5)
 
     def kill(self, everything=True):
-        """SIGKILL: all processes at the same time, or the driver alone. Returns all that were there."""
+        """SIGKILL: all processes at the same time, or make and the driver alone. Returns all that were there."""
         processes = family(self.process.pid)
         for process in processes if everything else processes[:2]:
             kill(process)
@@ -122,6 +111,17 @@ def family(pid):
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def workers(pid):
+    """The worker processes that a process has started: forked from its child that waits for nothing else."""
+    return [process for process in family(pid) if _is_forked(process) and _is_forked(process.parent())]
+
+
+def _is_forked(process):
+    with suppress(psutil.NoSuchProcess):
+        return process is not None and "multiprocessing.forkserver" in " ".join(process.cmdline())
+    return False
 
 
 def kill(process):

@@ -68,6 +68,7 @@ def cluster(tmp_path):
         yield lambda *arguments, **environment: stack.enter_context(running(tmp_path, *arguments, **environment))
 
 
+@pytest.mark.ci
 def test_cluster_gives_the_same_bytes_while_workers_come_and_go(study, cluster, uninterrupted, tally):
     small, others = study(), cluster()
     small.start(DASK_SCHEDULER_ADDRESS=others.address)
@@ -81,6 +82,7 @@ def test_cluster_gives_the_same_bytes_while_workers_come_and_go(study, cluster, 
     tally("worker of a cluster killed, another joins", 1, small.csvs("headline"), uninterrupted("headline"))
 
 
+@pytest.mark.ci
 def test_killed_scheduler_is_said_and_the_study_goes_on(study, cluster, uninterrupted, tally):
     small, others = study(), cluster()
     small.start(DASK_SCHEDULER_ADDRESS=others.address)

@@ -1,10 +1,12 @@
 """No space, a disk that cannot be written, damaged checkpoints and edited results."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
-from small_study import FULL, HEADLINE, RANGE_TEST, in_full, specs, until
+from run_small import EVERY, FULL, specs
+from small_study import HEADLINE, in_full
 
 from modules.data.datasets import load
 from modules.report.tables import read_runs
@@ -12,19 +14,17 @@ from modules.runs.files import RunFiles
 from modules.runs.training import train
 from modules.study import cli as driver
 
-# A checkpoint is 1.3 MB: less than that, and everything else still fits.
-LIMITED = ("bash", "-c", 'ulimit -f 600; exec "$@"', "-")
 
-
-def test_file_size_limit_is_said_and_what_was_finished_stays(study, uninterrupted, tally):
-    load("digits")  # its cache, outside the results, is no part of this fault
-    small = study(**{"02_range_test": RANGE_TEST})
-    assert small.run()[0] == 0
+def test_file_size_limit_is_said_and_what_was_finished_stays(study, trained, uninterrupted, tally, tmp_path):
+    small = study(experiments=("range_test", "headline"))
+    shutil.copytree(trained("range_test"), small.results / "range_test")
     before = small.csvs("range_test")
-    (small.folder / "02_range_test.yaml").unlink()
-    (small.folder / "03_headline_experiment.yaml").write_text(json.dumps(HEADLINE))
+    run = next(iter(specs("headline").values()))
+    train(run, tmp_path, stop_after=EVERY)
+    # Half a checkpoint, in units of 1,024 bytes: everything else still fits.
+    limit = RunFiles(tmp_path, run.name).checkpoint.stat().st_size // 2048
     for _ in range(3 if FULL else 1):
-        status, output = small.run(*LIMITED)
+        status, output = small.run("bash", "-c", f'ulimit -f {limit}; exec "$@"', "-")
         assert status == 2
         assert "cannot be written: File too large" in output
         assert "Traceback" not in output
@@ -71,69 +71,39 @@ def test_full_disk_is_said_and_what_was_finished_stays(study, disk, uninterrupte
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     status, output = small.run()
     assert status == 2
-    assert "results cannot be written: Read-only file system" in output
+    assert "headline cannot be written: Read-only file system" in output
     assert read_runs(small.results / "headline").seed.nunique() == 2
 
 
-def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tally, tmp_path):
+def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tally):
     small = study()
-    small.start()
-    partial = small.results / "headline" / ".partial"
-    until(lambda: len(list(partial.glob("*.pt"))) == 2)
-    small.kill()
-    (fixed, clr) = sorted(partial.glob("*.pt"))[:2]
-    fixed.write_bytes(fixed.read_bytes()[:5000])
-    other = specs("headline")[clr.stem].model_copy(update={"momentum": 0.5})
-    train(other, tmp_path, stop_after=50)
-    RunFiles(tmp_path, clr.stem).checkpoint.replace(clr)
+    folder = small.results / "headline"
+    folder.mkdir(parents=True)
+    fixed, clr = (specs("headline")[name] for name in ("fixed-seed1", "triangular-seed1"))
+    train(fixed, folder, stop_after=EVERY)
+    damaged = RunFiles(folder, fixed.name).checkpoint
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    train(clr.model_copy(update={"weight_decay": 0.5}), folder, stop_after=EVERY)
     status, output = small.run()
     assert status == 0, output
-    assert f"{fixed.name} could not be read" in output
-    assert f"{clr.name} is of other settings (momentum: 0.5, not 0.9): set aside as" in output
+    assert "fixed-seed1.pt could not be read" in output
+    assert "triangular-seed1.pt is of other settings (weight_decay: 0.5, not 0.0): set aside as" in output
     assert small.leftovers() == []
-    assert len(list((small.results / "headline" / ".set-aside").iterdir())) == 2
+    assert len(list((folder / ".set-aside").iterdir())) == 2
     tally("checkpoints truncated or another's", 2, small.csvs("headline"), uninterrupted("headline"))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A complete headline, trained here."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "results" / "headline").mkdir(parents=True)
-    (folder / "study").mkdir()
-    (folder / "study" / "03_headline_experiment.yaml").write_text(json.dumps(HEADLINE))
-    for run in specs("headline").values():
-        train(run, folder / "results" / "headline")
-    return folder
-
-
-def half(text):
-    return text[: len(text) // 2]
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        ("fixed-seed2.csv", lambda text: text.replace("0.", "0.9", 1), "fixed-seed2.csv is not as the run wrote it"),
-        ("fixed-seed2.csv", half, "fixed-seed2.csv is not as the run wrote it"),
-        (
-            "fixed-seed2.json",
-            lambda text: text.replace('"momentum": 0.9', '"momentum": 0.8'),
-            "fixed-seed2.json is not",
-        ),
-        ("fixed-seed2.json", half, "has no readable fixed-seed2.json beside it"),
-    ],
-)
-def test_edited_results_are_named_and_never_read(finished, capsys, name, damage, message):
-    path = finished / "results" / "headline" / name
-    text = path.read_text()
-    path.write_text(damage(text))
-    try:
-        arguments = ["reproduce", "--study", str(finished / "study"), "--results", str(finished / "results")]
-        assert driver.main(arguments) == 2
-        assert message in capsys.readouterr().err
-        with pytest.raises(ValueError, match=message):
-            read_runs(finished / "results" / "headline")
-        assert not (finished / "results" / "tables").exists()
-    finally:
-        path.write_text(text)
+def test_edited_results_are_named_and_never_read(trained, tmp_path, capsys):
+    """By the study as by whoever reads runs; each kind of damage is in test_files."""
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "03_headline_experiment.yaml").write_text(json.dumps(HEADLINE))
+    shutil.copytree(trained("headline"), tmp_path / "results" / "headline")
+    path = tmp_path / "results" / "headline" / "fixed-seed2.csv"
+    path.write_text(path.read_text().replace("0.", "0.9", 1))
+    arguments = ["reproduce", "--study", str(tmp_path / "study"), "--results", str(tmp_path / "results")]
+    assert driver.main(arguments) == 2
+    message = "fixed-seed2.csv is not as the run wrote it"
+    assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match=message):
+        read_runs(path.parent)
+    assert not (tmp_path / "results" / "tables").exists()

@@ -4,16 +4,19 @@ import json
 import re
 
 import pandas as pd
-from small_study import EVERY, HEADLINE, LENGTH, NETWORK
+import pytest
+from run_small import EVERY, LENGTH, NETWORK
+from small_study import HEADLINE
 
 from modules.runs.spec import spec
 from modules.runs.training import train
 
 
+@pytest.mark.ci
 def test_diverged_runs_are_in_tables_and_figures_as_what_they_are(study, tally, tmp_path):
     wild = dict(clr_policy="exp_range_both", gamma=1.3)
     small = study(
-        **{"03_headline_experiment": HEADLINE | wild, "04_headline_figures": {"challenger": "exp_range_both"}}
+        notebooks={"03_headline_experiment": HEADLINE | wild, "04_headline_figures": {"challenger": "exp_range_both"}}
     )
     status, output = small.run()
     assert status == 0, output

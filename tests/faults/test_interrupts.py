@@ -5,19 +5,21 @@ import random
 import signal
 import time
 
-import psutil
+import pytest
 from jupyter_client.manager import start_new_kernel
-from small_study import FULL, HEADLINE, NETWORK, family, gone, until
+from run_small import FULL, NETWORK
+from small_study import HEADLINE, family, gone, until, workers
 
-from modules.runs.files import RunFiles
+from modules.runs.files import RunFiles, writing
 from modules.runs.spec import spec
 from modules.runs.training import train
+from modules.study import cli
 
 TIMES = 5 if FULL else 1
 
 
 def test_ctrl_c_ends_everything_and_the_study_goes_on(study, uninterrupted, tally):
-    small, chance = study(), random.Random(2)
+    small, chance = study(notebooks={"03_headline_experiment": HEADLINE}), random.Random(2)
     for number in range(TIMES):
         small.start()
         if number == 0:
@@ -47,6 +49,7 @@ _ = run_all(runs, {folder!r})
 """
 
 
+@pytest.mark.ci
 def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     manager, client = start_new_kernel(kernel_name="python3", cwd=os.getcwd())
     chance = random.Random(3)
@@ -59,15 +62,14 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
                 until(lambda: list(tmp_path.rglob("*.pt")))
             else:
                 time.sleep(chance.uniform(0.5, 10))
-            kernel = psutil.Process(manager.provisioner.pid)
-            processes = kernel.children(recursive=True)
+            running = workers(manager.provisioner.pid)
             started = time.monotonic()
             manager.interrupt_kernel()
             reply = client.get_shell_msg(timeout=60)
             assert reply["parent_header"]["msg_id"] == request
             assert reply["content"]["ename"] == "KeyboardInterrupt"
             assert time.monotonic() - started < 30
-            assert gone([process for process in processes if "spawn_main" in " ".join(cmdline(process))])
+            assert gone(running)
         assert client.execute(cell, reply=True, timeout=300)["content"]["status"] == "ok"
     finally:
         client.stop_channels()
@@ -83,24 +85,23 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     tally("stop button in Jupyter", TIMES, found, expected)
 
 
-def cmdline(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
 def test_second_study_on_the_same_folder_says_who_holds_it(study, uninterrupted, tally):
-    first = study(**{"03_headline_experiment": HEADLINE})
+    first = study()
     first.start()
     until(lambda: list(first.results.rglob("*.pt")))
     holder = first.process
     status, output = first.start().finish()
     assert status == 2
-    driver = (first.results / ".holder").read_text()
-    assert f"error: {first.results} is being written by another process ({driver})" in output
-    assert driver.split(",")[0] in {f"process {process.pid}" for process in family(holder.pid)}
+    driver = (first.results / "headline" / ".holder").read_text()
+    assert f"error: {first.results}/headline is being written by another process ({driver})" in output
+    assert driver.split(",")[0] == f"process {holder.pid}"
     first.process = holder
     status, output = first.finish()
     assert status == 0, output
     tally("two studies on one folder", 1, first.csvs("headline"), uninterrupted("headline"))
+
+
+def test_second_driver_on_the_same_results_says_who_holds_them(tmp_path, capsys):
+    with writing(tmp_path / "results"):
+        assert cli.main(["reproduce", "--study", "smoke", "--results", str(tmp_path / "results")]) == 2
+    assert f"results is being written by another process (process {os.getpid()}, since" in capsys.readouterr().err

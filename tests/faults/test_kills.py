@@ -1,17 +1,18 @@
-"""SIGKILL of the study and of its workers."""
+"""SIGKILL of the study, through make and its notebooks, and of a worker."""
 
 import random
 import time
 from contextlib import suppress
 
-from small_study import FULL, HEADLINE, RANGE_TEST, family, gone, kill, until
+import pytest
+from small_study import FULL, HEADLINE, RANGE_TEST, family, gone, kill, until, workers
 
 TIMES = 20 if FULL else 2
 
 
 def test_killed_study_loses_nothing(study, uninterrupted, tally):
     """At random moments, in turn everything at once and the driver alone, whose orphans must end by themselves."""
-    small = study(**{"02_range_test": RANGE_TEST, "03_headline_experiment": HEADLINE})
+    small = study(notebooks={"02_range_test": RANGE_TEST, "03_headline_experiment": HEADLINE})
     chance = random.Random(1)
     finished = {}
 
@@ -47,14 +48,15 @@ def test_killed_study_loses_nothing(study, uninterrupted, tally):
     tally("SIGKILL of the study", killed, small.csvs("range_test") | small.csvs("headline"), expected)
 
 
+@pytest.mark.ci
 def test_killed_workers_cost_no_run(study, uninterrupted, tally):
     """The study must end by itself: the worker's nanny starts another, and the run goes on from its checkpoint."""
     small, times = study(), 3 if FULL else 1
     small.start()
     for _ in range(times):
-        until(lambda: list(small.results.rglob("*.pt")) and workers(small))
-        kill(workers(small)[0])
-        time.sleep(3)
+        until(lambda: list(small.results.rglob("*.pt")) and workers(small.process.pid))
+        kill(workers(small.process.pid)[0])
+        time.sleep(1)
     status, output = small.finish()
     assert status == 0, output
     assert small.leftovers() == []
@@ -68,12 +70,3 @@ def newest(small):
         with suppress(FileNotFoundError):  # replaced meanwhile
             times.append(path.stat().st_mtime)
     return max(times)
-
-
-def workers(small):
-    """The worker processes of a running study."""
-    return [process for process in family(small.process.pid) if is_worker(process)]
-
-
-def is_worker(process):
-    return process.is_running() and "spawn_main" in " ".join(process.cmdline())
