@@ -1,9 +1,8 @@
 """The learning rate range test (the paper, 3.3): run it on any model, and read bounds off its curve as numbers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from modules.divergence import climbed
-from modules.report.tables import CONFIDENCE, over_runs, percentiles
 from modules.schedulers import RangeTestLR
-from modules.statistics import AnalysisError
+from modules.statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
 
+LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
 MOST_POINTS = 50  # the fit tries every three of them
+LEAST_RUNS = 5  # of fewer the bootstrap's interval is far too narrow
+FITTED_TOGETHER = 64  # curves, which bounds the fit's memory
 
 
 def range_test(
@@ -128,6 +128,30 @@ def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor,
             )
 
 
+def climbed(losses: list[float], factor: float) -> bool:
+    """Whether the loss, as a mean of three rows, exceeds `factor` times the least such mean so far.
+
+    Args:
+        losses: mean training loss of each row so far.
+        factor: above 1.
+    """
+    means = np.convolve(losses, np.ones(3) / 3, "valid") if len(losses) >= 3 else []
+    return len(means) > 0 and bool(means[-1] > factor * min(means))
+
+
+def diverged_as_chance(accuracy: np.ndarray) -> np.ndarray:
+    """Accuracies `[points, runs]` where a run that ended early stands at its first accuracy, chance, from there on.
+
+    That is the fall the range test looks for. A run without any accuracy gets the lowest first one of the others. NaN
+    that are not at a run's end stay.
+    """
+    ended = np.isnan(accuracy[::-1]).cumprod(axis=0, dtype=bool)[::-1]
+    first = accuracy[0]
+    if not np.isnan(first).all():
+        first = np.where(np.isnan(first), np.nanmin(first), first)
+    return np.where(ended, first, accuracy)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Learning rate bounds read off a range test, with bootstrap intervals over its runs (of fewer than five: NaN)."""
@@ -149,9 +173,9 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     the rising piece ends and the slope at least halves: accuracy slows, turns ragged or falls (the paper, 3.3). The
     joints are tried at all measured rates, at least two apart; more than 50 rates are averaged in 50 groups first.
     Where a flat piece and one that rises to the end leave less than twice as much over, there is no knee and no bound.
-    The intervals are the same fit on resampled runs; there are none with fewer than five runs, or when over one
-    resample in forty has no rise. A `base_lr`, or an end of its interval, that is the first measured rate says only
-    that accuracy rises from there on, if not from below: start the ramp lower.
+    The intervals are the same fit on resampled runs, each resample once and with its probability; there are none with
+    fewer than five runs, or when over one resample in forty has no rise. A `base_lr`, or an end of its interval, that
+    is the first measured rate says only that accuracy rises from there on, if not from below: start the ramp lower.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
@@ -166,8 +190,7 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
     lr, accuracy = _points_and_runs(lr, accuracy, "accuracy")
     if len(lr) < 12:
         raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {len(lr)}")
-    diverged = np.isnan(accuracy[::-1]).cumprod(axis=0, dtype=bool)[::-1]
-    accuracy = np.where(diverged & ~np.isnan(accuracy[0]), accuracy[0], accuracy)
+    accuracy = diverged_as_chance(accuracy)
     if not np.isfinite(accuracy).all():
         raise AnalysisError("a range test needs finite accuracies, up to where a run diverges")
     given = x = np.log(lr) if log else lr
@@ -176,56 +199,74 @@ def suggest_bounds(lr: np.ndarray, accuracy: np.ndarray, log: bool = False) -> B
         count = np.diff(starts, append=len(x))
         x, accuracy = np.add.reduceat(x, starts) / count, np.add.reduceat(accuracy, starts) / count[:, None]
         lr = np.exp(x) if log else x
-    fit = _four_pieces(x)
-    base, top, rises, line = fit(mean := accuracy.mean(axis=1))
+    pieces = _FourPieces(x)
+    mean = accuracy.mean(axis=1)
+    (base,), (top,), (rises,) = pieces.fit(mean[:, None])
+    line = pieces.line(mean, base, top)
     kneeless = _left_over_without_knee(x, mean)
     if np.isfinite(kneeless) and not (rises and ((line - mean) ** 2).sum() < kneeless / 2):
         raise AnalysisError("accuracy still rises at the last learning rate: let the ramp end higher")
     if not rises:
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
-
-    @cache
-    def rates(runs: tuple[int, ...]) -> tuple[float, float]:
-        first, second, rises, _ = fit(accuracy[:, runs].mean(axis=1))
-        return (lr[first], lr[second]) if rises else (np.nan, np.nan)
-
-    resampled = (over_runs(lambda runs, end=end: rates(runs)[end], accuracy.shape[1]) for end in (0, 1))
-    intervals = [_interval(values) for values in resampled]
+    intervals = ((np.nan, np.nan), (np.nan, np.nan))
+    if accuracy.shape[1] >= LEAST_RUNS:
+        drawn = resamples(accuracy.shape[1])
+        *ends, rising = pieces.fit(drawn.means(accuracy))
+        # Resamples without a rise are left out, unless they are too many for that.
+        if drawn.weights[rising].sum() >= (1 + CONFIDENCE) / 2:
+            intervals = [quantiles(lr[end[rising]], drawn.weights[rising]) for end in ends]
     return Bounds(float(lr[base]), float(lr[top]), *intervals[0], *intervals[1], np.interp(given, x, line))
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The percentiles of the resamples that rise; NaN when those that do not are too many to leave out."""
-    rising = values[~np.isnan(values)]
-    return percentiles(rising) if len(rising) >= len(values) * (1 + CONFIDENCE) / 2 else (np.nan, np.nan)
+class _FourPieces:
+    """Least squares with a flat, a rising and two free pieces over `x` `[points]`, the joints tried one and all.
 
-
-def _four_pieces(x: np.ndarray) -> Callable[[np.ndarray], tuple[int, int, bool, np.ndarray]]:
-    """Least squares with a flat, a rising and two free pieces over `x` `[points]`.
-
-    Returns:
-        A function of accuracies `[points]`: the indices of the rising piece's two ends, whether its height is clear of
-        what the fit leaves over, and the line itself `[points]`.
+    The designs do not depend on the curve, so their QR decompositions serve every curve: of a design `Q R` the sum of
+    squares left over is `|y|^2 - |Q'y|^2`.
     """
-    last = len(x) - 1
-    joints = np.array([j for j in combinations(range(len(x)), 3) if min(j[1] - j[0], j[2] - j[1], last - j[2]) >= 2])
-    scaled = (x - x[0]) / (x[-1] - x[0])
-    hinges = np.maximum(0, scaled[None, :, None] - scaled[joints][:, None, :])
-    design = np.concatenate([np.ones_like(hinges[..., :1]), hinges], axis=2)
-    solve = np.linalg.pinv(design)
 
-    def fit(y: np.ndarray) -> tuple[int, int, bool, np.ndarray]:
-        weights = solve @ y
-        left_over = ((np.einsum("mpk,mk->mp", design, weights) - y) ** 2).sum(axis=1)
+    def __init__(self, x: np.ndarray) -> None:
+        last = len(x) - 1
+        triples = combinations(range(len(x)), 3)
+        self.joints = np.array([j for j in triples if min(j[1] - j[0], j[2] - j[1], last - j[2]) >= 2])
+        self.x = (x - x[0]) / (x[-1] - x[0])
+        self.q, r = np.linalg.qr(self._design(self.joints))
+        self.slopes = np.linalg.inv(r)[:, 1:3]  # from Q'y to the second piece's slope, and the third's less it
+
+    def _design(self, joints: np.ndarray) -> np.ndarray:
+        hinges = np.maximum(0, self.x[:, None] - self.x[joints][..., None, :])
+        return np.concatenate([np.ones_like(hinges[..., :1]), hinges], axis=-1)
+
+    def fit(self, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best joints of each of the `curves` `[points, curves]`.
+
+        Returns:
+            Where the rising piece begins and ends, as indices, and whether its height is clear of what the fit leaves
+            over; each `[curves]`.
+        """
+        parts = [curves[:, start : start + FITTED_TOGETHER] for start in range(0, curves.shape[1], FITTED_TOGETHER)]
+        return tuple(np.concatenate(found) for found in zip(*map(self._fit, parts), strict=True))
+
+    def _fit(self, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        centred = curves - curves.mean(axis=0)  # or the squares' difference loses its last digits
+        projected = self.q.transpose(0, 2, 1) @ centred
+        second, bend = (self.slopes @ projected).transpose(1, 0, 2)
+        left_over = (centred**2).sum(axis=0) - (projected**2).sum(axis=1)
         # The second piece rises, and what follows it at half its slope at the most: a straight rise is not cut in two.
-        left_over[(weights[:, 1] <= 0) | (weights[:, 2] > -0.5 * weights[:, 1])] = np.inf
-        best = left_over.argmin()
-        first, second, _ = joints[best]
-        height = weights[best, 1] * (scaled[second] - scaled[first])
-        noise = np.sqrt(left_over[best] / (len(y) - 7))  # infinite when no piece rises
-        return int(first), int(second), bool(height > max(4 * noise, LEAST_RISE)), design[best] @ weights[best]
+        left_over[(second <= 0) | (bend > -0.5 * second)] = np.inf
+        best = left_over.argmin(axis=0)
+        each = np.arange(curves.shape[1])
+        begin, end, _ = self.joints[best].T
+        height = second[best, each] * (self.x[end] - self.x[begin])
+        # Infinite when no piece rises; a rounding error may leave less than nothing.
+        noise = np.sqrt(np.maximum(left_over[best, each], 0) / (len(curves) - 7))
+        return begin, end, height > np.maximum(4 * noise, LEAST_RISE)
 
-    return fit
+    def line(self, curve: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """The fitted line `[points]` of one curve `[points]` whose rising piece is known."""
+        designs = self._design(self.joints[(self.joints[:, :2] == (begin, end)).all(axis=1)])
+        lines = (designs @ np.linalg.pinv(designs)) @ curve
+        return lines[((lines - curve) ** 2).sum(axis=1).argmin()]
 
 
 def _left_over_without_knee(x: np.ndarray, y: np.ndarray) -> float:
@@ -271,21 +312,32 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5) -> BestRate:
     if np.isnan(loss).any(axis=1).all():
         raise AnalysisError("no learning rate of the sweep was reached by every run: start it at a smaller one")
 
-    def smooth(runs: Sequence[int]) -> np.ndarray:
-        mean = pd.Series(loss[:, list(runs)].mean(axis=1))
-        return mean.rolling(window, center=True, min_periods=1).mean().where(mean.notna()).to_numpy()
+    def smooth(means: np.ndarray) -> np.ndarray:
+        table = pd.DataFrame(means)
+        return table.rolling(window, center=True, min_periods=1).mean().where(table.notna()).to_numpy()
 
-    def best(runs: Sequence[int]) -> float:
-        return lr[np.nanargmin(smooth(runs))]
-
-    whole = smooth(range(loss.shape[1]))
+    mean = loss.mean(axis=1)
+    whole = smooth(mean[:, None])[:, 0]
     at = np.nanargmin(whole)
-    noise = (pd.Series(loss.mean(axis=1)) - whole)[: at + 1].std()  # what divergence does afterwards is not asked
+    noise = (mean - whole)[: at + 1].std(ddof=1)  # what divergence does afterwards is not asked
     if not (at > 0 and whole[0] - whole[at] > 4 * noise):
         raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
     if at >= len(lr) - max(1, window // 2) and not np.isnan(whole[-1]):
         raise AnalysisError("the loss is least at the last learning rates of the sweep: let it end higher")
-    return BestRate(float(lr[at]), *percentiles(over_runs(best, loss.shape[1])), whole)
+    interval = np.nan, np.nan
+    if loss.shape[1] >= LEAST_RUNS:
+        drawn = resamples(loss.shape[1])
+        lowest = np.nanargmin(smooth(_means_where_all_are(loss, drawn)), axis=0)
+        interval = quantiles(lr[lowest], drawn.weights)
+    return BestRate(float(lr[at]), *interval, whole)
+
+
+def _means_where_all_are(values: np.ndarray, drawn: Resamples) -> np.ndarray:
+    """Means of `values` `[points, runs]` in each resample, NaN only where a run that is in it has none."""
+    lost = np.isnan(values)
+    means = drawn.means(np.where(lost, 0, values))
+    means[drawn.means(lost) > 0] = np.nan
+    return means
 
 
 def _points_and_runs(lr: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

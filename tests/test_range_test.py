@@ -1,5 +1,10 @@
 """The rule that reads bounds off a curve, on curves whose knees are known; the test itself, on a real model."""
 
+import subprocess
+import sys
+from collections import Counter
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +67,46 @@ def test_many_points_are_averaged(points):
     found = suggest_bounds(lr, accuracy + np.random.default_rng(0).normal(0, 0.02, points), log=True)
     step = (lr[-1] / lr[0]) ** (1 / 50)
     assert (found.base_lr / rise, found.max_lr / knee) == pytest.approx((1, 1), rel=1.5 * (step - 1))
+
+
+def every_resample(read, values):
+    """What `read` gives of the mean of every one of the 5^5 draws of five runs, by the multiset drawn."""
+    draws = Counter(tuple(sorted(drawn)) for drawn in product(range(5), repeat=5))
+    return np.repeat([read(values[:, drawn].mean(axis=1)) for drawn in draws], list(draws.values()), axis=0)
+
+
+def percentiles(values):
+    return np.quantile(values, (0.025, 0.975), axis=0, method="inverted_cdf").T.ravel().tolist()
+
+
+def test_intervals_are_the_percentiles_of_all_resamples():
+    """Both ends of the bounds come from one and the same resample: the fit of its mean curve."""
+    rng = np.random.default_rng(3)
+    lr = LR[::2]
+    accuracy = curve("falls")[::2, None] + rng.normal(0, 0.03, (20, 5))
+    found = suggest_bounds(lr, accuracy)
+
+    def bounds(mean):
+        one = suggest_bounds(lr, mean)
+        return one.base_lr, one.max_lr
+
+    expected = percentiles(every_resample(bounds, accuracy))
+    assert expected[0] < expected[1]
+    assert [found.base_low, found.base_high, found.max_low, found.max_high] == expected
+    loss = 2 + 0.1 * rng.normal(0, 1, (20, 5)) + 3000 * (lr[:, None] - 0.02) ** 2
+    loss[16:, 0] = np.nan
+    found = best_rate(lr, loss)
+    expected = percentiles(every_resample(lambda mean: [best_rate(lr, mean).lr], loss))
+    assert expected[0] < expected[1]
+    assert [found.low, found.high] == expected
+
+
+def test_importing_the_range_test_loads_no_machinery():
+    """It is what users import: torch, numpy and pandas, not what the study runs on."""
+    heavy = {"pydantic", "scipy.stats", "dask", "distributed", "filelock", "matplotlib", "IPython"}
+    code = f"import sys, modules.range_test; print(sorted({heavy} & sys.modules.keys()))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 def test_more_noise_gives_wider_intervals():

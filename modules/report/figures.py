@@ -213,7 +213,7 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, run
     """Test accuracy against learning rate with the suggested bounds and their intervals.
 
     Args:
-        curve, bounds: as `bounds.bounds_table` gives them; None for the curve alone.
+        curve, bounds: as `tables.bounds_table` gives them; None for the curve alone.
         label: the data set's.
         runs: how many runs the curve averages.
         log: draw the learning rate on a logarithmic axis.
