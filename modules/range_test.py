@@ -596,7 +596,7 @@ def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5, skip_start: int
     mean = loss.mean(axis=1)
     whole = smooth(mean[:, None])[:, 0]
     at = np.nanargmin(whole)
-    noise = (mean - whole)[: at + 1].std(ddof=1)  # what divergence does afterwards is not asked
+    noise = pd.Series(mean - whole)[: at + 1].std()  # what divergence does afterwards is not asked
     if not (at > 0 and whole[0] - whole[at] > 4 * noise):
         raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
     if at >= len(lr) - max(1, window // 2) and not np.isnan(whole[-1]):
