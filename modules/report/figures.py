@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from modules.policies import label
 from modules.range_test import BestRate, best_rate, suggest_bounds
 from modules.report.crossing import Crossing
+from modules.report.regret import Landscape
 from modules.runs.files import atomic_write
 from modules.statistics import AnalysisError
 
@@ -289,6 +290,73 @@ def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None) -> Figure
     if log:
         axes.set_xscale("log")
     figure.suptitle(": ".join([*filter(None, [label]), "learning rate range test"]), fontsize="medium")
+    figure.tight_layout()
+    return figure
+
+
+def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
+    """For each schedule, the share of tasks and ramps on which a rule costs at most x points.
+
+    Args:
+        shares: as `regret.profile` gives it.
+        ramp: which ramps.
+    """
+    shares = shares[shares.ramp == ramp]
+    schedules, rules = list(dict.fromkeys(shares.schedule)), list(dict.fromkeys(shares.rule))
+    figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 5), squeeze=False)
+    for axes, schedule in zip(panels[0], schedules, strict=True):
+        for rule in rules:
+            found = shares[(shares.schedule == schedule) & (shares.rule == rule)]
+            number = rules.index(rule)
+            axes.plot(
+                found.regret,
+                found.share,
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
+                label=rule,
+            )
+        axes.set(xlabel="regret in points, at most", title=schedule, ylim=(0, 1.02), xlim=(0, shares.regret.max()))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0, 0].set_ylabel("share of tasks and ramps")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.suptitle(f"Who finds a good rate: ramps of {ramp}", fontsize="medium")
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize="small"
+    )
+    figure.tight_layout()
+    return figure
+
+
+def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, title: str) -> Figure:
+    """A task's accuracy at every rate, one line a schedule, and below it what each rule suggested, one dot a ramp.
+
+    Args:
+        landscapes: by schedule.
+        suggestions: of this task and of one length of ramp: `rule`, `rate`.
+        title: the figure's title.
+    """
+    rules = list(dict.fromkeys(suggestions.rule))
+    figure, (top, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(8, 3 + 0.25 * len(rules)), height_ratios=(3, 0.25 * len(rules))
+    )
+    for number, (schedule, landscape) in enumerate(landscapes.items()):
+        look = dict(color=COLOURS[number], linestyle=DASHES[number])
+        top.plot(landscape.rates, landscape.mean, label=f"{schedule} (best at {landscape.best:.2g})", **look)
+        low, high = landscape.accuracies.min(axis=1), landscape.accuracies.max(axis=1)
+        top.fill_between(landscape.rates, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
+        for axes in (top, below):
+            axes.axvline(landscape.best, color=COLOURS[number], linewidth=0.8, linestyle=DASHES[number])
+    top.set(ylabel="test accuracy", title=title)
+    top.legend(frameon=False, fontsize="small", loc="lower left")
+    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for number, rule in enumerate(rules):
+        rates = suggestions.rate[suggestions.rule == rule]
+        below.plot(rates, np.full(len(rates), number), ".", color=BASELINE, alpha=0.4, markersize=8)
+        if missing := int(rates.isna().sum()):
+            note = f"{missing} of {len(rates)}: no answer"
+            below.annotate(note, (1.01, number), xycoords=("axes fraction", "data"), va="center", fontsize="x-small")
+    below.set_yticks(range(len(rules)), rules, fontsize="small")
+    below.set(ylim=(len(rules) - 0.5, -0.5), xscale="log", xlabel="learning rate")
     figure.tight_layout()
     return figure
 
