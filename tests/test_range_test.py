@@ -1,11 +1,24 @@
 """The rule that reads bounds off a curve, on curves whose knees are known; the test itself, on a real model."""
 
+import random
+import subprocess
+import sys
+from collections import Counter, namedtuple
+from copy import deepcopy
+from itertools import product
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from modules.data.batches import Data, batches
+from modules.data.datasets import load
+from modules.data.splits import split
 from modules.range_test import best_rate, range_test, suggest_bounds
+from modules.runs import training
 from modules.statistics import AnalysisError
+from tests.toys import small
 
 LR = np.linspace(0.001, 0.04, 40)
 STEP = LR[1] - LR[0]
@@ -62,6 +75,46 @@ def test_many_points_are_averaged(points):
     found = suggest_bounds(lr, accuracy + np.random.default_rng(0).normal(0, 0.02, points), log=True)
     step = (lr[-1] / lr[0]) ** (1 / 50)
     assert (found.base_lr / rise, found.max_lr / knee) == pytest.approx((1, 1), rel=1.5 * (step - 1))
+
+
+def every_resample(read, values):
+    """What `read` gives of the mean of every one of the 5^5 draws of five runs, by the multiset drawn."""
+    draws = Counter(tuple(sorted(drawn)) for drawn in product(range(5), repeat=5))
+    return np.repeat([read(values[:, drawn].mean(axis=1)) for drawn in draws], list(draws.values()), axis=0)
+
+
+def percentiles(values):
+    return np.quantile(values, (0.025, 0.975), axis=0, method="inverted_cdf").T.ravel().tolist()
+
+
+def test_intervals_are_the_percentiles_of_all_resamples():
+    """Both ends of the bounds come from one and the same resample: the fit of its mean curve."""
+    rng = np.random.default_rng(3)
+    lr = LR[::2]
+    accuracy = curve("falls")[::2, None] + rng.normal(0, 0.03, (20, 5))
+    found = suggest_bounds(lr, accuracy)
+
+    def bounds(mean):
+        one = suggest_bounds(lr, mean)
+        return one.base_lr, one.max_lr
+
+    expected = percentiles(every_resample(bounds, accuracy))
+    assert expected[0] < expected[1]
+    assert [found.base_low, found.base_high, found.max_low, found.max_high] == expected
+    loss = 2 + 0.1 * rng.normal(0, 1, (20, 5)) + 3000 * (lr[:, None] - 0.02) ** 2
+    loss[16:, 0] = np.nan
+    found = best_rate(lr, loss)
+    expected = percentiles(every_resample(lambda mean: [best_rate(lr, mean).lr], loss))
+    assert expected[0] < expected[1]
+    assert [found.low, found.high] == expected
+
+
+def test_importing_the_range_test_loads_no_machinery():
+    """It is what users import: torch, numpy and pandas, not what the study runs on."""
+    heavy = {"pydantic", "scipy.stats", "dask", "distributed", "filelock", "matplotlib", "IPython"}
+    code = f"import sys, modules.range_test; print(sorted({heavy} & sys.modules.keys()))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 def test_more_noise_gives_wider_intervals():
@@ -181,7 +234,9 @@ def test_rates_are_those_before_any_multiplier():
     optimizer = torch.optim.SGD([{"params": [model.weight], "lr_mult": 2}, {"params": [model.bias]}], lr=0.5)
     used = []
     optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
-    table = range_test(model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 0.1, 1.0, 20, 5)
+    table = range_test(
+        model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 0.1, 1.0, 20, 5, "linear"
+    )
     assert [2 * lr for lr in table.lr] == pytest.approx(used[4::5])
 
 
@@ -197,7 +252,9 @@ def test_the_training_loss_alone_gives_a_rate():
 
 def test_the_end_of_the_ramp_has_a_row():
     model, optimizer, batches, accuracy = problem()
-    table = range_test(model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 0.1, 1.0, 39, 20)
+    table = range_test(
+        model, optimizer, torch.nn.functional.cross_entropy, batches, accuracy, 0.1, 1.0, 39, 20, "linear"
+    )
     assert len(table) == 2
     assert table.lr.iloc[-1] == pytest.approx(0.1 + 0.9 * 38 / 39)
 
@@ -210,7 +267,7 @@ def test_range_test_stops_when_the_loss_is_not_finite():
             float("nan") if optimizer.param_groups[0]["lr"] > 0.5 else 1
         )
 
-    table = range_test(model, optimizer, explodes, batches, accuracy, 0.1, 1.0, 100, 5)
+    table = range_test(model, optimizer, explodes, batches, accuracy, 0.1, 1.0, 100, 5, "linear")
     assert len(table) == 20
     assert table.lr.iloc[-1] == pytest.approx(0.1 + 0.9 * 99 / 100)
     measured = table.train_loss.notna()
@@ -242,6 +299,360 @@ def test_range_test_refuses_what_makes_no_sense():
         range_test(model, optimizer, loss, batches, accuracy, 0.1, 1.0, 10, 5, stop_factor=1)
     with pytest.raises(ValueError, match="batches is empty"):
         range_test(model, optimizer, loss, [], accuracy, 0.1, 1.0, 10, 5)
+
+
+CROSS_ENTROPY = torch.nn.functional.cross_entropy
+
+
+def test_two_arguments_and_the_loss_are_enough():
+    model, optimizer, batches, _ = problem()
+    table = range_test(model, optimizer, CROSS_ENTROPY, batches)
+    assert list(table) == ["iteration", "lr", "train_loss", "val_loss", "accuracy"]
+    assert table.iteration.tolist() == list(range(8, 401, 8))
+    assert table.lr.iloc[0] == pytest.approx(1e-6 * 1e7 ** (7 / 400))
+    assert 1e-3 < best_rate(table.lr, table.train_loss).lr < 10
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("ramp", ["linear", "exponential"])
+def test_the_study_s_range_test_gives_the_same_numbers(tmp_path, optimizer, ramp):
+    """The function that users call, and the policy whose runs are published; both until they diverge."""
+    policy = dict(name="range_test", min_lr=1e-3, max_lr=1e4, ramp=ramp, stop_factor=50)
+    wanted = small(policy, seed=3, iterations=60, evaluate_every=5, optimizer=optimizer)
+    trained = pd.read_csv(training.train(wanted, tmp_path))
+    dataset = load("digits")
+    with training.one_thread():
+        state = training._State(wanted, dataset, torch.device("cpu"))
+        data = Data(split(dataset, wanted.split, wanted.seed), torch.device("cpu"), wanted.pixels)
+        order = batches(len(data.split.train), wanted.batch_size, wanted.seed)
+
+        def evaluate(model):
+            loss, correct = training.evaluate(model, data, "test")
+            return correct.double().mean().item() if np.isfinite(loss) else np.nan
+
+        table = range_test(
+            state.model,
+            state.optimizer,
+            CROSS_ENTROPY,
+            ((data.pixels(images), labels) for images, labels in map(data.batch, order)),
+            evaluate,
+            **wanted.policy.model_dump(exclude={"name", "anneal"}),
+            iterations=wanted.iterations,
+            evaluate_every=wanted.evaluate_every,
+        )
+    assert 0 < len(trained) < 12 or optimizer == "adam"
+    measured = table[table.train_loss.notna()]
+    assert measured.iteration.tolist() == trained.iteration.tolist()
+    for own, study in (("lr", "lr"), ("train_loss", "train_loss"), ("accuracy", "val_acc")):
+        assert measured[own].tolist() == trained[study].tolist()
+
+
+class Odd(torch.nn.Module):
+    """What is easily forgotten: dropout, a BatchNorm, a buffer that is not saved, state that is not a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = torch.nn.Linear(10, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 4)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.register_buffer("late", None)
+        self.calls = 0
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+    def forward(self, inputs):
+        self.seen += 1
+        self.calls += 1
+        self.late = self.seen + random.random() + np.random.rand()
+        return self.last(torch.nn.functional.dropout(self.norm(self.first(inputs)).relu()))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_afterwards_everything_is_as_it_was(fails):
+    _, _, batches, _ = problem()
+    generator = torch.Generator().manual_seed(1)
+    loader = torch.utils.data.DataLoader(
+        [(x, y) for inputs, labels in batches for x, y in zip(inputs, labels, strict=True)],
+        batch_size=20,
+        shuffle=True,
+        generator=generator,
+    )
+    model, rate = Odd(), torch.tensor(0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
+    CROSS_ENTROPY(model(batches[0][0]), batches[0][1]).backward()
+    optimizer.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    moments = dict(optimizer.state[model.last.bias])
+    model.norm.eval()
+
+    def everything():
+        tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        return deepcopy(
+            (
+                [tensor.tolist() for tensor in tensors + state],
+                {key: value for key, value in optimizer.param_groups[0].items() if key != "params"},
+                [module.training for module in model.modules()],
+                (model.calls, scaler.state_dict(), random.getstate(), np.random.get_state()[1].tolist()),
+                (torch.get_rng_state().tolist(), generator.get_state().tolist()),
+            )
+        )
+
+    def loss_fn(outputs, labels):
+        if fails and model.calls > 20:
+            raise RuntimeError("the user's own")
+        return CROSS_ENTROPY(outputs, labels)
+
+    gradients, before = [parameter.grad for parameter in model.parameters()], everything()
+    settings = dict(iterations=30, scaler=scaler, autocast=torch.bfloat16, validation=batches)
+    if fails:
+        with pytest.raises(RuntimeError, match="the user's own"):
+            range_test(model, optimizer, loss_fn, loader, **settings)
+    else:
+        table = range_test(model, optimizer, loss_fn, loader, **settings)
+        assert table.val_loss.notna().any()
+    assert everything() == before
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
+    assert all(optimizer.state[model.last.bias][key] is value for key, value in moments.items())
+    assert "initial_lr" not in optimizer.param_groups[0]
+    assert "step" not in vars(optimizer)
+
+
+def test_accumulated_batches_are_one_iteration():
+    """Two halves, their gradients averaged, are the whole batch."""
+    tables = []
+    for accumulate in (1, 2):
+        model, optimizer, batches, accuracy = problem()
+        if accumulate == 2:
+            batches = [(x[half], y[half]) for x, y in batches for half in (slice(0, 25), slice(25, 50))]
+        tables.append(
+            range_test(model, optimizer, CROSS_ENTROPY, batches, accuracy, 1e-3, 1, 40, accumulate=accumulate)
+        )
+    for column in ("train_loss", "accuracy"):
+        assert tables[0][column].tolist() == pytest.approx(tables[1][column].tolist(), rel=1e-3)
+
+
+class Named(torch.nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(10, 4)
+
+    def forward(self, left, right):
+        return self.linear(torch.cat([left, right], 1))
+
+
+Pair = namedtuple("Pair", "inputs labels")
+
+
+@pytest.mark.parametrize(
+    ("shape", "forward"),
+    [
+        (lambda x, y: (x[:, :5], x[:, 5:], y), None),
+        (lambda x, y: ((x[:, :5], x[:, 5:]), y), None),
+        (lambda x, y: [{"left": x[:, :5], "right": x[:, 5:]}, y], None),
+        (
+            lambda x, y: {"x": {"left": x[:, :5], "right": x[:, 5:]}, "labels": [y], "names": ["a", "b"]},
+            lambda model, batch: CROSS_ENTROPY(model(**batch["x"]), batch["labels"][0]),
+        ),
+        (
+            lambda x, y: Pair([x[:, :5], x[:, 5:]], y),
+            lambda model, batch: CROSS_ENTROPY(model(*batch.inputs), batch.labels),
+        ),
+    ],
+    ids=["three", "nested", "keywords", "mapping", "namedtuple"],
+)
+def test_batches_of_any_kind(shape, forward):
+    plain, _, batches, _ = problem()
+    model = Named()
+    model.linear.load_state_dict(plain.state_dict())
+    given = [shape(x, y) for x, y in batches]
+    expected = range_test(plain, torch.optim.SGD(plain.parameters(), lr=0.1), CROSS_ENTROPY, batches, iterations=40)
+    loss_fn = None if forward else CROSS_ENTROPY
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    table = range_test(model, optimizer, loss_fn, given, iterations=40, forward=forward)
+    assert table.train_loss.tolist() == expected.train_loss.tolist()
+
+
+def test_a_validation_loader_gives_loss_and_accuracy():
+    model, optimizer, batches, accuracy = problem()
+    uneven = [*batches[:-1], *((x[:7], y[:7]) for x, y in batches[-1:]), *((x[7:], y[7:]) for x, y in batches[-1:])]
+
+    def loss(model):
+        return CROSS_ENTROPY(model(torch.cat([x for x, _ in batches])), torch.cat([y for _, y in batches])).item()
+
+    by_loader = range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=50, validation=uneven)
+    accuracies = range_test(model, optimizer, CROSS_ENTROPY, batches, accuracy, iterations=50).accuracy
+    assert by_loader.accuracy.tolist() == pytest.approx(accuracies.tolist())
+    losses = range_test(model, optimizer, CROSS_ENTROPY, batches, loss, iterations=50).accuracy
+    assert by_loader.val_loss.tolist() == pytest.approx(losses.tolist(), rel=1e-5)
+    regression = [(x, x[:, :4]) for x, _ in batches]
+    table = range_test(model, optimizer, torch.nn.MSELoss(), regression, iterations=50, validation=regression)
+    assert table.val_loss.notna().any()
+    assert table.accuracy.isna().all()
+
+
+def test_a_criterion_with_parameters_is_trained_and_put_back():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, outputs, labels):
+            scales.append(self.scale.item())
+            return CROSS_ENTROPY(self.scale * outputs, labels)
+
+    scales = []
+    model, _, batches, _ = problem()
+    criterion = Scaled()
+    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1)
+    range_test(model, optimizer, criterion, batches, iterations=20)
+    assert len(set(scales)) > 5
+    assert criterion.scale.item() == 1
+
+
+def test_lazy_modules_are_initialised_by_the_first_batch():
+    _, _, batches, _ = problem()
+    model = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.LazyBatchNorm1d(), torch.nn.LazyLinear(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    state = torch.get_rng_state()
+    seen = []
+    table = range_test(model, optimizer, CROSS_ENTROPY, (seen.append(0) or batch for batch in batches), iterations=8)
+    assert table.train_loss.notna().all()
+    assert len(seen) == 8
+    assert model[0].weight.shape == (8, 10)
+    assert model[1].num_batches_tracked == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("groups", "keep", "expected"),
+    [
+        ([dict(lr=0.1), dict(lr=0.01)], True, [1, 0.1]),
+        ([dict(lr=0.1), dict(lr=0.01)], False, [1, 1]),
+        ([dict(lr=0.01), dict(lr=torch.tensor(0.1))], True, [0.1, 1]),
+        ([dict(lr=0.1, lr_mult=3.0), dict(lr=0.01)], True, [3, 1]),
+        ([dict(lr=0.0), dict(lr=0.0)], True, [1, 1]),
+        ([dict(lr=0.1), dict(lr=0.0)], True, [1, 0]),
+    ],
+    ids=["ratio", "same", "second is largest", "lr_mult", "all zero", "frozen"],
+)
+def test_groups_keep_their_ratios(groups, keep, expected):
+    model, _, batches, _ = problem()
+    optimizer = torch.optim.SGD(
+        [{"params": [p], **group} for p, group in zip((model.weight, model.bias), groups, strict=True)], lr=0.5
+    )
+    used = []
+    optimizer.register_step_pre_hook(lambda o, *_: used.append([float(group["lr"]) for group in o.param_groups]))
+    table = range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=50, max_lr=1.0, keep_ratios=keep)
+    assert np.allclose(used, np.outer(table.lr, expected))
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([float(g["lr"]) for g in groups])
+
+
+@pytest.mark.parametrize("bad", [[3], [3, 10], [8]], ids=["one", "two", "at a row's end"])
+def test_a_single_batch_without_a_finite_loss_is_survived(bad):
+    """It changes no weight; the rows go on, and the one it lies in is the mean of the others."""
+    model, optimizer, batches, accuracy = problem()
+    calls = []
+
+    def loss_fn(outputs, labels):
+        calls.append(0)
+        return CROSS_ENTROPY(outputs, labels) * (float("nan") if len(calls) in bad else 1)
+
+    table = range_test(model, optimizer, loss_fn, batches, accuracy, 1e-3, 0.1, 40, 4)
+    assert table.train_loss.notna().all()
+    assert table.accuracy.iloc[-1] > 0.8
+
+
+def test_two_lost_iterations_in_a_row_end_the_test_at_the_first():
+    """Also where a row ends between the two: it was measured while the run had diverged."""
+    model, optimizer, batches, accuracy = problem()
+    calls = []
+
+    def loss_fn(outputs, labels):
+        calls.append(0)
+        return CROSS_ENTROPY(outputs, labels) * (float("inf") if len(calls) >= 12 else 1)
+
+    table = range_test(model, optimizer, loss_fn, batches, accuracy, 1e-3, 0.1, 40, 4)
+    assert len(calls) == 13
+    assert table.iteration[table.train_loss.notna()].tolist() == [4, 8]
+    assert (table.train_loss.notna() == table.accuracy.notna()).all()
+    assert len(table) == 10
+
+
+def test_an_iterator_lasts_for_the_ramp_or_says_so():
+    model, optimizer, batches, _ = problem()
+    table = range_test(model, optimizer, CROSS_ENTROPY, (batch for batch in 3 * batches), iterations=24)
+    assert table.train_loss.notna().all()
+    before = model.weight.tolist()
+    with pytest.raises(ValueError, match="batches ended after 24 of 50, and can be gone through only once"):
+        range_test(model, optimizer, CROSS_ENTROPY, iter(3 * batches), iterations=25, accumulate=2)
+    assert model.weight.tolist() == before
+
+
+def test_what_is_not_supported_is_refused_in_a_line():
+    model, optimizer, batches, accuracy = problem()
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    torch.optim.lr_scheduler.StepLR(lbfgs, 1)  # which wraps its step
+    each = torch.nn.CrossEntropyLoss(reduction="none")
+    for message, arguments, settings in (
+        ("LBFGS calls a closure many times a step", (model, lbfgs, CROSS_ENTROPY, batches), {}),
+        ("optimizer must be a torch.optim.Optimizer, not list", (model, [], CROSS_ENTROPY, batches), {}),
+        ("model must be a torch.nn.Module, not function", (accuracy, optimizer, CROSS_ENTROPY, batches), {}),
+        ("either a loss_fn", (model, optimizer, None, batches), {}),
+        ("either a loss_fn", (model, optimizer, CROSS_ENTROPY, batches), dict(forward=accuracy)),
+        ("give one of them", (model, optimizer, CROSS_ENTROPY, batches, accuracy), dict(validation=batches)),
+        ("are called validation", (model, optimizer, CROSS_ENTROPY, batches, batches), {}),
+        (
+            "validation can be gone through only once",
+            (model, optimizer, CROSS_ENTROPY, batches),
+            dict(validation=iter(batches)),
+        ),
+        ("validation is empty", (model, optimizer, CROSS_ENTROPY, batches), dict(validation=[])),
+        ("a tensor of one number, not a tensor of shape \\(50,\\)", (model, optimizer, each, batches), {}),
+        ("a tensor of one number, not float", (model, optimizer, None, batches), dict(forward=lambda *_: 1.0)),
+        (
+            "a batch is inputs and a target, not a dict: give a forward",
+            (model, optimizer, CROSS_ENTROPY, [{"x": 1}]),
+            {},
+        ),
+        (
+            "accumulate must be a whole number above 0, not 0",
+            (model, optimizer, CROSS_ENTROPY, batches),
+            dict(accumulate=0),
+        ),
+        (
+            "iterations must be a whole number above 0, not 10.5",
+            (model, optimizer, CROSS_ENTROPY, batches),
+            dict(iterations=10.5),
+        ),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            range_test(*arguments, **{"iterations": 10, **settings})
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("read", [suggest_bounds, best_rate])
+def test_points_at_both_ends_can_be_skipped(read):
+    rng = np.random.default_rng(0)
+    values = curve("falls") if read is suggest_bounds else 1 - curve("falls")
+    values = values + rng.normal(0, 0.005, 40)
+    wild = np.concatenate([[5, -3], values, [np.inf]])
+    lr = np.concatenate([[1e-5, 1e-4], LR, [1.0]])
+    expected, found = read(LR, values), read(lr, wild, skip_start=2, skip_end=1)
+    assert found == expected
+    line = found.fitted if read is suggest_bounds else found.smoothed
+    assert len(line) == 43
+    assert np.isnan(line[[0, 1, -1]]).all()
+    with pytest.raises(AnalysisError, match="skip_start=40, skip_end=3: no point is left of 43"):
+        read(lr, wild, skip_start=40, skip_end=3)
+    with pytest.raises(AnalysisError, match="skip_start=-1"):
+        read(lr, wild, skip_start=-1)
 
 
 def test_four_runs_have_bounds_and_no_intervals():

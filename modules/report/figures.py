@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from modules.policies import label
-from modules.range_test import BestRate
+from modules.range_test import BestRate, best_rate, suggest_bounds
 from modules.report.crossing import Crossing
+from modules.report.regret import Landscape
 from modules.runs.files import atomic_write
+from modules.statistics import AnalysisError
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
@@ -188,7 +190,14 @@ def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
         losses: training loss by learning rate (the index), one column a run; NaN from where a run had ended.
         best: what `range_test.best_rate` reads off it.
         title: the figure's title.
+
+    Raises:
+        AnalysisError: a range test's own table, whose columns are no runs.
     """
+    if "train_loss" in losses:
+        raise AnalysisError(
+            "sweep draws losses by rate, one column a run: a single range test is for range_test(curve)"
+        )
     figure, axes = plt.subplots()
     runs = len(losses.columns)
     if runs > 1:
@@ -209,15 +218,22 @@ def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
     return figure
 
 
-def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, runs: int, log: bool = False) -> Figure:
+def range_test(
+    curve: pd.DataFrame, bounds: pd.DataFrame | None = None, label: str = "", runs: int = 1, log: bool | None = None
+) -> Figure:
     """Test accuracy against learning rate with the suggested bounds and their intervals.
 
+    `range_test(curve)` draws a curve of your own, as `modules.range_test.range_test` returns it: loss, accuracy where
+    it was measured, and what `best_rate` and `suggest_bounds` read off it, or why they read nothing.
+
     Args:
-        curve, bounds: as `bounds.bounds_table` gives them; None for the curve alone.
+        curve, bounds: as `tables.bounds_table` gives them; None for the curve alone.
         label: the data set's.
         runs: how many runs the curve averages.
-        log: draw the learning rate on a logarithmic axis.
+        log: draw the learning rate on a logarithmic axis; None does so where an own curve's ramp was exponential.
     """
+    if "train_loss" in curve:
+        return _own_range_test(curve, label, log)
     figure, axes = plt.subplots()
     name = f"mean of {runs} runs (band: lowest to highest)" if runs > 1 else "one run"
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
@@ -236,6 +252,111 @@ def range_test(curve: pd.DataFrame, bounds: pd.DataFrame | None, label: str, run
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend_below(axes, 2, stripes)
+    figure.tight_layout()
+    return figure
+
+
+def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None) -> Figure:
+    """One curve of a user's: the loss above, the accuracy below it where it was measured."""
+    if log is None:  # an exponential ramp's rates are as far apart in the middle as at the ends, as factors
+        log = bool(np.ptp(np.log(curve.lr).diff()[1:-1]) < np.ptp(curve.lr.diff()[1:-1]) / curve.lr.diff().mean())
+    quantities = ["train_loss"] + ["accuracy"] * bool(curve.accuracy.notna().any())
+    figure, panels = plt.subplots(len(quantities), 1, sharex=True, figsize=(8, 3.2 * len(quantities)), squeeze=False)
+    notes = []
+    for axes, quantity in zip(panels[:, 0], quantities, strict=True):
+        axes.plot(curve.lr, curve[quantity], color=BASELINE, linewidth=0.8, alpha=0.6, label=quantity.replace("_", " "))
+        try:
+            if quantity == "train_loss":
+                best = best_rate(curve.lr, curve.train_loss)
+                axes.plot(curve.lr, best.smoothed, color=BASELINE, label="smoothed")
+                axes.axvline(best.lr, color=COLOURS[3], linestyle="--", label=f"lowest loss at {best.lr:.2g}")
+            else:
+                bounds = suggest_bounds(curve.lr, curve.accuracy, log)
+                axes.plot(curve.lr, bounds.fitted, color="0.1", linewidth=1, label="four segments")
+                for name, colour in (("base_lr", COLOURS[2]), ("max_lr", COLOURS[3])):
+                    value = getattr(bounds, name)
+                    axes.axvline(value, color=colour, linestyle="--", label=f"{name} {value:.2g}")
+        except AnalysisError as error:
+            notes.append(f"{quantity.replace('_', ' ')}: {error}")
+        axes.set_ylabel(quantity.replace("_", " "))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
+    losses = curve.train_loss
+    start, lowest = losses[losses.notna()].iloc[0], losses.min()
+    margin = 0.1 * (start - lowest) or 0.1
+    panels[0, 0].set_ylim(lowest - margin, start + 3 * margin)  # no matter how far it diverged
+    if len(quantities) > 1:
+        panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="\n".join(["learning rate", *notes]), xlim=(curve.lr.iloc[0], curve.lr.iloc[-1]))
+    if log:
+        axes.set_xscale("log")
+    figure.suptitle(": ".join([*filter(None, [label]), "learning rate range test"]), fontsize="medium")
+    figure.tight_layout()
+    return figure
+
+
+def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
+    """For each schedule, the share of tasks and ramps on which a rule costs at most x points.
+
+    Args:
+        shares: as `regret.profile` gives it.
+        ramp: which ramps.
+    """
+    shares = shares[shares.ramp == ramp]
+    schedules, rules = list(dict.fromkeys(shares.schedule)), list(dict.fromkeys(shares.rule))
+    figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 5), squeeze=False)
+    for axes, schedule in zip(panels[0], schedules, strict=True):
+        for rule in rules:
+            found = shares[(shares.schedule == schedule) & (shares.rule == rule)]
+            number = rules.index(rule)
+            axes.plot(
+                found.regret,
+                found.share,
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
+                label=rule,
+            )
+        axes.set(xlabel="regret in points, at most", title=schedule, ylim=(0, 1.02), xlim=(0, shares.regret.max()))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0, 0].set_ylabel("share of tasks and ramps")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.suptitle(f"Who finds a good rate: ramps of {ramp}", fontsize="medium")
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize="small"
+    )
+    figure.tight_layout()
+    return figure
+
+
+def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, title: str) -> Figure:
+    """A task's accuracy at every rate, one line a schedule, and below it what each rule suggested, one dot a ramp.
+
+    Args:
+        landscapes: by schedule.
+        suggestions: of this task and of one length of ramp: `rule`, `rate`.
+        title: the figure's title.
+    """
+    rules = list(dict.fromkeys(suggestions.rule))
+    figure, (top, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(8, 3 + 0.25 * len(rules)), height_ratios=(3, 0.25 * len(rules))
+    )
+    for number, (schedule, landscape) in enumerate(landscapes.items()):
+        look = dict(color=COLOURS[number], linestyle=DASHES[number])
+        top.plot(landscape.rates, landscape.mean, label=f"{schedule} (best at {landscape.best:.2g})", **look)
+        low, high = landscape.accuracies.min(axis=1), landscape.accuracies.max(axis=1)
+        top.fill_between(landscape.rates, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
+        for axes in (top, below):
+            axes.axvline(landscape.best, color=COLOURS[number], linewidth=0.8, linestyle=DASHES[number])
+    top.set(ylabel="test accuracy", title=title)
+    top.legend(frameon=False, fontsize="small", loc="lower left")
+    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for number, rule in enumerate(rules):
+        rates = suggestions.rate[suggestions.rule == rule]
+        below.plot(rates, np.full(len(rates), number), ".", color=BASELINE, alpha=0.4, markersize=8)
+        if missing := int(rates.isna().sum()):
+            note = f"{missing} of {len(rates)}: no answer"
+            below.annotate(note, (1.01, number), xycoords=("axes fraction", "data"), va="center", fontsize="x-small")
+    below.set_yticks(range(len(rules)), rules, fontsize="small")
+    below.set(ylim=(len(rules) - 0.5, -0.5), xscale="log", xlabel="learning rate")
     figure.tight_layout()
     return figure
 

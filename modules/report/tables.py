@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from modules.checks import RunError
+from modules.range_test import diverged_as_chance, suggest_bounds
 from modules.runs.files import COLUMNS, RunFiles, atomic_write
 from modules.runs.spec import Spec, spec
 from modules.statistics import AnalysisError
@@ -215,6 +216,51 @@ def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:
     table = grouped.val_acc.agg(runs="count", mean="mean", std="std", low="min", high="max")
     table.insert(0, "lr", grouped.lr.first())
     return table.reset_index()
+
+
+def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The range test's curve and the bounds suggested from it.
+
+    Args:
+        runs: as `read_runs` gives them, of the policy `range_test`.
+        log: whether the ramp was exponential.
+
+    Returns:
+        The curve (`lr`, `mean`, lowest run `low`, highest `high`, the line `fitted`) and the bounds (`bound`, `value`,
+        `low`, `high`, `runs`).
+
+    Raises:
+        AnalysisError: no range test here, or no rise in it.
+    """
+    rates, accuracy = _range_tests(runs)
+    found = suggest_bounds(rates, accuracy, log)
+    bounds = pd.DataFrame(
+        {
+            "bound": ["base_lr", "max_lr"],
+            "value": [found.base_lr, found.max_lr],
+            "low": [found.base_low, found.max_low],
+            "high": [found.base_high, found.max_high],
+            "runs": accuracy.shape[1],
+        }
+    )
+    return range_test_curve(runs).assign(fitted=found.fitted), bounds
+
+
+def range_test_curve(runs: pd.DataFrame) -> pd.DataFrame:
+    """The range test's curve alone; arguments, errors and columns as for `bounds_table`, without `fitted`."""
+    rates, accuracy = _range_tests(runs)
+    return pd.DataFrame(
+        {"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
+    )
+
+
+def _range_tests(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Learning rates `[points]` of the range tests among these runs, and accuracies `[points, runs]`."""
+    tests = runs[runs.policy == "range_test"]
+    if tests.empty:
+        raise AnalysisError("no range test among these runs")
+    accuracy = tests.pivot(index="iteration", columns="seed", values="val_acc")
+    return tests.groupby("iteration").lr.first().to_numpy(), diverged_as_chance(accuracy.to_numpy())
 
 
 def read_bounds(results: str | Path) -> tuple[float, float]:

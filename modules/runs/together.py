@@ -24,7 +24,7 @@ from modules.checks import RunError
 from modules.data.batches import Data, batches
 from modules.data.datasets import Dataset, load
 from modules.data.splits import split
-from modules.divergence import LARGEST_RATE, climbed
+from modules.range_test import LARGEST_RATE, climbed
 from modules.runs.files import RunFiles, atomic_write
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec

@@ -1,0 +1,262 @@
+"""Rules that read one learning rate off a ramp: those of three libraries, the paper's, and this project's.
+
+Each is written from its source's own definition, smoothing, end and trimming included, so that the same ramp can be
+put before all of them. `RULES` has them by name; to add one, write a function and put it there.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from modules.range_test import best_rate, diverged_as_chance, suggest_bounds
+from modules.statistics import AnalysisError
+
+ROWS = 50  # into which this project's rules and the paper's divide a ramp
+SLIDE = 15  # iterations between the two ends of fastai's sliding interval
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, and where it is from.
+
+    Attributes:
+        rate: given the rates of a ramp and what was measured at them, both `[points]`, NaN from where it diverged: the
+            rate suggested, NaN for no answer.
+        source: who has it.
+        of: what it reads: the training `loss` of every iteration, or the `accuracy` of some 50 rows.
+    """
+
+    rate: Callable[[np.ndarray, np.ndarray], float]
+    source: str
+    of: str = "loss"
+
+    def __call__(self, lr: np.ndarray, values: np.ndarray) -> float:
+        lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
+        if np.isnan(values).all():
+            return math.nan
+        try:
+            rate = self.rate(lr, values)
+        except AnalysisError:
+            return math.nan
+        return float(rate) if np.isfinite(rate) and rate > 0 else math.nan
+
+
+def _averaged(loss: np.ndarray, beta: float = 0.98, ahead: int = 0) -> np.ndarray:
+    """The exponential average of `loss` `[points]`, freed of its start at 0 (as if `ahead` points more had come)."""
+    out, average = np.empty(len(loss)), 0.0
+    for index, value in enumerate(loss):
+        average = beta * average + (1 - beta) * value
+        out[index] = average / (1 - beta ** (index + 1 + ahead))
+    return out
+
+
+def _stopped(loss: np.ndarray, factor: float, first: int = 0) -> int:
+    """How many points there are up to the first that exceeds `factor` times the least before it."""
+    lowest = math.inf
+    for index, value in enumerate(loss):
+        if index >= first and value > factor * lowest:
+            return index + 1
+        lowest = min(lowest, value)
+    return len(loss)
+
+
+def _fastai(lr: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What fastai's rules are given: without the first tenth of the ramp and the last five points."""
+    smooth = _averaged(loss)
+    end = _stopped(smooth, 4)
+    kept = slice(len(loss) // 10, max(0, end - 5))
+    lr, smooth = lr[kept], smooth[kept]
+    lost = np.flatnonzero(np.isnan(smooth))
+    end = lost[0] if len(lost) else len(smooth)
+    return lr[:end], smooth[:end]
+
+
+def fastai_valley(lr: np.ndarray, loss: np.ndarray) -> float:
+    """In the middle third of the longest valley: half of it past its first third.
+
+    The valley is the longest falling subsequence, as long ago as its length reaches. Source: fastai,
+    callback/schedule.py, `valley`.
+    """
+    lr, loss = _fastai(lr, loss)
+    lengths = np.ones(len(loss), dtype=int)
+    start = end = 0
+    for point in range(1, len(loss)):
+        higher = lengths[:point][loss[:point] > loss[point]]
+        lengths[point] = 1 + (higher.max() if len(higher) else 0)
+        if lengths[point] > lengths[end]:
+            end, start = point, point - lengths[point]
+    third = (end - start) / 3
+    return lr[start + int(third) + int(third / 2)] if len(lr) else math.nan
+
+
+def fastai_slide(lr: np.ndarray, loss: np.ndarray) -> float:
+    """An interval slides down from the highest rate until the slopes at its two ends are alike.
+
+    Source: fastai, callback/schedule.py, `slide`, with its defaults (15 points, 0.005).
+    """
+    lr, loss = _fastai(lr, loss)
+    if len(loss) <= SLIDE:
+        return math.nan
+    slope = np.gradient(loss)
+    right, found = len(loss) - 1, lr[-1 - SLIDE]
+    while right >= SLIDE and abs(slope[right] - slope[right - SLIDE]) > 0.005:
+        found = lr[right - SLIDE]
+        right -= 1
+    return found
+
+
+def fastai_minimum(lr: np.ndarray, loss: np.ndarray) -> float:
+    """A tenth of the rate of the lowest smoothed loss. Source: fastai, callback/schedule.py, `minimum`."""
+    lr, loss = _fastai(lr, loss)
+    return lr[loss.argmin()] / 10 if len(lr) else math.nan
+
+
+def fastai_steep(lr: np.ndarray, loss: np.ndarray) -> float:
+    """Where the smoothed loss falls most steeply over log rate. Source: fastai, callback/schedule.py, `steep`."""
+    lr, loss = _fastai(lr, loss)
+    return lr[(np.diff(loss) / np.diff(np.log(lr))).argmin()] if len(lr) > 1 else math.nan
+
+
+def _lightning(loss: np.ndarray) -> np.ndarray:
+    """Lightning's smoothed losses, to where it stops; its count of steps is one ahead, which is part of its rule."""
+    smooth = _averaged(loss, ahead=1)
+    return smooth[: _stopped(smooth, 4, first=1)]
+
+
+def lightning(lr: np.ndarray, loss: np.ndarray) -> float:
+    """Where the slope over the *rate* is steepest. Source: Lightning from 2.5.3 on, tuner/lr_finder.py."""
+    smooth = _lightning(loss)[10:-1]
+    lr, smooth = lr[10 : 10 + len(smooth)][np.isfinite(smooth)], smooth[np.isfinite(smooth)]
+    return lr[np.gradient(smooth, lr).argmin()] if len(smooth) > 1 else math.nan
+
+
+def lightning_per_step(lr: np.ndarray, loss: np.ndarray) -> float:
+    """Where the slope over the iterations is steepest. Source: Lightning up to 2.5.2, tuner/lr_finder.py."""
+    smooth = _lightning(loss)[10:-1]
+    smooth = smooth[np.isfinite(smooth)]
+    return lr[10 + np.gradient(smooth).argmin()] if len(smooth) > 1 else math.nan
+
+
+def lr_finder(lr: np.ndarray, loss: np.ndarray) -> float:
+    """Where the smoothed loss falls most steeply over the iterations.
+
+    Source: pytorch-lr-finder, `LRFinder.range_test` (smooth_f 0.05, diverge_th 5), `plot` (skip_start 10, skip_end 5).
+    """
+    smooth = np.array(loss, dtype=float)
+    for index in range(1, len(smooth)):
+        smooth[index] = 0.05 * smooth[index] + 0.95 * smooth[index - 1]
+    smooth = smooth[: _stopped(smooth, 5)][10:-5]
+    # With a NaN among the slopes numpy's argmin is the NaN: the package would suggest the rate of the divergence.
+    return lr[10 + np.gradient(smooth).argmin()] if len(smooth) > 1 else math.nan
+
+
+def in_rows(lr: np.ndarray, loss: np.ndarray, rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    """A ramp's iterations as `range_test` would have put them down in rows: last rate and mean loss of each."""
+    every = max(1, len(loss) // rows)
+    ends = [*range(every, len(loss), every), len(loss)]
+    starts = [0, *ends[:-1]]
+    return lr[np.array(ends) - 1], np.array([loss[a:b].mean() for a, b in zip(starts, ends, strict=True)])
+
+
+def lowest_loss(lr: np.ndarray, loss: np.ndarray) -> float:
+    """`range_test.best_rate` of one ramp. Source: this project, after best_lr."""
+    return best_rate(*in_rows(lr, loss)).lr
+
+
+def half_lowest_loss(lr: np.ndarray, loss: np.ndarray) -> float:
+    """Half of `range_test.best_rate`. Source: this project's README."""
+    return lowest_loss(lr, loss) / 2
+
+
+def accuracy_peak(lr: np.ndarray, accuracy: np.ndarray) -> float:
+    """The rate of the highest accuracy, a centred mean of five rows: where it "starts to fall".
+
+    Source: the paper, 3.3, its upper bound, which is read by eye there; this is a mechanical stand-in.
+    """
+    smooth = pd.Series(diverged_as_chance(accuracy[:, None])[:, 0]).rolling(5, center=True, min_periods=1).mean()
+    return lr[int(smooth.argmax())] if smooth.notna().all() else math.nan
+
+
+def third_of_peak(lr: np.ndarray, accuracy: np.ndarray) -> float:
+    """A third of `accuracy_peak`. Source: the paper, 3.3, its rule of thumb for the lower bound."""
+    return accuracy_peak(lr, accuracy) / 3
+
+
+def upper_bound(lr: np.ndarray, accuracy: np.ndarray) -> float:
+    """`suggest_bounds`' upper bound, on an exponential ramp. Source: this project, after the paper's 3.3."""
+    return suggest_bounds(lr, accuracy, log=True).max_lr
+
+
+def mean_of_bounds(lr: np.ndarray, accuracy: np.ndarray) -> float:
+    """The middle of `suggest_bounds`' range, the mean rate of a cycle. Source: this project."""
+    found = suggest_bounds(lr, accuracy, log=True)
+    return (found.base_lr + found.max_lr) / 2
+
+
+RULES: dict[str, Rule] = {
+    "best_rate": Rule(lowest_loss, "this project"),
+    "best_rate / 2": Rule(half_lowest_loss, "this project"),
+    "suggest_bounds, max_lr": Rule(upper_bound, "this project", "accuracy"),
+    "suggest_bounds, mean": Rule(mean_of_bounds, "this project", "accuracy"),
+    "accuracy peak": Rule(accuracy_peak, "the paper, 3.3", "accuracy"),
+    "accuracy peak / 3": Rule(third_of_peak, "the paper, 3.3", "accuracy"),
+    "fastai minimum": Rule(fastai_minimum, "fastai"),
+    "fastai valley": Rule(fastai_valley, "fastai"),
+    "fastai steep": Rule(fastai_steep, "fastai"),
+    "fastai slide": Rule(fastai_slide, "fastai"),
+    "Lightning": Rule(lightning, "Lightning from 2.5.3 on"),
+    "Lightning, per step": Rule(lightning_per_step, "Lightning up to 2.5.2"),
+    "pytorch-lr-finder": Rule(lr_finder, "pytorch-lr-finder"),
+}
+
+
+# What any rule must beat. They read no ramp.
+
+
+def default_rate(optimizer: str) -> float:
+    """What people take without a test: 0.001 for Adam, 0.01 for everything else."""
+    return 0.001 if optimizer == "adam" else 0.01
+
+
+def halving_lengths(candidates: int, iterations: int) -> list[int]:
+    """After how many iterations of a candidate each round of successive halving ends, in a given number for all.
+
+    Every round gets the same share of `iterations`, and half of the candidates (rounded up) go on to the next.
+
+    Source: Jamieson and Talwalkar, AISTATS 2016, algorithm 1.
+    """
+    rounds = math.ceil(math.log2(candidates))
+    ends, left = [], candidates
+    for _ in range(rounds):
+        ends.append((ends[-1] if ends else 0) + max(1, iterations // (left * rounds)))
+        left = math.ceil(left / 2)
+    return ends
+
+
+def successive_halving(rates: np.ndarray, losses: np.ndarray, iterations: int) -> float:
+    """The rate that survives successive halving by the training loss, a mean over the later half of each round.
+
+    Args:
+        rates: the candidates, `[rates]`.
+        losses: training loss of each iteration at a constant rate, `[iterations, rates]`, NaN from where it diverged;
+            as many iterations as the last of `halving_lengths`.
+        iterations: of all candidates together, as many as the ramp it is held against.
+
+    Returns:
+        The rate; NaN where all diverged.
+    """
+    alive, begin = np.arange(len(rates)), 0
+    for end in halving_lengths(len(rates), iterations):
+        late = losses[begin + (end - begin) // 2 : end, alive].mean(axis=0)
+        late[np.isnan(late)] = np.inf
+        order = np.argsort(late, kind="stable")
+        alive, begin = alive[order[: math.ceil(len(alive) / 2)]], end
+    return float(rates[alive[0]]) if np.isfinite(late.min()) else math.nan
+
+
+def random_rate(low: float, high: float, seed: int) -> float:
+    """A rate of the swept range, drawn evenly over its logarithm."""
+    return float(np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high))))

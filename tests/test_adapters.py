@@ -1,0 +1,78 @@
+"""The adapters of modules/README.md, as they stand there, where the packages install."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = (Path(__file__).resolve().parents[1] / "modules" / "README.md").read_text()
+
+
+def adapter(name):
+    """A function from README's code, and the number of lines it takes."""
+    code = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if f"def {name}" in code)
+    namespace = {}
+    exec(code, namespace)
+    return namespace[name], len([line for line in code.splitlines() if line.strip()])
+
+
+def points(count=200):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, 8, generator=generator)
+    return inputs, (inputs @ torch.randn(8, 3, generator=generator)).argmax(1)
+
+
+@pytest.mark.parametrize("name", ["lightning_range_test", "trainer_range_test"])
+def test_an_adapter_has_twenty_lines(name):
+    assert adapter(name)[1] <= 20
+
+
+@pytest.mark.parametrize("shape", ["optimizer", "dict", "lists"])
+def test_a_lightning_module_trains_by_its_own_step(shape):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 3)
+
+        def training_step(self, batch, index):
+            loss = torch.nn.functional.cross_entropy(self.linear(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss if shape == "optimizer" else {"loss": loss}
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+            with_scheduler = {"optimizer": optimizer, "lr_scheduler": scheduler}
+            return {"optimizer": optimizer, "dict": with_scheduler, "lists": ([optimizer], [scheduler])}[shape]
+
+    module = Module()
+    before = module.linear.weight.tolist()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*points()), batch_size=20)
+    curve = adapter("lightning_range_test")[0](module, loader, iterations=100)
+    assert curve.train_loss.min() < 0.7 * curve.train_loss.iloc[0]
+    assert module.linear.weight.tolist() == before
+
+
+def test_a_trainer_of_transformers_trains_by_its_own_loss(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=2
+    )
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 20, (64, 6), generator=generator)
+    data = [{"input_ids": row, "labels": int(row[0] > 9)} for row in tokens]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, gradient_accumulation_steps=2, use_cpu=True, report_to=[]
+    )
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    curve = adapter("trainer_range_test")[0](trainer, iterations=60, max_lr=1.0)
+    assert curve.train_loss.min() < 0.9 * curve.train_loss.iloc[0]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert trainer.optimizer is None

@@ -1,0 +1,176 @@
+"""Rules for a rate: on curves whose answer is known, and beside the packages that have them, where these install."""
+
+import types
+
+import numpy as np
+import pytest
+
+from modules.range_test import best_rate
+from modules.rate_finders import (
+    RULES,
+    SLIDE,
+    accuracy_peak,
+    default_rate,
+    halving_lengths,
+    in_rows,
+    random_rate,
+    successive_halving,
+)
+
+POINTS = 400
+LR = np.geomspace(1e-6, 10, POINTS)
+
+
+def ramp(seed, ended=True, points=POINTS, top=10.0):
+    """A loss as ramps show it: flat, falling, lowest, and then the divergence."""
+    rng = np.random.default_rng(seed)
+    x = np.log10(np.geomspace(1e-6, top, points))
+    centre = rng.uniform(-3, -1)
+    loss = 0.3 + 2 / (1 + np.exp(3 * (x - centre + 0.5))) + rng.normal(0, 0.05, points)
+    loss += np.exp(np.clip(6 * (x - centre - 1), None, 12))
+    if ended:
+        loss[x > centre + rng.uniform(1.3, 2.0)] = np.nan
+    return loss
+
+
+def curve(of, seed):
+    if of == "loss":
+        return LR, ramp(seed)
+    lr = LR[7::8]
+    x = np.log10(lr)
+    accuracy = np.interp(x, [-6, -3, -1, 0, 1], [0.1, 0.1, 0.9, 0.3, 0.1])
+    return lr, accuracy + np.random.default_rng(seed).normal(0, 0.01, len(lr))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_gives_a_rate_of_the_ramp_or_no_answer(name):
+    rule = RULES[name]
+    lr, values = curve(rule.of, 0)
+    assert lr[0] / 10 <= rule(lr, values) <= lr[-1]
+    for nothing in (np.full(len(lr), np.nan), values[:0], values[:3]):
+        rate = rule(lr[: len(nothing)], nothing)
+        assert np.isnan(rate) or lr[0] / 10 <= rate <= lr[-1]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_ramp_ten_times_higher_gives_a_rate_ten_times_higher(name):
+    lr, values = curve(RULES[name].of, 1)
+    assert RULES[name](10 * lr, values) == pytest.approx(10 * RULES[name](lr, values))
+
+
+def test_rows_are_those_of_the_range_test():
+    lr, loss = in_rows(np.arange(1.0, 104), np.arange(103.0))
+    assert len(lr) == 52
+    assert lr[:2].tolist() == [2, 4]
+    assert lr[-1] == 103
+    assert loss[[0, 1, -1]].tolist() == [0.5, 2.5, 102]
+    assert RULES["best_rate"](LR, ramp(3)) == best_rate(*in_rows(LR, ramp(3))).lr
+    assert RULES["best_rate / 2"](LR, ramp(3)) == RULES["best_rate"](LR, ramp(3)) / 2
+
+
+def test_the_accuracy_s_peak():
+    lr, accuracy = curve("accuracy", 0)
+    assert accuracy_peak(lr, accuracy) == pytest.approx(0.1, rel=0.5)
+    ended = np.where(lr > 0.1, np.nan, accuracy)
+    assert accuracy_peak(lr, ended) == pytest.approx(0.1, rel=0.7)  # the mean of five rows feels the fall early
+
+
+def test_what_is_no_rule():
+    assert (default_rate("adam"), default_rate("sgd")) == (0.001, 0.01)
+    rates = [random_rate(1e-6, 10, seed) for seed in range(1000)]
+    assert 1e-6 <= min(rates) < 1e-5
+    assert 1 < max(rates) <= 10
+    assert np.median(rates) == pytest.approx(10**-2.5, rel=0.6)
+
+
+@pytest.mark.parametrize("iterations", [100, 400, 1875])
+def test_successive_halving_costs_what_the_ramp_costs(iterations):
+    ends = halving_lengths(8, iterations)
+    lengths = np.diff([0, *ends])
+    assert 0.9 * iterations < (lengths * [8, 4, 2]).sum() <= iterations
+
+
+def test_successive_halving_keeps_the_lowest_loss_and_drops_what_diverged():
+    rates = np.geomspace(1e-6, 10, 8)
+    losses = 1 + np.abs(np.arange(8) - 5.0)[None] - 0.001 * np.arange(116)[:, None]
+    assert successive_halving(rates, losses, 400) == rates[5]
+    losses[10:, 5] = np.nan
+    assert successive_halving(rates, losses, 400) in (rates[4], rates[6])
+    assert np.isnan(successive_halving(rates, np.full((116, 8), np.nan), 400))
+
+
+SEEDS = range(12)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("name", ["valley", "slide", "steep", "minimum"])
+def test_fastai_s_rules_are_fastai_s(name, ended):
+    """Their ramp is replayed through their own callbacks' arithmetic: recorder, stop and trimming."""
+    schedule = pytest.importorskip("fastai.callback.schedule")
+    import torch
+    from fastai.learner import AvgSmoothLoss
+
+    for seed in SEEDS:
+        raw, average, lrs, losses, best = ramp(seed, ended), AvgSmoothLoss(), [], [], float("inf")
+        average.val = average.val.double()
+        for lr, loss in zip(LR, raw, strict=True):
+            average.accumulate(types.SimpleNamespace(loss=torch.tensor(loss)))
+            lrs.append(lr)
+            losses.append(average.value)
+            best = losses[-1] if losses[-1] < best else best
+            if losses[-1] > 4 * best:
+                break
+        lrs, losses = torch.tensor(lrs[POINTS // 10 : -5]), torch.tensor(losses[POINTS // 10 : -5])
+        if len(lost := torch.nonzero(torch.isnan(losses))):
+            lrs, losses = lrs[: lost.min()], losses[: lost.min()]
+        expected = getattr(schedule, name)(lrs, losses, POINTS)[0]
+        assert len(losses) > SLIDE
+        assert RULES[f"fastai {name}"](LR, raw) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_lightning_s_rule_is_lightning_s(ended):
+    """The callback is fed the losses, and asked."""
+    lightning = pytest.importorskip("lightning")
+    finder = pytest.importorskip("lightning.pytorch.tuner.lr_finder")
+    version = tuple(int(part) for part in lightning.__version__.split(".")[:3])
+    name = "Lightning" if version >= (2, 5, 3) else "Lightning, per step"
+    for seed in SEEDS:
+        raw = ramp(seed, ended)
+        callback = finder._LRCallback(POINTS)
+        trainer = types.SimpleNamespace(
+            fit_loop=types.SimpleNamespace(batch_idx=0),
+            accumulate_grad_batches=1,
+            should_stop=False,
+            strategy=types.SimpleNamespace(broadcast=lambda value: value),
+        )
+        for step, loss in enumerate(raw, start=1):
+            trainer.global_step = step
+            callback.on_train_batch_end(
+                trainer, None, {"loss": types.SimpleNamespace(item=lambda loss=loss: loss)}, None, 0
+            )
+            if trainer.should_stop:
+                break
+        found = finder._LRFinder("exponential", 1e-6, 10, POINTS)
+        found.results = {"lr": LR[: len(callback.losses)].tolist(), "loss": callback.losses}
+        assert RULES[name](LR, raw) == pytest.approx(found.suggestion())
+
+
+def test_lr_finder_s_rule_is_lr_finder_s(monkeypatch):
+    package = pytest.importorskip("torch_lr_finder")
+    import matplotlib.pyplot as plt
+
+    for seed in SEEDS:
+        raw = ramp(seed, ended=False)
+        import torch
+
+        model = torch.nn.Linear(1, 1)
+        finder = package.LRFinder(model, torch.optim.SGD(model.parameters(), lr=1e-6), torch.nn.MSELoss(), "cpu")
+        losses = iter(raw)
+        monkeypatch.setattr(finder, "_train_batch", lambda *_, losses=losses, **__: next(losses))
+        batches = torch.utils.data.DataLoader([(torch.zeros(1), torch.zeros(1))])
+        finder.range_test(batches, end_lr=10, num_iter=POINTS)
+        figure, axes = plt.subplots()
+        _, expected = finder.plot(ax=axes, suggest_lr=True)
+        plt.close(figure)
+        assert RULES["pytorch-lr-finder"](LR, raw) == pytest.approx(expected)
