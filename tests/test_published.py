@@ -1,0 +1,50 @@
+"""What the studies ask for is what is published: the runs that a study's file makes are those of the published JSONs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modules.data import datasets
+from modules.runs import parallel
+from modules.runs.spec import Spec
+from modules.study import parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"digits": (1297, 1), "mnist": (60_000, 1), "fashion-mnist": (60_000, 1), "images": (50_000, 3)}
+JPEG = {"dataset": "images", "data_dir": "data/cifar10-jpeg"}
+
+
+def named(name, data_dir=None):
+    """A data set of the right size without its pixels: which runs are asked for depends on no more."""
+    count, channels = SIZES[name]
+    images, labels = np.zeros((1, channels, 32, 32), dtype=np.uint8), np.zeros(count, dtype=np.int64)
+    return datasets.Dataset(name, name, images, labels, images, labels, ("0",), "")
+
+
+@pytest.mark.parametrize(
+    ("study", "published", "overrides", "experiments"),
+    [
+        ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp"}),
+        ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
+        ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),
+        ("cifar10", "cifar10-jpeg", JPEG, {"range_test", "headline"}),
+        ("policies", "cifar10-jpeg", JPEG, {"policies", "ablation", "policies_range_test"}),
+        ("wide-resnet", "cifar10-jpeg", JPEG, {"best_lr_sweep", "best_lr"}),
+    ],
+)
+def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, overrides, experiments):
+    results, asked = ROOT / "results" / "published" / published, {}
+
+    def note(specs, folder, data_dir=None, workers=None):
+        asked.setdefault(Path(folder).name, []).extend(specs)
+
+    monkeypatch.setattr(datasets, "load", named)
+    monkeypatch.setattr(parallel, "check_all", note)
+    parameters.check(parameters.parameters(study, results, overrides))
+    assert set(asked) == experiments
+    for experiment, specs in asked.items():
+        records = [json.loads(path.read_text()) for path in (results / experiment).glob("*-seed*.json")]
+        found = {(run := Spec(**record["spec"])).name: run for record in records}
+        assert {run.name: run for run in specs} == found
