@@ -54,7 +54,7 @@ def test_the_crossing_on_cifar10():
 
 
 def test_others_runs_on_cifar10():
-    theirs = pd.read_csv(ROOT / "studies/cifar10/coxy1989_clr_headline.csv")
+    theirs = pd.read_csv(ROOT / "studies/references/coxy1989_clr_headline.csv")
     theirs = theirs.groupby(["policy", "iteration"]).val_acc.mean()
     fixed, clr, best = theirs["fixed", 70_000], theirs["triangular", 20_000], theirs["triangular", 32_000]
     says = f"{100 * fixed:.1f} % for *fixed*, for CLR {100 * clr:.1f} % at 20,000 and {100 * best:.1f} % at 32,000"
@@ -149,7 +149,7 @@ def test_single_range_tests():
 
 
 def test_the_rule_on_someone_elses_curve():
-    theirs = pd.read_csv(ROOT / "studies/cifar10/coxy1989_clr_range_test.csv")
+    theirs = pd.read_csv(ROOT / "studies/references/coxy1989_clr_range_test.csv")
     bounds = suggest_bounds(theirs.lr, theirs.val_acc)
     for text in (README, LEDGER):
         assert f"it gives {bounds.base_lr:.4f} and {bounds.max_lr:.4f}" in text

@@ -23,7 +23,7 @@ def policies() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def paper() -> pd.Series:
     """The paper's accuracy of each policy."""
-    rows = pd.read_csv(ROOT / "studies/policies/reference.csv")
+    rows = pd.read_csv(ROOT / "studies/references/policies.csv")
     return rows[rows.source.str.startswith("the paper")].set_index("policy").value
 
 

@@ -1,4 +1,4 @@
-"""What the studies ask for is what is published: the runs that a study's file makes are those of the published JSONs."""
+"""The studies ask for what is published: the runs that a study's file makes are those of the published JSONs."""
 
 import json
 from pathlib import Path

@@ -144,18 +144,29 @@ def test_unwritable_results_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("datset: digits\n", "no parameter 'datset' (value 'digits', did you mean 'dataset'?)"),
+        (
+            "notebooks: {02_range_test: {datset: digits}}",
+            "no parameter 'datset' (value 'digits', did you mean",
+        ),
+        ("notebooks: {02_range_test: {momentum: 0.5}}", "no parameter 'momentum' (value 0.5): it goes into `settings`"),
+        ("notebooks: {02_range_test: {settings: {momentun: 0.5}}}", "did you mean 'momentum'"),
+        ("notebooks: {02_range_test: {settings: {iterations: 5}}}", "settings: iterations (value 5) is decided"),
+        ("notebooks: {02_range_test: digits}", "parameters as `name: value` are needed, not 'digits'"),
+        ("notebooks: {02_range: {}}", "there is no notebook '02_range'"),
+        ("notebook: {}", "`notebooks:` with the parameters of each is needed"),
+        ("notebooks: {}\nconclusion: {}", "'conclusion' is no part of a study, did you mean 'conclusions'?"),
+        ("notebooks: {03_headline_experiment: {}}", "no bounds in"),
         ("dataset: [\n", "is not valid YAML"),
     ],
 )
-def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
-    shutil.copytree(ROOT / "studies" / "smoke", tmp_path / "studies" / "mine")
-    (tmp_path / "studies" / "mine" / "02_range_test.yaml").write_text(content)
-    monkeypatch.setattr(parameters, "STUDIES", tmp_path / "studies")
-    assert cli.main(["reproduce", "--study", "mine", "--results", str(tmp_path / "results")]) == 2
+def test_bad_files_of_studies_are_named(tmp_path, capsys, content, message):
+    (tmp_path / "mine.yaml").write_text(content)
+    results = tmp_path / "results"
+    assert cli.main(["reproduce", "--study", str(tmp_path / "mine.yaml"), "--results", str(results)]) == 2
     output = capsys.readouterr().err
     assert message in output
-    assert "02_range_test.yaml" in output
+    assert output.count("\n") == 1
+    assert not results.exists()
 
 
 def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ from modules.runs.files import atomic_write, sweep, writing
 from modules.runs.verification import runs_in, verify
 from modules.study import documents
 from modules.study.pages import html
-from modules.study.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
+from modules.study.parameters import NOTEBOOKS, StudyError, check, parameters, published_folder, read_study
 
 IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
@@ -170,9 +170,7 @@ FIGURES = ("run.png", "lrrt.png", "policies.png", "ablation.png", "best_lr_sweep
 
 def _check_complete(study: str, results: Path) -> None:
     """Raise StudyError when something is missing from a study's results, before anything published is touched."""
-    notebooks = [path.stem for path in sorted((STUDIES / study).glob("*.yaml"))]
-    if not notebooks:
-        raise StudyError(f"unknown study {study!r}: publish with the STUDY that made {results}")
+    notebooks = list(read_study(study)["notebooks"])
     parts = [f"notebooks/{name}.ipynb" for name in notebooks]
     for name, table in TABLES.items():
         if table.notebook in notebooks:
@@ -215,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m modules", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("reproduce", help="run a study's notebooks and compare with what is published")
-    run.add_argument("--study", required=True, help="a folder of studies/")
+    run.add_argument("--study", required=True, help="a file of studies/, without .yaml; or the path of one")
     run.add_argument("--results", type=Path, help="results folder; by default results/<study>")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
@@ -230,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     at_root()
     try:
         if options.command == "reproduce":
-            reproduce(options.study, options.results, {name: value(text) for name, text in options.p})
+            reproduce(options.study, options.results, dict(options.p))
         elif options.command == "publish":
             publish(options.study, options.results or Path("results") / options.study)
         elif options.command == "verify":

@@ -24,12 +24,14 @@ FULL = os.environ.get("CLR_FAULTS") == "full"
 in_full = pytest.mark.skipif(not FULL, reason="make test-faults makes this fault")
 
 NETWORK = dict(model="mlp", optimizer="adam", weight_decay=0.0, batch_size=50)
+#: The same as parameters of a notebook.
+ASKED = dict(model="mlp", batch_size=50, settings=dict(optimizer="adam", weight_decay=0.0))
 LENGTH = 2400 if FULL else 1200
 EVERY = 100 if FULL else 50
 BOUNDS = dict(base_lr=0.0025, max_lr=0.01)
-RANGE_TEST = dict(**NETWORK, iterations=LENGTH, evaluate_every=EVERY, min_lr=0.0001, max_lr=0.02, runs=2)
+RANGE_TEST = dict(**ASKED, iterations=LENGTH, evaluate_every=EVERY, min_lr=0.0001, max_lr=0.02, runs=2)
 HEADLINE = dict(
-    **NETWORK,
+    **ASKED,
     **BOUNDS,
     evaluate_every=EVERY,
     fixed_milestones=[LENGTH - 200, LENGTH - 100],
@@ -63,14 +65,12 @@ class Study:
     """
 
     def __init__(self, place, notebooks):
-        self.folder, self.results, self.process = place / "study", place / "results", None
-        self.folder.mkdir()
-        for name, values in notebooks.items():
-            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        self.file, self.results, self.process = place / "study.yaml", place / "results", None
+        self.file.write_text(yaml.safe_dump({"notebooks": notebooks}))
 
     def start(self, *prefix, **environment):
         """`make reproduce` as its own process group, whose Ctrl-C is not this process's."""
-        command = ["make", "reproduce", f"STUDY={self.folder}", f"RESULTS={self.results}"]
+        command = ["make", "reproduce", f"STUDY={self.file}", f"RESULTS={self.results}"]
         # The interpreter that runs the tests, so that no environment is made.
         command += [f"PYTHON={sys.executable}", "ENV="]
         self.process = subprocess.Popen(
