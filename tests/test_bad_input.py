@@ -71,9 +71,9 @@ def test_misspelt_settings_are_recognised(field, position):
 
 
 PARAMETERS = [
-    (path.stem, name)
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
-    for name in parameters.declared(path.stem)
+    (notebook, name)
+    for notebook in parameters.read_study("smoke")["notebooks"]
+    for name in parameters.declared(notebook)
     if name not in ("results_dir", "published_dir", "data_dir")  # any text is a folder, which is made when missing
 ]
 

@@ -12,7 +12,7 @@ import pytest
 from modules.study import cli, documents, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = list(parameters.read_study("smoke")["notebooks"])
 
 
 @pytest.fixture(scope="session")

@@ -37,11 +37,12 @@ from modules.runs.files import RunFiles
 from modules.runs.spec import Spec, spec
 from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
+from modules.study.tournament import Registration, Tournament
 
 Runs = dict[str, list[Spec]]
 
 #: What `settings` cannot say: the experiment itself does.
-DECIDED = ("dataset", "policy", "variant", "iterations", "evaluate_every", "seed", "keep_weights")
+DECIDED = ("dataset", "policy", "variant", "iterations", "evaluate_every", "seed", "keep_weights", "registration")
 
 #: best_lr's own defaults for its wide residual network. LeNet takes no others.
 WIDE = dict(
@@ -502,6 +503,27 @@ def mlp(
     return {"mlp": specs}
 
 
+@_checked
+def tournament(
+    registration: str,
+    dataset: str,
+    data_dir: str | None,
+    arms: list | None,
+    train: bool,
+    workers: int | None,
+    results_dir: str,
+) -> Tournament:
+    """Notebook 8: the runs of a registration, in `tournament_tuning` and `tournament`, as it goes on.
+
+    Raises:
+        RunError, DataError: a parameter is wrong, or a folder holds other runs.
+    """
+    design = Registration.read(registration)
+    found = Tournament(design, dataset, f"{results_dir}/tournament_tuning", f"{results_dir}/tournament", arms)
+    found.check(data_dir, workers)
+    return found
+
+
 def cyclical_rates(base_lr: float, max_lr: float, step_size: int, iterations: int) -> list[float]:
     """The learning rates of a run that cycles, one an iteration."""
     clr = CyclicLR(torch.optim.SGD([torch.zeros(1)], lr=1), base_lr, max_lr, step_size)
@@ -518,4 +540,5 @@ CHECKS: dict[str, Callable] = {
     "05_policies": policies,
     "06_best_lr": best_lr,
     "07_mlp_mnist": mlp,
+    "08_tournament": tournament,
 }
