@@ -1,5 +1,5 @@
 STUDY ?= digits
-RESULTS ?= results/$(STUDY)
+RESULTS ?= results/$(basename $(notdir $(STUDY)))
 PARAMS ?=
 
 # Inside an activated conda environment `clr` its Python is used; otherwise .venv is made when it is missing

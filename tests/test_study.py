@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from modules.study import cli, documents, parameters
+from modules.study import cli, documents, parameters, publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = list(parameters.read_study("smoke")["notebooks"])
@@ -104,9 +104,9 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("momentum", "0.5", "momentum: 0.9, not 0.5"),
+        ("weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
         ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
-        ("04.baseline", "square", "baseline='square': one of fixed, triangular"),
+        ("04.baseline", "square", "baseline='square': one of triangular, triangular2"),
         ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),
         ("0.gamma", "0.9", "no notebook has a parameter '0.gamma'"),
         ("01.gamma", "2", "gamma=2.0: a decay"),
@@ -172,9 +172,9 @@ def test_bad_files_of_studies_are_named(tmp_path, capsys, content, message):
 def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr(cli, "IMAGES", tmp_path / "images")
+    monkeypatch.setattr(publishing, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- smoke/headline iterations fixed -->?<!-- end -->")
+    readme.write_text("![Run](images/smoke/run.png) <!-- smoke/headline iterations fixed -->?<!-- end -->")
     monkeypatch.setattr(documents, "DOCUMENTS", (readme,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
@@ -188,8 +188,11 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             target.write_bytes(re.sub(temporary, b"results/smoke", path.read_bytes()))
     assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 0
     published = {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()}
-    assert (tmp_path / "images" / "smoke" / "run.png").exists()
-    assert readme.read_text() == "<!-- smoke/headline iterations fixed -->56<!-- end -->"
+    assert [path.name for path in (tmp_path / "images" / "smoke").iterdir()] == ["run.png"]
+    for path in (mine / "notebooks").glob("*.ipynb"):
+        concluded = nbformat.read(tmp_path / "published" / "smoke" / "notebooks" / path.name, 4).cells[-1].source
+        assert ("trains 56 iterations" in concluded) == (path.stem == "04_headline_figures")
+    assert readme.read_text().endswith("<!-- smoke/headline iterations fixed -->56<!-- end -->")
     assert not (tmp_path / "published" / "smoke" / "tables" / "comparison.csv").exists()
 
     partial = mine / "headline" / ".partial" / "fixed-seed1.pt"
@@ -218,6 +221,11 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             lambda: shutil.copytree(mine / "mlp", tmp_path / "published" / "smoke" / "more"),
             lambda: shutil.rmtree(tmp_path / "published" / "smoke" / "more"),
             "also holds more, which",
+        ),
+        (
+            lambda: readme.write_text("![Nothing](images/smoke/nothing.png)"),
+            lambda: readme.write_text(""),
+            "has no figures/nothing.png, which a document shows as images/smoke/nothing.png",
         ),
         (
             lambda: readme.write_text("<!-- smoke/headline iterations square -->?<!-- end -->"),

@@ -80,9 +80,14 @@ def read_study(study: str) -> dict[str, dict]:
     for part, values in found.items():
         if part not in PARTS:
             raise StudyError(f"{file}: {short(part)} is no part of a study{did_you_mean(str(part), PARTS)}")
-        for name in values if isinstance(values, dict) else ():
-            if part != "notes" and not (isinstance(name, str) and (NOTEBOOKS / f"{name}.ipynb").is_file()):
+        if part != "notes" and not isinstance(values, dict):
+            raise StudyError(f"{file}: {part}: notebooks by name are needed, not {short(values)}")
+        for name in values if part != "notes" else ():
+            if not (isinstance(name, str) and (NOTEBOOKS / f"{name}.ipynb").is_file()):
                 raise StudyError(f"{file}: there is no notebook {short(name)} in {NOTEBOOKS}")
+    for name, text in (found.get("conclusions") or {}).items():
+        if not isinstance(text, str):
+            raise StudyError(f"{file}: conclusions: {name}: text is needed, not {short(text)}")
     for name, values in found["notebooks"].items():
         if not isinstance(values, dict):
             raise StudyError(f"{file}: {name}: parameters as `name: value` are needed, not {short(values)}")
