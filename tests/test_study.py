@@ -50,7 +50,7 @@ def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
-    monkeypatch.setattr(cli, "html", lambda: Path("site/index.html"))
+    monkeypatch.setattr(cli, "html_pages", lambda: Path("site/index.html"))
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     shutil.copytree(results, tmp_path / "published" / "smoke")
     everything = cli.parameters
@@ -243,26 +243,3 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
         assert message in capsys.readouterr().err
         repair()
     assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
-
-
-def test_html_pages_are_self_contained_and_linked(smoke, tmp_path, monkeypatch):
-    from modules.study import pages
-
-    results, _ = smoke
-    shutil.copytree(results / "notebooks", tmp_path / "results" / "smoke" / "notebooks")
-    monkeypatch.chdir(tmp_path)
-    index = pages.html().read_text()
-    for name in NOTEBOOKS:
-        assert f'href="results/smoke/{name}.html"' in index
-        page = (tmp_path / "site" / "results" / "smoke" / f"{name}.html").read_text()
-        assert "<script src=" not in page
-        assert ".ipynb" not in page
-    assert 'src="data:image/png;base64' in page
-
-
-def test_html_without_results_is_an_error(tmp_path, monkeypatch):
-    from modules.study import pages
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(pages.PageError, match="no executed notebook"):
-        pages.html()

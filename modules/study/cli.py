@@ -18,9 +18,15 @@ from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.verification import runs_in, verify
 from modules.study.notebooks import execute
-from modules.study.pages import html
 from modules.study.parameters import check, parameters, published_folder, read_study
 from modules.study.publishing import publish
+
+
+def html_pages() -> Path:
+    """As `pages.html_pages`; what makes pages takes a second to import, and no other command needs it."""
+    from modules.study import pages
+
+    return pages.html_pages()
 
 
 def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> None:
@@ -44,7 +50,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")
         if Path("results").resolve() in results.resolve().parents:
-            print(f"As web pages: {html()}")
+            print(f"As web pages: {html_pages()}")
 
 
 def verify_all(place: Path, rows: int, data_dir: str | None) -> int:
@@ -83,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "verify":
             return verify_all(options.results, options.rows, options.data_dir)
         else:
-            print(html())
+            print(html_pages())
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
