@@ -1,10 +1,16 @@
 """From a notebook's parameters to its runs: which runs they are, and what is refused before any work."""
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from test_policies import Staircase
 
-from modules import policies
+from modules import models, policies
 from modules.checks import RunError
+from modules.data import sources
+from modules.report import tables
+from modules.runs.training import train
 from modules.statistics import AnalysisError
 from modules.study import experiments, parameters
 
@@ -67,6 +73,28 @@ def test_the_challenger_can_be_any_policy(asked, tmp_path, name):
         if bound in policies.kinds()[name].model_fields and name != "range_test":
             assert getattr(run.policy, bound) == value  # the range test's, where none is given
     assert headline(asked, clr_policy=name, **NEEDS.get(name, {}), settings=dict(ema=0.9))[1].ema == 0.9
+
+
+def test_a_policy_a_network_and_a_data_set_of_ones_own_run_in_notebook_3(asked, tmp_path, monkeypatch):
+    images, labels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
+    squares = sources.Source("squares", lambda data_dir: ([(images, labels), (images, labels)], ("a", "b")))
+
+    def bare(channels, size, classes):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+
+    monkeypatch.setattr(policies, "POLICIES", (*policies.POLICIES, Staircase))
+    monkeypatch.setitem(models.NETWORKS, "bare", models.Network(bare, "bare"))
+    monkeypatch.setitem(sources.SOURCES, "squares", squares)
+    lengths = dict(fixed_milestones=[], fixed_iterations=12, clr_iterations=12, evaluate_every=4)
+    mine = dict(dataset="squares", model="bare", batch_size=5, clr_policy="staircase")
+    runs = headline(asked, **mine, **lengths, clr_settings=dict(lr=0.1, every=6))
+    for run in runs:
+        train(run, tmp_path / "headline")
+    table = tables.read_runs(tmp_path / "headline", runs)
+    assert tables.other_policy(table, "fixed") == "staircase"
+    assert set(table.label) == {"squares"}
+    places = dict(reference=None, results_dir=str(tmp_path), published_dir="published")
+    assert experiments.headline_figures("fixed", "staircase", **places) == {}
 
 
 def test_an_anneal_is_one_of_the_challengers_settings(asked):
