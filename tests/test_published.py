@@ -53,17 +53,21 @@ def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, o
 
 
 @pytest.mark.parametrize(("study", "published"), [entry[:2] for entry in STUDIES])
-def test_conclusions_are_filled_from_the_published_tables(study, published):
+def test_conclusions_are_filled_from_the_published_tables(tmp_path, study, published):
     made = parameters.read_study(study)
     assert set(made["conclusions"]) <= set(made["notebooks"])
-    for name, text in made["conclusions"].items():
+    (tmp_path / "notebooks").mkdir()
+    for name in made["notebooks"]:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
-        for _ in range(2):  # the second takes the first one's place
-            notebooks.with_conclusion(notebook, text, ROOT / "results" / "published" / published, published)
-        assert len(notebook.cells) == 2
-        found = notebook.cells[-1].source
-        assert found.startswith(f"## What was concluded\n\nOf the published runs, `results/published/{published}`")
-        assert "{" not in found, name
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    for _ in range(2):  # the second takes the first one's place
+        notebooks.conclude(study, tmp_path, ROOT / "results" / "published" / published, published)
+    for name in made["notebooks"]:
+        _, *added = nbformat.read(tmp_path / "notebooks" / f"{name}.ipynb", 4).cells
+        assert len(added) == (name in made["conclusions"])
+        for cell in added:
+            assert cell.source.startswith("## What was concluded\n\nOf the published runs, `results/published/")
+            assert "{" not in cell.source
 
 
 def test_source_notebooks_conclude_nothing_of_one_study():

@@ -17,8 +17,8 @@ from modules.report.formatting import readable
 from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.verification import runs_in, verify
-from modules.study.notebooks import execute
-from modules.study.parameters import check, parameters, published_folder, read_study
+from modules.study.notebooks import conclude, execute
+from modules.study.parameters import check, parameters, published_folder
 from modules.study.publishing import publish
 
 
@@ -34,18 +34,19 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     results = results or Path("results") / Path(study).stem
     plan = parameters(study, results, overrides)
     check(plan)
-    conclusions = read_study(study)["conclusions"]
     with writing(results):
         for part in ("tables", "figures"):
             sweep(results / part)
         started = time.monotonic()
         for name in plan:
             print(f"\n== {name}", flush=True)
-            execute(name, plan, results, conclusions.get(name, ""), published_folder(results))
-        comparison = compare(results, published_folder(results))
+            execute(name, plan, results)
+        if (published := published_folder(results)).is_dir():
+            conclude(study, results, published, published.name)
+        comparison = compare(results, published)
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
-            print(f"\nThis run beside {published_folder(results)}:\n")
+            print(f"\nThis run beside {published}:\n")
             print(readable(comparison).to_string(index=False))
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")

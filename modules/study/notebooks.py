@@ -11,20 +11,18 @@ import nbformat
 
 from modules.runs.files import atomic_write
 from modules.study.documents import number
-from modules.study.parameters import NOTEBOOKS, StudyError
+from modules.study.parameters import NOTEBOOKS, StudyError, read_study
 
 CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w -]+)\}")
 
 
-def execute(name: str, plan: dict[str, dict], results: Path, conclusion: str, published: Path) -> None:
+def execute(name: str, plan: dict[str, dict], results: Path) -> None:
     """Run one notebook of a plan through papermill into `<results>/notebooks/`, where it appears when it succeeded.
 
     Args:
         name: the notebook's.
         plan: the parameters of all notebooks of the study, by name.
         results: the results folder.
-        conclusion: what the study concludes, as for `with_conclusion`.
-        published: the published results it is concluded from; where there are none, it is left out.
 
     Raises:
         StudyError: a cell failed; the message is the error's first line.
@@ -59,10 +57,7 @@ def execute(name: str, plan: dict[str, dict], results: Path, conclusion: str, pu
                 f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
             ) from None
         else:
-            notebook = tidy(nbformat.read(unfinished, 4), plan)
-            if published.is_dir():
-                with_conclusion(notebook, conclusion, published, published.name)
-            atomic_write(target, nbformat.writes(notebook) + "\n")
+            atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4), plan)) + "\n")
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -96,21 +91,26 @@ def _is_progress(text: str) -> bool:
     return "\r" in text or not text.strip()
 
 
-def with_conclusion(notebook: nbformat.NotebookNode, conclusion: str, results: Path, name: str) -> None:
-    """Put a study's conclusion into a notebook as its last cell, in place of an earlier one.
+def conclude(study: str, results: Path, source: Path, name: str) -> None:
+    """Put what a study concludes at the end of its executed notebooks, in place of what stood there.
 
     Args:
-        notebook: it is changed.
-        conclusion: text in which `{table quantity policy}` stands for that row's number; empty for no such cell.
-        results: the results folder it is concluded from, whose tables are read.
+        study: as for `read_study`; in its conclusions `{table quantity policy}` stands for that row's number.
+        results: the results folder whose notebooks these are.
+        source: the results folder it is concluded from, whose tables are read.
         name: what that folder is called when it is published.
 
     Raises:
         DocumentError: a table has no such row.
     """
-    notebook.cells = [cell for cell in notebook.cells if "conclusion" not in cell.metadata.get("tags", [])]
-    if conclusion:
-        text = CONCLUSION.sub(lambda row: number(results / "tables" / f"{row[1]}.csv", row[2], row[3]), conclusion)
-        text = f"## What was concluded\n\nOf the published runs, `results/published/{name}`:\n\n{text}"
-        cell = nbformat.v4.new_markdown_cell(text, id="conclusion", metadata={"tags": ["conclusion"]})
-        notebook.cells.append(cell)
+    made = read_study(study)
+    for notebook in made["notebooks"]:
+        path = results / "notebooks" / f"{notebook}.ipynb"
+        content = nbformat.read(path, 4)
+        content.cells = [cell for cell in content.cells if "conclusion" not in cell.metadata.get("tags", [])]
+        if conclusion := made["conclusions"].get(notebook):
+            text = CONCLUSION.sub(lambda row: number(source / "tables" / f"{row[1]}.csv", row[2], row[3]), conclusion)
+            text = f"## What was concluded\n\nOf the published runs, `results/published/{name}`:\n\n{text}"
+            cell = nbformat.v4.new_markdown_cell(text, id="conclusion", metadata={"tags": ["conclusion"]})
+            content.cells.append(cell)
+        atomic_write(path, nbformat.writes(content) + "\n")

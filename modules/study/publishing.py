@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 
 from modules.report.comparison import TABLES
 from modules.report.tables import read_runs
 from modules.runs.files import atomic_write, writing
 from modules.study import documents
-from modules.study.notebooks import with_conclusion
+from modules.study.notebooks import conclude
 from modules.study.parameters import StudyError, published_folder, read_study
 
 IMAGES = Path("images")
@@ -46,7 +45,7 @@ def publish(study: str, results: Path) -> None:
             new = target.with_name(f".{target.name}.new")
             shutil.rmtree(new, ignore_errors=True)
             shutil.copytree(results, new, ignore=shutil.ignore_patterns(".*", "comparison.csv", "*.weights.pt"))
-            _conclude(study, new, target.name)
+            conclude(study, new, new, target.name)
             shutil.rmtree(target, ignore_errors=True)
             new.replace(target)
     for figure in images:
@@ -60,16 +59,6 @@ def publish(study: str, results: Path) -> None:
 def _folders(results: Path) -> set[str]:
     """The experiments in a results folder."""
     return {path.name for path in results.glob("*") if any(path.glob("*-seed*.csv"))}
-
-
-def _conclude(study: str, results: Path, name: str) -> None:
-    """Put the study's conclusions at the end of its executed notebooks, from the tables beside them."""
-    made = read_study(study)
-    for notebook in made["notebooks"]:
-        path = results / "notebooks" / f"{notebook}.ipynb"
-        content = nbformat.read(path, 4)
-        with_conclusion(content, made["conclusions"].get(notebook, ""), results, name)
-        atomic_write(path, nbformat.writes(content) + "\n")
 
 
 def _images(name: str, results: Path, texts: Iterable[str]) -> list[str]:
