@@ -1,5 +1,5 @@
 STUDY ?= digits
-RESULTS ?= results/$(STUDY)
+RESULTS ?= results/$(basename $(notdir $(STUDY)))
 PARAMS ?=
 
 # One rule: an active environment is used when `import modules` finds this checkout there, whatever its name;

@@ -7,7 +7,7 @@ import pandas as pd
 
 from modules.report import tables
 from modules.report.formatting import show
-from modules.study.parameters import PUBLISHED
+from modules.study.parameters import PUBLISHED, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / PUBLISHED
@@ -27,6 +27,11 @@ def runs_of(experiment: str) -> list[tuple[Path, pd.DataFrame]]:
 
 def record(path: str | Path) -> dict:
     return json.loads((FOLDER / path).read_text())
+
+
+def conclusion(study: str, notebook: str) -> str:
+    """What a study's file concludes from a notebook's results."""
+    return " ".join(read_study(study)["conclusions"][notebook].split())
 
 
 def accuracy(runs: pd.Series) -> str:

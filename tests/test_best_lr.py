@@ -1,8 +1,5 @@
 """best_lr's notebook: every option does what it should, and the sweep finds the rate it should."""
 
-from pathlib import Path
-
-import nbformat
 import numpy as np
 import pytest
 from toys import make_images, small
@@ -13,10 +10,7 @@ from modules.report.tables import read_runs
 from modules.report.tensorboard import write_events
 from modules.runs.training import train
 from modules.statistics import AnalysisError
-from modules.study.parameters import assigned, cells
-
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = nbformat.read(ROOT / "notebooks" / "06_best_lr.ipynb", 4)
+from modules.study import experiments, parameters
 
 # As its documentation lists them.
 DEFAULTS = dict(
@@ -40,13 +34,16 @@ DEFAULTS = dict(
 )
 
 
+def declared():
+    """The notebook's defaults."""
+    return {name: parameter.default for name, parameter in parameters.declared("06_best_lr").items()}
+
+
 def all_planned(tmp_path, best=0.2, **options):
     """The specs of the sweeps and of the trainings that the notebook would run."""
-    namespace: dict = {}
-    exec(cells(NOTEBOOK, "parameters"), namespace)
-    namespace.update({"results_dir": str(tmp_path / "results"), "dataset": "digits", **options})
-    exec(cells(NOTEBOOK, "check"), namespace)
-    return namespace["sweeps"](), namespace["trainings"](best)
+    asked = {**declared(), "results_dir": str(tmp_path / "results"), "dataset": "digits", **options}
+    sweeps, trainings = experiments.best_lr(**asked)
+    return sweeps, trainings(best)
 
 
 def planned(tmp_path, best=0.2, **options):
@@ -61,8 +58,9 @@ def colour(tmp_path):
 
 
 def test_options_have_the_names_and_defaults_of_best_lr():
-    mine = assigned(cells(NOTEBOOK, "parameters"))
+    mine = declared()
     assert {name: mine[name] for name in DEFAULTS} == DEFAULTS
+    assert {name: mine[name] for name in experiments.WIDE} == experiments.WIDE
     assert "log_dir" in mine
 
 
@@ -98,12 +96,22 @@ def test_options_of_the_wide_residual_network(tmp_path, colour, option, value, s
         ("optimizer", "rmsprop", "optimizer"),
         ("momentum", 0.5, "momentum"),
         ("batch_size", 64, "batch_size"),
-        ("precision", "bfloat16", "precision"),
     ],
 )
 def test_options_of_sweep_and_training(tmp_path, option, value, setting):
     for before, after in zip(planned(tmp_path), planned(tmp_path, **{option: value}), strict=True):
         assert getattr(before, setting) != getattr(after, setting) == value
+
+
+def test_settings_are_of_sweep_and_training(tmp_path):
+    for run in planned(tmp_path, settings=dict(precision="bfloat16", pixels="caffe")):
+        assert (run.precision, run.pixels) == ("bfloat16", "caffe")
+    with pytest.raises(RunError, match=r"settings: batch_size \(value 7\) is decided by the notebook"):
+        planned(tmp_path, settings=dict(batch_size=7))
+    with pytest.raises(
+        RunError, match=r"settings: 'precison' \(value 'bfloat16'\): no such setting of a run, did you mean 'precision'"
+    ):
+        planned(tmp_path, settings=dict(precison="bfloat16"))
 
 
 def test_momentum_is_of_sgd_only(tmp_path):
@@ -124,9 +132,7 @@ def test_options_of_training(tmp_path):
     assert (constant.iterations, constant.evaluate_every) == (3 * 40, 40)  # 1,297 images in batches of 32
     _, cycle = planned(tmp_path, cycle=True, lr_max_multiplier=0.5, lr_min_multiplier=0.05, step_size_epochs=1.5)
     assert (cycle.kind, cycle.policy.name) == ("cycle", "triangular")
-    assert cycle.policy.model_dump() == pytest.approx(
-        dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=60, gamma=1.0)
-    )
+    assert cycle.policy.settings() == pytest.approx(dict(base_lr=0.01, max_lr=0.1, step_size=60, gamma=1.0))
     assert planned(tmp_path, save_model=True)[1].keep_weights
     assert not cycle.keep_weights
 
@@ -145,7 +151,8 @@ def test_a_sweep_alone_is_the_sweep_that_training_goes_on_from(tmp_path):
         (dict(cycle=True, lr_min_multiplier=2.0), "lr_min_multiplier=2.0, lr_max_multiplier=1.0"),
         (dict(num_epochs=-1), "num_epochs=-1"),
         (dict(num_epochs=0, skip_test=0.1), "num_epochs=0 and skip_test=0.1: neither a sweep nor training"),
-        (dict(num_learning_batches=2.5), "num_learning_batches=2.5"),
+        (dict(num_learning_batches=2.5), "num_learning_batches=2.5: input should be a valid integer"),
+        (dict(cycle=1), "cycle=1: input should be a valid boolean"),
         (dict(batch_size=5000), "batch_size=5000 exceeds the 1297 training images"),
         (dict(cycle=True, step_size_epochs=0.001), "step_size_epochs in iterations=0"),
         (dict(cycle=True, step_size_epochs=1e307), "step_size_epochs in iterations=10000000000"),

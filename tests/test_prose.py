@@ -5,7 +5,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 import pytest
-from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, record, runs_of
+from prose import FOLDER, LEDGER, README, ROOT, accuracy, conclusion, curves, points, record, runs_of
 
 from modules.range_test import best_rate, suggest_bounds
 from modules.report import tables
@@ -54,7 +54,7 @@ def test_the_crossing_on_cifar10():
 
 
 def test_others_runs_on_cifar10():
-    theirs = pd.read_csv(ROOT / "studies/cifar10/coxy1989_clr_headline.csv")
+    theirs = pd.read_csv(ROOT / "studies/references/coxy1989_clr_headline.csv")
     theirs = theirs.groupby(["policy", "iteration"]).val_acc.mean()
     fixed, clr, best = theirs["fixed", 70_000], theirs["triangular", 20_000], theirs["triangular", 32_000]
     says = f"{100 * fixed:.1f} % for *fixed*, for CLR {100 * clr:.1f} % at 20,000 and {100 * best:.1f} % at 32,000"
@@ -103,14 +103,11 @@ def test_numbers_in_the_prose_on_fashion_mnist():
 
 
 def test_what_the_cycle_adds_in_short():
-    cycle, constant, cut = curves("fashion-mnist/policies", "triangular", "mean_rate", "mean_rate_cut")
+    cycle, constant = curves("fashion-mnist/policies", "triangular", "mean_rate")
     end, average = 100 * (cycle - constant).iloc[-1].mean(), 100 * (cycle - constant).mean(axis=None)
     assert f"{end:+.2f} points at the end of the last cycle, {average:+.2f} on average over the run" in README
     small, of_small = curves("mnist/mlp", "clr_small_batch", "mean_small_batch")
     assert f"beside its own mean rate: {100 * (small - of_small).iloc[-1].mean():+.2f} points" in README
-    notebook = (ROOT / "notebooks" / "05_policies.ipynb").read_text()
-    assert f"eight whole cycles end {points(cycle.iloc[-1] - constant.iloc[-1])} above" in notebook
-    assert f"and {points(cycle.iloc[-1] - cut.iloc[-1])} beside the same rate with two cuts" in notebook
 
 
 def test_what_the_range_tests_cost():
@@ -149,14 +146,14 @@ def test_single_range_tests():
 
 
 def test_the_rule_on_someone_elses_curve():
-    theirs = pd.read_csv(ROOT / "studies/cifar10/coxy1989_clr_range_test.csv")
+    theirs = pd.read_csv(ROOT / "studies/references/coxy1989_clr_range_test.csv")
     bounds = suggest_bounds(theirs.lr, theirs.val_acc)
     for text in (README, LEDGER):
         assert f"it gives {bounds.base_lr:.4f} and {bounds.max_lr:.4f}" in text
 
 
 def test_bounds_of_a_line_of_three_pieces():
-    """What README and notebook 2 say the intervals leave out."""
+    """What README and the study's conclusion say the intervals leave out."""
     runs = tables.read_runs(FOLDER / "cifar10-jpeg" / "range_test")
     curve = runs.groupby("iteration").agg(lr=("lr", "first"), accuracy=("val_acc", "mean"))
     lr, last = curve.lr.to_numpy(), len(curve) - 1
@@ -171,21 +168,21 @@ def test_bounds_of_a_line_of_three_pieces():
     assert base_lr == lr[0]
     says = f"three segments instead of four put `base_lr` at {base_lr:.4f}, the first rate measured, and `max_lr` at"
     assert f"{says} {max_lr:.4f}," in README
-    notebook = (ROOT / "notebooks" / "02_range_test.ipynb").read_text()
-    assert f"three segments instead of four, on CIFAR-10 (JPEG copy), put `max_lr` at {max_lr:.4f}" in notebook
+    concluded = conclusion("cifar10", "02_range_test")
+    assert f"three segments instead of four, on CIFAR-10 (JPEG copy), put `max_lr` at {max_lr:.4f}" in concluded
     bounds = pd.read_csv(FOLDER / "cifar10-jpeg" / "tables" / "range_test_bounds.csv").set_index("bound")
     others = {"base_lr": base_lr, "max_lr": max_lr}
     factors = [end / row.value for name, row in bounds.iterrows() for end in (row.low, row.high, others[name])]
-    assert f"uncertain by a factor of up to {max(*factors, *(1 / factor for factor in factors)):.1f}." in notebook
+    assert f"uncertain by a factor of up to {max(*factors, *(1 / factor for factor in factors)):.1f}." in concluded
 
 
 def test_bounds_beside_the_rule_of_thumb():
-    text = (ROOT / "notebooks" / "02_range_test.ipynb").read_text()
     for study, says in (
-        ("cifar10-jpeg", "passes it with {:.2f}"),
-        ("fashion-mnist", "does not with {:.2f}"),
-        ("digits", "do digits with {:.2f}"),
+        ("cifar10-jpeg", "passes the rule of thumb with {:.2f}"),
+        ("fashion-mnist", "does not pass the rule of thumb, with {:.2f}"),
+        ("digits", "do not pass the rule of thumb, with {:.2f}"),
     ):
+        text = conclusion(study.removesuffix("-jpeg"), "02_range_test")
         bounds = pd.read_csv(FOLDER / study / "tables" / "range_test_bounds.csv").set_index("bound").value
         assert says.format(bounds.base_lr / bounds.max_lr) in text
         curve = pd.read_csv(FOLDER / study / "tables" / "range_test_curve.csv")

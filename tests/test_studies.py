@@ -1,13 +1,14 @@
 """The notebooks and studies as they lie in the repository, and which values reach which notebook."""
 
+import ast
+import inspect
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
-import yaml
 
-from modules.study import parameters
+from modules.study import experiments, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -23,33 +24,90 @@ def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
         assert len(parameter["help"]) >= 10, parameter
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebooks_check_is_one_call_with_its_parameters_in_order(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    (cell,) = [cell.source for cell in notebook.cells if "check" in cell.metadata.get("tags", [])]
+    (call,) = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
+    assert getattr(experiments, call.func.attr) is experiments.CHECKS[name]
+    asked = inspect.signature(experiments.CHECKS[name]).parameters
+    found = parameters.declared(name)
+    assert [argument.id for argument in call.args] == list(asked) == list(found)
+    for key, parameter in found.items():
+        assert " | ".join(parameter.kinds) == inspect.formatannotation(asked[key].annotation), key
+        assert parameters._typed(key, parameter, parameter.default) == parameter.default
+
+
 def test_every_study_is_whole_and_known_to_its_notebooks():
-    for folder in (ROOT / "studies").iterdir():
-        assert {file.stem for file in folder.glob("*.yaml")} <= set(NOTEBOOKS)
-        parameters.parameters(folder.name, Path("results") / folder.name, {})
+    studies = [path.stem for path in (ROOT / "studies").glob("*.yaml")]
+    assert {"digits", "smoke", "cifar10"} <= set(studies)
+    for study in studies:
+        parameters.parameters(study, Path("results") / study, {})
     for name in ("digits", "smoke"):
-        assert sorted(file.stem for file in (ROOT / "studies" / name).glob("*.yaml")) == NOTEBOOKS
+        # The tournament is registered, and has a study of its own.
+        assert list(parameters.read_study(name)["notebooks"]) == [n for n in NOTEBOOKS if n != "08_tournament"]
 
 
 def test_digits_is_the_headline_at_a_fiftieth():
-    values = {
-        name: yaml.safe_load((ROOT / "studies" / name / "03_headline_experiment.yaml").read_text())
-        for name in ("digits", "cifar10")
-    }
-    notebook = nbformat.read(ROOT / "notebooks" / "03_headline_experiment.ipynb", 4)
-    defaults = parameters.assigned(parameters.cells(notebook, "parameters"))
-    full = {**defaults, **values["cifar10"]}
+    name = "03_headline_experiment"
+    digits, cifar10 = (parameters.read_study(study)["notebooks"][name] for study in ("digits", "cifar10"))
+    full = {key: parameter.default for key, parameter in parameters.declared(name).items()} | cifar10
     for key in ("fixed_iterations", "clr_iterations", "step_size"):
-        assert values["digits"][key] * 50 == full[key]
-    assert [cut * 50 for cut in values["digits"]["fixed_milestones"]] == full["fixed_milestones"]
+        assert digits[key] * 50 == full[key]
+    assert [cut * 50 for cut in digits["fixed_milestones"]] == full["fixed_milestones"]
 
 
 @pytest.mark.parametrize(
-    ("text", "result"),
-    [("None", None), ("True", True), ("3", 3), ("1e-3", 0.001), ("[1, 2]", [1, 2]), ("digits", "digits")],
+    ("text", "kinds", "result"),
+    [
+        ("None", ("str", "None"), None),
+        ("None", ("float", "None"), None),
+        ("None", ("str",), "None"),
+        ("2024", ("str", "None"), "2024"),
+        ("True", ("str",), "True"),
+        ("True", ("bool",), True),
+        ("3", ("int",), 3),
+        ("3", ("float",), 3),
+        ("1e-3", ("float",), "1e-3"),  # as YAML has it; the parameter's own kind makes it a number
+        ("[1, 2]", ("list",), [1, 2]),
+        ("{name: fixed, lr: 0.1}", ("dict",), {"name": "fixed", "lr": 0.1}),
+        ("digits", ("str",), "digits"),
+        ("caffe", (), "caffe"),
+        ("[1,", ("list",), "[1,"),
+    ],
 )
-def test_values_on_the_command_line(text, result):
-    assert parameters.value(text) == result
+def test_values_on_the_command_line(text, kinds, result):
+    found = parameters.parsed(text, kinds)
+    assert (found, type(found)) == (result, type(result))
+
+
+def test_the_declared_type_decides_what_a_value_is():
+    plan = parameters.parameters(
+        "digits",
+        Path("results/digits"),
+        {"data_dir": "2024", "03.base_lr": "1e-3", "03.max_lr": "1", "momentum": "1e-1"},
+    )
+    assert plan["02_range_test"]["data_dir"] == "2024"
+    asked = plan["03_headline_experiment"]
+    assert (asked["base_lr"], asked["max_lr"]) == (0.001, 1.0)
+    assert asked["settings"] == {"momentum": "1e-1"}  # which the run's own specification reads
+    for name, text, needed in (
+        ("runs", "two", "runs='two': a whole number is needed, such as 5"),
+        ("02.evaluate_every", "1.5", "evaluate_every=1.5: a whole number"),
+        ("06.cycle", "1", "cycle=1: True or False"),
+        ("03.base_lr", "low", "base_lr='low': a number or None"),
+        ("03.settings", "[1]", r"settings=\[1\]: settings such as"),
+    ):
+        with pytest.raises(parameters.StudyError, match=needed):
+            parameters.parameters("digits", Path("results/digits"), {name: text})
+
+
+def test_settings_on_the_command_line_join_those_of_the_studys_file():
+    plan = parameters.parameters("smoke", Path("results/smoke"), {"momentum": "0.5", "optimizer": "sgd"})
+    for name in ("02_range_test", "03_headline_experiment"):
+        assert plan[name]["settings"] == {"optimizer": "sgd", "weight_decay": 0.0, "momentum": 0.5}
+    assert "settings" not in plan["05_policies"]
+    assert parameters.parameters("smoke", Path("r"), {"05.ema": "0.9"})["05_policies"]["settings"] == {"ema": 0.9}
 
 
 def test_values_go_to_the_headline_unless_a_notebook_is_named():
@@ -65,8 +123,11 @@ def test_values_go_to_the_headline_unless_a_notebook_is_named():
     assert changed({"06.batch_size": 20}) == ["06"]
     assert changed({"07_mlp_mnist.step_size": 80}) == ["07"]
     assert changed({"small_batch": 20}) == ["07"]
+    assert changed({"momentum": 0.5}) == ["02", "03"]
+    assert changed({"05.momentum": 0.5}) == ["05"]
+    assert changed({"kernel_initializer": "torch"}) == ["06"]
     assert changed({"workers": 1}) == ["02", "03", "05", "06", "07"]
-    for wrong in ("08.batch_size", "04.batch_size", "06.batchsize"):
+    for wrong in ("08.batch_size", "04.batch_size", "06.batchsize", "02.seed", "policy"):
         with pytest.raises(parameters.StudyError, match=f"no notebook has a parameter '{wrong}'"):
             plan({wrong: 1})
 

@@ -9,10 +9,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from modules.study import cli, documents, parameters
+from modules.study import cli, documents, parameters, publishing
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = list(parameters.read_study("smoke")["notebooks"])
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
-    monkeypatch.setattr(cli, "html", lambda: Path("site/index.html"))
+    monkeypatch.setattr(cli, "html_pages", lambda: Path("site/index.html"))
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     shutil.copytree(results, tmp_path / "published" / "smoke")
     everything = cli.parameters
@@ -100,7 +100,7 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
     [
         ("weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
         ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
-        ("04.baseline", "square", "baseline='square': one of fixed, triangular"),
+        ("04.baseline", "square", "baseline='square': one of triangular, triangular2"),
         ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),
         ("0.gamma", "0.9", "no notebook has a parameter '0.gamma'"),
         ("01.gamma", "2", "gamma=2.0: a decay"),
@@ -138,26 +138,37 @@ def test_unwritable_results_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("datset: digits\n", "no parameter 'datset' (value 'digits', did you mean 'dataset'?)"),
+        (
+            "notebooks: {02_range_test: {datset: digits}}",
+            "no parameter 'datset' (value 'digits', did you mean",
+        ),
+        ("notebooks: {02_range_test: {momentum: 0.5}}", "no parameter 'momentum' (value 0.5): it goes into `settings`"),
+        ("notebooks: {02_range_test: {settings: {momentun: 0.5}}}", "did you mean 'momentum'"),
+        ("notebooks: {02_range_test: {settings: {iterations: 5}}}", "settings: iterations (value 5) is decided"),
+        ("notebooks: {02_range_test: digits}", "parameters as `name: value` are needed, not 'digits'"),
+        ("notebooks: {02_range: {}}", "there is no notebook '02_range'"),
+        ("notebook: {}", "`notebooks:` with the parameters of each is needed"),
+        ("notebooks: {}\nconclusion: {}", "'conclusion' is no part of a study, did you mean 'conclusions'?"),
+        ("notebooks: {03_headline_experiment: {}}", "no bounds in"),
         ("dataset: [\n", "is not valid YAML"),
     ],
 )
-def test_bad_yaml_is_named(tmp_path, monkeypatch, capsys, content, message):
-    shutil.copytree(ROOT / "studies" / "smoke", tmp_path / "studies" / "mine")
-    (tmp_path / "studies" / "mine" / "02_range_test.yaml").write_text(content)
-    monkeypatch.setattr(parameters, "STUDIES", tmp_path / "studies")
-    assert cli.main(["reproduce", "--study", "mine", "--results", str(tmp_path / "results")]) == 2
+def test_bad_files_of_studies_are_named(tmp_path, capsys, content, message):
+    (tmp_path / "mine.yaml").write_text(content)
+    results = tmp_path / "results"
+    assert cli.main(["reproduce", "--study", str(tmp_path / "mine.yaml"), "--results", str(results)]) == 2
     output = capsys.readouterr().err
     assert message in output
-    assert "02_range_test.yaml" in output
+    assert output.count("\n") == 1
+    assert not results.exists()
 
 
 def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr(cli, "IMAGES", tmp_path / "images")
+    monkeypatch.setattr(publishing, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- smoke/headline iterations fixed -->?<!-- end -->")
+    readme.write_text("![Run](images/smoke/run.png) <!-- smoke/headline iterations fixed -->?<!-- end -->")
     monkeypatch.setattr(documents, "DOCUMENTS", (readme,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
@@ -171,8 +182,11 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             target.write_bytes(re.sub(temporary, b"results/smoke", path.read_bytes()))
     assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 0
     published = {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()}
-    assert (tmp_path / "images" / "smoke" / "run.png").exists()
-    assert readme.read_text() == "<!-- smoke/headline iterations fixed -->56<!-- end -->"
+    assert [path.name for path in (tmp_path / "images" / "smoke").iterdir()] == ["run.png"]
+    for path in (mine / "notebooks").glob("*.ipynb"):
+        concluded = nbformat.read(tmp_path / "published" / "smoke" / "notebooks" / path.name, 4).cells[-1].source
+        assert ("trains 56 iterations" in concluded) == (path.stem == "04_headline_figures")
+    assert readme.read_text().endswith("<!-- smoke/headline iterations fixed -->56<!-- end -->")
     assert not (tmp_path / "published" / "smoke" / "tables" / "comparison.csv").exists()
 
     partial = mine / "headline" / ".partial" / "fixed-seed1.pt"
@@ -203,6 +217,11 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             "also holds more, which",
         ),
         (
+            lambda: readme.write_text("![Nothing](images/smoke/nothing.png)"),
+            lambda: readme.write_text(""),
+            "has no figures/nothing.png, which a document shows as images/smoke/nothing.png",
+        ),
+        (
             lambda: readme.write_text("<!-- smoke/headline iterations square -->?<!-- end -->"),
             lambda: readme.write_text(""),
             "headline.csv has no row iterations square",
@@ -218,26 +237,3 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
         assert message in capsys.readouterr().err
         repair()
     assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
-
-
-def test_html_pages_are_self_contained_and_linked(smoke, tmp_path, monkeypatch):
-    from modules.study import pages
-
-    results, _ = smoke
-    shutil.copytree(results / "notebooks", tmp_path / "results" / "smoke" / "notebooks")
-    monkeypatch.chdir(tmp_path)
-    index = pages.html().read_text()
-    for name in NOTEBOOKS:
-        assert f'href="results/smoke/{name}.html"' in index
-        page = (tmp_path / "site" / "results" / "smoke" / f"{name}.html").read_text()
-        assert "<script src=" not in page
-        assert ".ipynb" not in page
-    assert 'src="data:image/png;base64' in page
-
-
-def test_html_without_results_is_an_error(tmp_path, monkeypatch):
-    from modules.study import pages
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(pages.PageError, match="no executed notebook"):
-        pages.html()

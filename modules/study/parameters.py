@@ -1,34 +1,97 @@
-"""The parameters of a study: what its YAML files and the command line say, checked before anything runs."""
+"""The parameters of a study: what its file and the command line say, checked before anything runs."""
 
-import json
-import re
+import ast
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-import nbformat
 import yaml
 
 from modules.checks import did_you_mean, short
+from modules.runs.spec import Spec
+from modules.study import experiments
 
-NOTEBOOKS, STUDIES, PUBLISHED = map(Path, ("notebooks", "studies", "results/published"))
+NOTEBOOKS = Path("notebooks")
+STUDIES = Path("studies")
+PUBLISHED = Path("results/published")
 HEADLINE = ("02", "03", "04")
 EVERYWHERE = ("dataset", "data_dir", "workers")
+
+#: What a study's file may hold: each notebook's parameters, what is concluded from its published results, by notebook,
+#: and its notes.
+PARTS = ("notebooks", "conclusions", "notes")
+
+#: The settings of a run that go through a notebook's `settings`, where it has no parameter of that name.
+SETTINGS = tuple(name for name in Spec.model_fields if name not in experiments.DECIDED)
+
+#: The types a parameters cell can declare, and what a message calls them.
+KINDS = {
+    "bool": (bool, "True or False"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "str": (str, "text"),
+    "list": (list, "a list"),
+    "dict": (dict, "settings such as {name: value}"),
+    "None": (type(None), "None"),
+}
 
 
 class StudyError(ValueError):
     """Something asked of a study that cannot be done; the message is one line for the user."""
 
 
-def cells(notebook: nbformat.NotebookNode, tag: str) -> str:
-    """The source of a notebook's cells with a tag."""
-    return "\n".join(cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", []))
+class Parameter(NamedTuple):
+    """What a notebook's parameters cell declares of one parameter."""
+
+    default: object
+    kinds: tuple[str, ...]  # of `KINDS`
 
 
-def assigned(source: str) -> dict:
-    """The variables a piece of notebook source leaves behind."""
-    namespace: dict = {}
-    exec(source, namespace)
-    return {key: value for key, value in namespace.items() if not key.startswith("__")}
+def declared(name: str) -> dict[str, Parameter]:
+    """The parameters of a notebook, by their names; its parameters cell is read, not run."""
+    import papermill
+
+    found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+    return {
+        key: Parameter(ast.literal_eval(one["default"]), tuple(one["inferred_type_name"].split("|")))
+        for key, one in found.items()
+    }
+
+
+def read_study(study: str) -> dict[str, dict]:
+    """A study's file: its `PARTS`, by name.
+
+    Args:
+        study: the name of a file of `studies/` without `.yaml`, or the path of one with it.
+
+    Raises:
+        StudyError: an unknown study, or a file that cannot be read.
+    """
+    file = Path(study) if study.endswith(".yaml") else STUDIES / f"{study}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+        raise StudyError(f"unknown study {study!r} (choose one of {', '.join(known)}{did_you_mean(study, known)})")
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise StudyError(f"{file} is not valid YAML: {short(' '.join(str(error).split()))}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("notebooks"), dict):
+        raise StudyError(f"{file}: `notebooks:` with the parameters of each is needed, not {short(found)}")
+    for part, values in found.items():
+        if part not in PARTS:
+            raise StudyError(f"{file}: {short(part)} is no part of a study{did_you_mean(str(part), PARTS)}")
+        if part != "notes" and not isinstance(values, dict):
+            raise StudyError(f"{file}: {part}: notebooks by name are needed, not {short(values)}")
+        for name in values if part != "notes" else ():
+            if not (isinstance(name, str) and (NOTEBOOKS / f"{name}.ipynb").is_file()):
+                raise StudyError(f"{file}: there is no notebook {short(name)} in {NOTEBOOKS}")
+    for name, text in (found.get("conclusions") or {}).items():
+        if not isinstance(text, str):
+            raise StudyError(f"{file}: conclusions: {name}: text is needed, not {short(text)}")
+    for name, values in found["notebooks"].items():
+        if not isinstance(values, dict):
+            raise StudyError(f"{file}: {name}: parameters as `name: value` are needed, not {short(values)}")
+    return {part: found.get(part) or {} for part in PARTS}
 
 
 def published_folder(results: Path) -> Path:
@@ -40,97 +103,87 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     """What papermill passes to each notebook of a study, by the notebook's name.
 
     Args:
-        study: a folder of `studies/`, or the path of one.
+        study: as for `read_study`.
         results: the study's results folder.
-        overrides: the user's `-p` values. `06.batch_size` goes to notebook 06. A plain name in `EVERYWHERE` goes to all
-            notebooks that have it; any other to those of the headline (`HEADLINE`) that have it, else to all that do.
+        overrides: the user's `-p` values, as text. `06.batch_size` goes to notebook 06. A plain name in `EVERYWHERE`
+            goes to all notebooks that take it; any other to those of the headline (`HEADLINE`) that take it, else to
+            all that do. A notebook takes its own parameters and, through its `settings`, those in `SETTINGS`.
 
     Raises:
-        StudyError: an unknown study; a parameter that is unknown or of the wrong kind; YAML that cannot be read.
+        StudyError: an unknown study; a parameter that is unknown or of the wrong kind; a file that cannot be read.
     """
-    folder = STUDIES / study
-    files = sorted(folder.glob("*.yaml"))
-    if not files:
-        known = ", ".join(sorted(path.name for path in STUDIES.iterdir() if path.is_dir()))
-        hint = did_you_mean(study, known.split(", "))
-        raise StudyError(f"unknown study {study!r} (choose one of {known}{hint})")
-    plan, known = {}, {}
-    for file in files:
-        source = NOTEBOOKS / f"{file.stem}.ipynb"
-        if not source.exists():
-            raise StudyError(f"{file} belongs to no notebook: {source} does not exist")
-        known[file.stem] = assigned(cells(nbformat.read(source, 4), "parameters"))
-        try:
-            plan[file.stem] = yaml.safe_load(file.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise StudyError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(plan[file.stem], dict):
-            raise StudyError(f"{file}: parameters as `name: value` are needed, not {short(plan[file.stem])}")
-        for key, value in plan[file.stem].items():
-            if key not in known[file.stem]:
-                hint = did_you_mean(str(key), known[file.stem])
-                raise StudyError(f"{file}: {file.stem} has no parameter {key!r} (value {short(value)}{hint})")
-    for given, value in overrides.items():
+    plan = read_study(study)["notebooks"]
+    known = {name: declared(name) for name in plan}
+    for name, values in plan.items():
+        for key, value in values.items():
+            if key not in known[name]:
+                hint = did_you_mean(str(key), known[name])
+                into = ": it goes into `settings`" if key in SETTINGS and "settings" in known[name] else ""
+                raise StudyError(f"{study}: {name} has no parameter {key!r} (value {short(value)}{hint}){into}")
+            values[key] = _typed(f"{name}: {key}", known[name][key], value)
+    for given, text in overrides.items():
         number, _, key = given.rpartition(".")
-        owners = [name for name in plan if key in known[name] and number in ("", name, name.partition("_")[0])]
+        named = [name for name in plan if number in ("", name, name.partition("_")[0])]
+        through = [name for name in named if key in SETTINGS and "settings" in known[name]]
+        owners = [name for name in named if key in known[name] or name in through]
         if not owners:
-            hint = did_you_mean(key, {name for names in known.values() for name in names})
-            raise StudyError(f"no notebook has a parameter {given!r} (value {short(value)}{hint})")
+            hint = did_you_mean(key, {*SETTINGS, *(name for names in known.values() for name in names)})
+            raise StudyError(f"no notebook has a parameter {given!r} (value {short(parsed(text))}{hint})")
         if key not in EVERYWHERE and not number:
             owners = [name for name in owners if name.startswith(HEADLINE)] or owners
         for name in owners:
-            plan[name][key] = value
+            if key in known[name]:
+                parameter = known[name][key]
+                plan[name][key] = _typed(f"{name}: {key}", parameter, parsed(text, parameter.kinds))
+            else:
+                plan[name]["settings"] = {**plan[name].get("settings", {}), key: parsed(text)}
     places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
     for name, values in plan.items():
-        values.update({key: value for key, value in places.items() if key in known[name]})
-        plan[name] = {key: _typed(f"{name}: {key}", known[name][key], value) for key, value in values.items()}
+        values.update({key: place for key, place in places.items() if key in known[name]})
     return plan
 
 
-def _typed(name: str, default: object, value: object) -> object:
-    """A value of its default's kind; what a notebook leaves open with None, its own check looks at.
+def parsed(text: object, kinds: tuple[str, ...] = ()) -> object:
+    """A `-p` value: what YAML takes its text for, or the text itself where one of the declared kinds is text."""
+    if not isinstance(text, str) or (text == "None" and kinds != ("str",)):
+        return None if text == "None" else text
+    if "str" in kinds:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _typed(name: str, parameter: Parameter, value: object) -> object:
+    """A value of the kind that its parameter declares.
 
     Raises:
         StudyError: it is of another kind.
     """
-    text = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)  # YAML takes 1e-3 for text
-    if (isinstance(default, float) and not isinstance(value, bool)) or (default is None and text):
-        with suppress(TypeError, ValueError, OverflowError):
+    # A whole number is a number, and YAML takes 1e-3 for text.
+    if "float" in parameter.kinds and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
             return float(value)
-    elif default is None or (type(value) is type(default)):
+    if type(value) in [KINDS[kind][0] for kind in parameter.kinds]:
         return value
-    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    kind = kinds[type(default)]
-    raise StudyError(f"{name}={short(value)}: {kind} is needed, such as {default!r}")
+    needed = " or ".join(KINDS[kind][1] for kind in parameter.kinds)
+    raise StudyError(f"{name}={short(value)}: {needed} is needed, such as {short(parameter.default)}")
 
 
 def check(plan: dict[str, dict]) -> None:
-    """Run every notebook's own check of its parameters, before anything is computed.
+    """Check every notebook's parameters as its own `check` cell does, before anything is computed.
 
     Raises:
-        StudyError: a check refused, with the notebook's name and what the check said.
+        StudyError: they were refused, with the notebook's name and why.
     """
     for name, values in plan.items():
-        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
-        namespace: dict = {}
-        exec(cells(notebook, "parameters"), namespace)
-        namespace.update(values)
-        try:
-            exec(cells(notebook, "check"), namespace)
-        except ValueError as error:
-            raise StudyError(f"{name}: {error}") from error
-
-
-def value(text: str) -> object:
-    """A `-p` value from the command line: None, a truth value, a number, JSON (for lists), or else text."""
-    if text == "None":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except (ValueError, RecursionError):
-        return text
+        if name in experiments.CHECKS:
+            defaults = {key: parameter.default for key, parameter in declared(name).items()}
+            try:
+                experiments.CHECKS[name](**{**defaults, **values})
+            except experiments.Pending as error:
+                if "02_range_test" not in plan:
+                    raise StudyError(f"{name}: {error}") from error
+            except ValueError as error:
+                raise StudyError(f"{name}: {error}") from error

@@ -23,9 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: For faults whose kin is made in the short form already.
 in_full = pytest.mark.skipif(not FULL, reason="make test-faults makes this fault")
 
-RANGE_TEST = dict(**NETWORK, **RAMP, iterations=LENGTH, evaluate_every=EVERY, runs=2)
+#: The same as parameters of a notebook.
+ASKED = dict(
+    **{key: NETWORK[key] for key in ("model", "batch_size")},
+    settings={key: value for key, value in NETWORK.items() if key not in ("model", "batch_size")},
+)
+RANGE_TEST = dict(**ASKED, **RAMP, iterations=LENGTH, evaluate_every=EVERY, runs=2)
 HEADLINE = dict(
-    **NETWORK,
+    **ASKED,
     **BOUNDS,
     evaluate_every=EVERY,
     fixed_milestones=MILESTONES,
@@ -46,17 +51,15 @@ class Study:
     """
 
     def __init__(self, place, notebooks=None, experiments=("headline",)):
-        self.folder, self.results, self.process = place / "study", place / "results", None
+        self.file, self.results, self.process = place / "study.yaml", place / "results", None
         self.experiments, self.notebooks = experiments, notebooks
         if notebooks:
-            self.folder.mkdir()
-            for name, values in notebooks.items():
-                (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+            self.file.write_text(yaml.safe_dump({"notebooks": notebooks}))
 
     def start(self, *prefix, **environment):
         """Start it as its own process group, whose Ctrl-C is not this process's."""
         if self.notebooks:
-            command = ["make", "reproduce", f"STUDY={self.folder}", f"RESULTS={self.results}"]
+            command = ["make", "reproduce", f"STUDY={self.file}", f"RESULTS={self.results}"]
             # The interpreter that runs the tests, so that no environment is made.
             command += [f"PYTHON={sys.executable}", "ENV="]
         else:

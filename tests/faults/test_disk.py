@@ -95,12 +95,11 @@ def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tall
 
 def test_edited_results_are_named_and_never_read(trained, tmp_path, capsys):
     """By the study as by whoever reads runs; each kind of damage is in test_files."""
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "03_headline_experiment.yaml").write_text(json.dumps(HEADLINE))
+    (tmp_path / "study.yaml").write_text(json.dumps({"notebooks": {"03_headline_experiment": HEADLINE}}))
     shutil.copytree(trained("headline"), tmp_path / "results" / "headline")
     path = tmp_path / "results" / "headline" / "fixed-seed2.csv"
     path.write_text(path.read_text().replace("0.", "0.9", 1))
-    arguments = ["reproduce", "--study", str(tmp_path / "study"), "--results", str(tmp_path / "results")]
+    arguments = ["reproduce", "--study", str(tmp_path / "study.yaml"), "--results", str(tmp_path / "results")]
     assert driver.main(arguments) == 2
     message = "fixed-seed2.csv is not as the run wrote it"
     assert message in capsys.readouterr().err

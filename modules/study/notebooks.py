@@ -1,0 +1,117 @@
+"""Notebooks run through papermill, and made fit to be read elsewhere."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Container
+from pathlib import Path
+
+import nbformat
+
+from modules.runs.files import atomic_write
+from modules.study.documents import number
+from modules.study.parameters import NOTEBOOKS, StudyError, read_study
+
+CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w -]+)\}")
+
+
+def execute(name: str, plan: dict[str, dict], results: Path) -> None:
+    """Run one notebook of a plan through papermill into `<results>/notebooks/`, where it appears when it succeeded.
+
+    Args:
+        name: the notebook's.
+        plan: the parameters of all notebooks of the study, by name.
+        results: the results folder.
+
+    Raises:
+        StudyError: a cell failed; the message is the error's first line.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    # Ctrl-C ends the notebook's task from outside; asyncio would print its traceback below the one line that says so.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    target = results / "notebooks" / f"{name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            papermill.execute_notebook(
+                str(NOTEBOOKS / f"{name}.ipynb"),
+                str(unfinished),
+                plan[name],
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                autosave_cell_every=0,
+                # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an
+                # error when Ctrl-C ends them.
+                extra_arguments=["--IPKernelApp.log_level=50"],
+            )
+        except papermill.PapermillExecutionError as error:
+            raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
+        except DeadKernelError:
+            raise StudyError(
+                f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
+            ) from None
+        else:
+            atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4), plan)) + "\n")
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat.NotebookNode:
+    """Leave out of an executed notebook what tells of the machine: papermill's paths, and the progress bar's frames.
+
+    Args:
+        notebook: it is changed.
+        notebooks: the names of those that lie beside it; links to others would lead nowhere, and become plain text.
+    """
+
+    def kept(link: re.Match) -> str:
+        return link[0] if link["notebook"] in notebooks else link["text"]
+
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[(?P<text>[^]]+)\]\((?P<notebook>\w+)\.ipynb\)", kept, cell.source)
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output for output in cell.outputs if not (output.get("name") == "stderr" and _is_progress(output.text))
+            ]
+    return notebook
+
+
+def _is_progress(text: str) -> bool:
+    """Whether a piece of stderr is a progress bar's frames, or the newline after the last."""
+    return "\r" in text or not text.strip()
+
+
+def conclude(study: str, results: Path, source: Path, name: str) -> None:
+    """Put what a study concludes at the end of its executed notebooks, in place of what stood there.
+
+    Args:
+        study: as for `read_study`; in its conclusions `{table quantity policy}` stands for that row's number.
+        results: the results folder whose notebooks these are.
+        source: the results folder it is concluded from, whose tables are read.
+        name: what that folder is called when it is published.
+
+    Raises:
+        DocumentError: a table has no such row.
+    """
+    made = read_study(study)
+    for notebook in made["notebooks"]:
+        path = results / "notebooks" / f"{notebook}.ipynb"
+        content = nbformat.read(path, 4)
+        content.cells = [cell for cell in content.cells if "conclusion" not in cell.metadata.get("tags", [])]
+        if conclusion := made["conclusions"].get(notebook):
+            text = CONCLUSION.sub(lambda row: number(source / "tables" / f"{row[1]}.csv", row[2], row[3]), conclusion)
+            text = f"## What was concluded\n\nOf the published runs, `results/published/{name}`:\n\n{text}"
+            cell = nbformat.v4.new_markdown_cell(text, id="conclusion", metadata={"tags": ["conclusion"]})
+            content.cells.append(cell)
+        atomic_write(path, nbformat.writes(content) + "\n")

@@ -1,0 +1,78 @@
+"""The studies ask for what is published: the runs that a study's file makes are those of the published JSONs."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from modules.data import datasets
+from modules.runs import parallel
+from modules.runs.spec import Spec
+from modules.study import notebooks, parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"digits": (1297, 1), "mnist": (60_000, 1), "fashion-mnist": (60_000, 1), "images": (50_000, 3)}
+JPEG = {"dataset": "images", "data_dir": "data/cifar10-jpeg"}
+
+
+def named(name, data_dir=None):
+    """A data set of the right size without its pixels: which runs are asked for depends on no more."""
+    count, channels = SIZES[name]
+    images, labels = np.zeros((1, channels, 32, 32), dtype=np.uint8), np.zeros(count, dtype=np.int64)
+    return datasets.Dataset(name, name, images, labels, images, labels, ("0",), "")
+
+
+STUDIES = [
+    ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp"}),
+    ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
+    ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),
+    ("cifar10", "cifar10-jpeg", JPEG, {"range_test", "headline"}),
+    ("policies", "cifar10-jpeg", JPEG, {"policies", "ablation", "policies_range_test"}),
+    ("wide-resnet", "cifar10-jpeg", JPEG, {"best_lr_sweep", "best_lr"}),
+]
+
+
+@pytest.mark.parametrize(("study", "published", "overrides", "experiments"), STUDIES)
+def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, overrides, experiments):
+    results, asked = ROOT / "results" / "published" / published, {}
+
+    def note(specs, folder, data_dir=None, workers=None):
+        asked.setdefault(Path(folder).name, []).extend(specs)
+
+    monkeypatch.setattr(datasets, "load", named)
+    monkeypatch.setattr(parallel, "check_all", note)
+    parameters.check(parameters.parameters(study, results, overrides))
+    assert set(asked) == experiments
+    for experiment, specs in asked.items():
+        records = [json.loads(path.read_text()) for path in (results / experiment).glob("*-seed*.json")]
+        found = {(run := Spec(**record["spec"])).name: run for record in records}
+        assert {run.name: run for run in specs} == found
+
+
+@pytest.mark.parametrize(("study", "published"), [entry[:2] for entry in STUDIES])
+def test_conclusions_are_filled_from_the_published_tables(tmp_path, study, published):
+    made = parameters.read_study(study)
+    assert set(made["conclusions"]) <= set(made["notebooks"])
+    (tmp_path / "notebooks").mkdir()
+    for name in made["notebooks"]:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    for _ in range(2):  # the second takes the first one's place
+        notebooks.conclude(study, tmp_path, ROOT / "results" / "published" / published, published)
+    for name in made["notebooks"]:
+        _, *added = nbformat.read(tmp_path / "notebooks" / f"{name}.ipynb", 4).cells
+        assert len(added) == (name in made["conclusions"])
+        for cell in added:
+            assert cell.source.startswith("## What was concluded\n\nOf the published runs, `results/published/")
+            assert "{" not in cell.source
+
+
+def test_source_notebooks_conclude_nothing_of_one_study():
+    """Every study runs them, and everybody's own images."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "markdown":
+                assert not re.search(r"JPEG copy|Fashion-MNIST|[+-]\d+\.\d+ points", cell.source), path
