@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from modules.statistics import DRAWS
 
 TIE = 1e-9  # a tie counts as reached, so it must not depend on how a mean is rounded
 MOST_PAIRS = 2_000_000  # 126 x 126 resamples of five runs are listed; of so many, some are drawn
-SET_COLUMNS = ["iteration", "share", "factor", "difference", "low", "high", "in_set"]
+SET_COLUMNS = ["iteration", "share", "factor", "difference", "low", "high", "in_set", "step"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Crossing:
         never: share of resamples in which the challenger never reaches the target.
         table: both as a table, an evaluation of the challenger a row: `iteration` (infinite: never), its `share` of the
             resamples, the `factor` it would mean, the challenger's mean less the baseline's best with Welch's interval
-            (`difference`, `low`, `high`), and whether it is `in_set`.
+            (`difference`, `low`, `high`), whether it is `in_set`, and the `step` between evaluations.
         symmetric: iterations of both, so of the baseline until it first has its best mean, as a factor, with the
             interval of its resamples.
     """
@@ -87,19 +88,20 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
 
     never, ends = math.nan, (math.nan, math.nan)
     if known:
-        first, second, weights = _pairs(base.shape[1], chall.shape[1])
-        mean, other = base @ first.T, chall @ second.T
-        drawn = _first(other, mean.max(axis=0), steps)
-        shares = statistics.shares(drawn, weights)
+        pairs = _pairs(base.shape[1], chall.shape[1])
+        mean, other = base @ pairs.first.T, chall @ pairs.second.T
+        drawn = _first(other[:, pairs.j], mean.max(axis=0)[pairs.i], steps)
+        shares = statistics.shares(drawn, pairs.weights)
         never = shares.get(math.inf, 0.0)
         if never and math.inf not in set(table.iteration):
             table.loc[len(table)] = {"iteration": math.inf, "in_set": False}
         table["share"] = table.iteration.map(shares).fillna(0.0)
-        ends = statistics.quantiles(baseline.index.to_numpy(dtype=float)[mean.argmax(axis=0)] / drawn, weights)
+        took = baseline.index.to_numpy(dtype=float)[mean.argmax(axis=0)]
+        ends = statistics.quantiles(took[pairs.i] / drawn, pairs.weights)
     else:
         table["share"] = math.nan
     table["factor"] = length / table.iteration
-    table["in_set"] = table.in_set.astype(bool)
+    table = table.assign(in_set=table.in_set.astype(bool), step=float(np.diff(steps, prepend=0).min()))
     return Crossing(
         target,
         best_at,
@@ -113,12 +115,22 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     )
 
 
-def _pairs(first: int, second: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Resamples of two arms, drawn independently of each other, as weights of their runs.
+class Pairs(NamedTuple):
+    """Resamples of two arms, drawn independently of each other, and pairs of these.
 
-    Returns:
-        `[pairs, first]`, `[pairs, second]`, and how probable each pair is, `[pairs]`.
+    `first` `[resamples, runs]` and `second` are the runs' weights in each arm's resamples; `i` and `j` `[pairs]` say
+    which two make a pair, `weights` `[pairs]` how probable it is.
     """
+
+    first: np.ndarray
+    second: np.ndarray
+    i: np.ndarray
+    j: np.ndarray
+    weights: np.ndarray
+
+
+def _pairs(first: int, second: int) -> Pairs:
+    """All pairs of resamples of so many runs, or some of them, where there are too many to list."""
     a, b = statistics.resamples(first), statistics.resamples(second)
     if len(a.weights) * len(b.weights) <= MOST_PAIRS:
         i, j = (index.ravel() for index in np.indices((len(a.weights), len(b.weights))))
@@ -127,11 +139,11 @@ def _pairs(first: int, second: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         rng = np.random.default_rng(0)
         i, j = (rng.choice(len(some.weights), DRAWS, p=some.weights) for some in (a, b))
         weights = np.full(DRAWS, 1 / DRAWS)
-    return a.counts[i] / first, b.counts[j] / second, weights
+    return Pairs(a.counts / first, b.counts / second, i, j, weights)
 
 
 def _first(means: np.ndarray, targets: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The first of `steps` `[evaluations]` at which each curve `[evaluations, curves]` has its target; else infinite."""
+    """The first of `steps` at which each of the curves `[evaluations, curves]` has its target; infinite if none."""
     reached = means >= targets - TIE
     return np.where(reached.any(axis=0), steps[reached.argmax(axis=0)], math.inf)
 
@@ -139,42 +151,50 @@ def _first(means: np.ndarray, targets: np.ndarray, steps: np.ndarray) -> np.ndar
 def factor_curve(baseline: pd.DataFrame, challenger: pd.DataFrame) -> pd.DataFrame:
     """How many times fewer iterations the challenger needs, for every whole per cent of accuracy, and the best mean.
 
-    Both sides count until their mean first has the target, so the factor is symmetric. The last row's target is the
-    baseline's best mean accuracy.
-
     Args:
         baseline, challenger: as for `crossing`.
 
     Returns:
-        Columns `target`, `baseline_iteration`, `challenger_iteration`, `factor`, and the interval `low`, `high` of the
-        factor over independently resampled runs (NaN with one run); from the first target that neither side has at its
-        first evaluation.
+        Rows of `factor_at`, from the first target that neither side has at its first evaluation up to the baseline's
+        best mean accuracy.
     """
     columns = ["target", "baseline_iteration", "challenger_iteration", "factor", "low", "high"]
-    if baseline.empty or challenger.empty:
-        return pd.DataFrame(columns=columns)
-    base, chall = baseline.to_numpy(), challenger.to_numpy()
-    sides = [(base, baseline.index.to_numpy(dtype=float)), (chall, challenger.index.to_numpy(dtype=float))]
-    best = base.mean(axis=1).max()
-    start = max(values.mean(axis=1)[0] for values, _ in sides)
-    known = min(base.shape[1], chall.shape[1]) > 1
-    weights = _pairs(base.shape[1], chall.shape[1]) if known else None
     rows = []
-    for target in [*np.arange(math.floor(100 * start) + 1, 100 * best) / 100, best]:
-        took, over, drawn = [], [], []
-        for index, (values, steps) in enumerate(sides):
-            took.append(float(_first(values.mean(axis=1)[:, None], np.array([target]), steps)[0]))
-            if known:
-                counts = weights[index]
-                alike, which = np.unique(counts, axis=0, return_inverse=True)
-                drawn.append(_first(values @ alike.T, np.array([target]), steps)[which.ravel()])
-        if known:
-            with np.errstate(invalid="ignore"):
-                over = drawn[0] / drawn[1]
-        ends = statistics.quantiles(over, weights[2]) if known else (math.nan, math.nan)
-        factor = took[0] / took[1] if np.isfinite(took[1]) else 0.0
-        rows.append(dict(zip(columns, (target, *took, factor, *ends), strict=True)))
+    if not (baseline.empty or challenger.empty):
+        best, start = baseline.mean(axis=1).max(), max(side.mean(axis=1).iloc[0] for side in (baseline, challenger))
+        pairs = _pairs(baseline.shape[1], challenger.shape[1])
+        for target in [*np.arange(math.floor(100 * start) + 1, 100 * best) / 100, best]:
+            found = factor_at(baseline, challenger, target, pairs)
+            rows.append({**found, "factor": found["value"]})
     return pd.DataFrame(rows, columns=columns)
+
+
+def factor_at(baseline: pd.DataFrame, challenger: pd.DataFrame, target: float, pairs: Pairs | None = None) -> dict:
+    """How many times fewer iterations the challenger's mean needs for a target than the baseline's.
+
+    Both sides count until their mean first has it, so the factor is symmetric.
+
+    Args:
+        baseline, challenger: as for `crossing`.
+        target: an accuracy.
+        pairs: resamples as `_pairs` gives them, where they are known already.
+
+    Returns:
+        `target`, `baseline_iteration`, `challenger_iteration` (infinite: never), `value`, and the 95 % interval `low`,
+        `high` over independently resampled runs, NaN with one run.
+    """
+    took, drawn, targets = [], [], np.array([target])
+    pairs = pairs or _pairs(baseline.shape[1], challenger.shape[1])
+    for side, weights, which in ((baseline, pairs.first, pairs.i), (challenger, pairs.second, pairs.j)):
+        steps, values = side.index.to_numpy(dtype=float), side.to_numpy()
+        took.append(float(_first(values.mean(axis=1)[:, None], targets, steps)[0]))
+        drawn.append(_first(values @ weights.T, targets, steps)[which])
+    known = min(baseline.shape[1], challenger.shape[1]) > 1
+    with np.errstate(invalid="ignore"):
+        low, high = statistics.quantiles(drawn[0] / drawn[1], pairs.weights) if known else (math.nan, math.nan)
+    value = math.nan if np.isinf(took).all() else took[0] / took[1]
+    sides = dict(zip(("baseline_iteration", "challenger_iteration"), took, strict=True))
+    return {"target": target, **sides, "value": value, "low": low, "high": high}
 
 
 def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "triangular") -> pd.DataFrame:

@@ -118,7 +118,9 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
     figure, axes = plt.subplots()
     high = curve.high.clip(upper=1.3 * curve[["factor", "low"]].max().max())  # no resample of the baseline gets there
     axes.fill_between(curve.target, curve.low, high, color=CHALLENGER, alpha=0.2, linewidth=0, step="mid")
-    axes.step(curve.target, curve.factor, where="mid", color=CHALLENGER, label="both sides' first evaluation that has it")
+    axes.step(
+        curve.target, curve.factor, where="mid", color=CHALLENGER, label="both sides' first evaluation that has it"
+    )
     axes.plot(curve.target.iloc[-1], curve.factor.iloc[-1], "o", color=CHALLENGER, label="best mean of the baseline")
     axes.axhline(1, color="0.35", linestyle=":", linewidth=1.2)
     axes.set(xlabel="test accuracy asked for", ylabel="times fewer iterations", ylim=(0, None))

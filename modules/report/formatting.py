@@ -1,6 +1,7 @@
 """Numbers and tables as the project prints them everywhere, and the one list of what its quantities are."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -132,7 +133,9 @@ def _difference(row: NamedTuple) -> str:
     about = known(row.quantity)
     form = "x {:.2f}" if about.measure == "factor" else "{:+,.2f}" if about.scale == 100 else "{:+,.0f}"
     scale = 1 if about.measure == "factor" else about.scale
-    value, low, high = (form.format(scale * number) for number in (row.difference, row.difference_low, row.difference_high))
+    value, low, high = (
+        form.format(scale * number) for number in (row.difference, row.difference_low, row.difference_high)
+    )
     interval = "" if math.isnan(row.difference_low) else f" [{low}, {high}]"
     return value + interval + (" points" if about.scale == 100 else "")
 
@@ -140,6 +143,28 @@ def _difference(row: NamedTuple) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """A table for the eye as Markdown."""
     return table.astype(str).to_markdown(index=False, disable_numparse=True)
+
+
+def read_reference(path: str | Path) -> pd.DataFrame:
+    """What others published: columns `source`, `quantity`, `policy`, `value`, a number.
+
+    Raises:
+        AnalysisError: it is no CSV with these columns, says two things of one quantity, or speaks for this study.
+    """
+    try:
+        table = pd.read_csv(path)[["source", "quantity", "policy", "value"]].astype({"value": float})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AnalysisError(
+            f"reference={path}: a CSV with columns source, quantity, policy and value, a number, is needed"
+        ) from error
+    if (twice := table.duplicated(["source", "quantity", "policy"])).any():
+        row = table[twice].iloc[0]
+        raise AnalysisError(f"reference={path}: two values of {row.quantity} {row.policy} from {row.source}")
+    if table.source.astype(str).str.startswith("this study").any():
+        raise AnalysisError(f"reference={path}: only this study's own column is called 'this study'")
+    for quantity in table.quantity:
+        known(quantity)
+    return table
 
 
 def speed_table(table: pd.DataFrame, network: str) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The whole study: check every notebook's parameters, run the notebooks through papermill, compare, publish, HTML.
 
-python -m modules reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
+python -m modules reproduce --study digits [--results FOLDER] [--strict] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER]
 python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER]
 python -m modules html
@@ -20,7 +20,7 @@ import nbformat
 import pandas as pd
 
 from modules.checks import at_root
-from modules.report.comparison import TABLES, compare
+from modules.report.comparison import REPRODUCED, TABLES, compare, counts
 from modules.report.formatting import readable
 from modules.report.tables import read_runs, write
 from modules.runs.files import atomic_write, sweep, writing
@@ -99,8 +99,12 @@ def _is_progress(text: str) -> bool:
     return "\r" in text or not text.strip()
 
 
-def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> None:
-    """Check, run all notebooks, and print what came out beside what is published."""
+def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> bool:
+    """Check, run all notebooks, and print what came out beside what is published.
+
+    Returns:
+        Whether every number that is judged is the same bytes as the published one, or equivalent.
+    """
     results = results or Path("results") / study
     plan = parameters(study, results, overrides)
     check(plan)
@@ -116,10 +120,12 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             write(comparison, results / "tables" / "comparison.csv")
             print(f"\nThis run beside {published_folder(results)}:\n")
             print(readable(comparison).to_string(index=False))
+        print(f"\nVerdicts: {counts(comparison)}")
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")
         if Path("results").resolve() in results.resolve().parents:
             print(f"As web pages: {html()}")
+    return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 
 def publish(study: str, results: Path) -> None:
@@ -165,7 +171,16 @@ def _folders(results: Path) -> set[str]:
 
 
 #: Figures that README shows.
-FIGURES = ("run.png", "lrrt.png", "policies.png", "ablation.png", "best_lr_sweep.png", "best_lr.png", "mlp.png")
+FIGURES = (
+    "run.png",
+    "factor.png",
+    "lrrt.png",
+    "policies.png",
+    "ablation.png",
+    "best_lr_sweep.png",
+    "best_lr.png",
+    "mlp.png",
+)
 
 
 def _check_complete(study: str, results: Path) -> None:
@@ -186,7 +201,7 @@ def _check_complete(study: str, results: Path) -> None:
             raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
     for name, table in TABLES.items():
         path = results / "tables" / f"{name}.csv"
-        if table.keys and path.exists():
+        if table.compared and path.exists():
             counted = pd.read_csv(path)
             policy = counted.get("policy", pd.Series("range_test", counted.index))
             counted = counted[~policy.str.contains(" - ")].groupby(policy).runs.first()
@@ -217,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("reproduce", help="run a study's notebooks and compare with what is published")
     run.add_argument("--study", required=True, help="a folder of studies/")
     run.add_argument("--results", type=Path, help="results folder; by default results/<study>")
+    run.add_argument("--strict", action="store_true", help="exit with 1 unless all is the same bytes or equivalent")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
     promote.add_argument("--study", required=True, help="the study it is of")
@@ -230,7 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
     at_root()
     try:
         if options.command == "reproduce":
-            reproduce(options.study, options.results, {name: value(text) for name, text in options.p})
+            good = reproduce(options.study, options.results, {name: value(text) for name, text in options.p})
+            return int(options.strict and not good)
         elif options.command == "publish":
             publish(options.study, options.results or Path("results") / options.study)
         elif options.command == "verify":
