@@ -3,7 +3,7 @@
 A note is `{name: ..., kind: ..., ...}`, a row of a table, so that no number of a text is without one. Its *terms* `a`
 and `b` say which runs: `{arm: fixed, at: 20000}`, or `fixed` alone. A term has
 
-* `arm`: a policy or variant; `experiment`: the folder of its runs (else the notebook's own), or `file`: a CSV of
+* `arm`: a policy or variant; `experiment`: the folder of its runs (else the one it stands under), or `file`: a CSV of
   somebody else's runs with the columns `policy`, `run`, `iteration`, `val_acc`;
 * `at`: where its accuracy is taken, run by run: `end` (also by default), `best` (each run's best evaluation), an
   iteration, a list of them, `{last: 5}` evaluations, or `{first: 4000, last: 40000, every: 4000}`; of several the mean.
@@ -21,7 +21,7 @@ from modules import statistics
 from modules.checks import RunError, did_you_mean, short
 from modules.range_test import best_rate, suggest_bounds
 from modules.report import crossing as crossings
-from modules.report.tables import METHODS, curves, difference_of, read_runs, row_of, table_of
+from modules.report.tables import METHODS, curves, difference_of, pooled_arms, read_runs, row_of, table_of, write
 from modules.statistics import AnalysisError
 
 
@@ -312,54 +312,74 @@ KINDS: dict[str, tuple[str, set[str], set[str], Callable[[dict, Runs], dict]]] =
 }
 
 
-def check_notes(notes: Sequence, pooled: Sequence[str] = ()) -> None:
+def check_notes(notes: dict[str, list]) -> None:
     """Refuse notes that say too little, or too much; nothing is read yet.
+
+    Args:
+        notes: by experiment, each a list of notes; an entry `{pooled: [...]}` names the arms of the experiment whose
+            variance `method: pooled` takes together.
 
     Raises:
         RunError: one line that names the note.
     """
-    names = set()
-    for note in notes:
-        if not (isinstance(note, dict) and isinstance(note.get("name"), str)):
-            raise RunError(f"notes: an entry with a name is needed, not {short(note)}")
-        where = f"notes: {note['name']}"
-        if note["name"] in names:
-            raise RunError(f"{where} stands there twice")
-        names.add(note["name"])
-        if (kind := note.get("kind")) not in KINDS:
-            raise RunError(f"{where}: unknown kind {short(kind)}{did_you_mean(str(kind), KINDS)}")
-        _, needs, may, _ = KINDS[kind]
-        if lacking := needs - note.keys():
-            raise RunError(f"{where}: {', '.join(sorted(lacking))} must be given for a note of kind {kind}")
-        if unknown := note.keys() - needs - may - {"name", "kind", "note"}:
-            raise RunError(f"{where}: a note of kind {kind} has no {', '.join(map(str, sorted(unknown)))}")
-        if (method := note.get("method", "welch")) not in METHODS:
-            raise RunError(f"{where}: method={short(method)}: one of {', '.join(METHODS)} is needed")
-        if not pooled and (method == "pooled" or isinstance(note.get("b"), list)):
-            raise RunError(f"{where}: pooled must name the arms whose variance is pooled")
+    if not isinstance(notes, dict) or not all(isinstance(entries, list) for entries in notes.values()):
+        raise RunError(f"notes: a list of notes under the name of each experiment is needed, not {short(notes)}")
+    for entries in notes.values():
+        pooled, names = pooled_arms(entries), set()
+        for note in entries:
+            if isinstance(note, dict) and note.keys() == {"pooled"}:
+                continue
+            if not (isinstance(note, dict) and isinstance(note.get("name"), str)):
+                raise RunError(f"notes: an entry with a name is needed, not {short(note)}")
+            if note["name"] in names:
+                raise RunError(f"notes: {note['name']} stands there twice")
+            names.add(note["name"])
+            _check(note, pooled)
 
 
-def notes_table(
-    notes: Sequence[dict], results: str | Path, experiment: str, pooled: Sequence[str] = ()
-) -> pd.DataFrame:
-    """The notes of a study as a table, one a row, under its name; what the runs here do not say has no value.
+def _check(note: dict, pooled: list[str]) -> None:
+    where = f"notes: {note['name']}"
+    if (kind := note.get("kind")) not in KINDS:
+        raise RunError(f"{where}: unknown kind {short(kind)}{did_you_mean(str(kind), KINDS)}")
+    _, needs, may, _ = KINDS[kind]
+    if lacking := needs - note.keys():
+        raise RunError(f"{where}: {', '.join(sorted(lacking))} must be given for a note of kind {kind}")
+    if unknown := note.keys() - needs - may - {"name", "kind", "note"}:
+        raise RunError(f"{where}: a note of kind {kind} has no {', '.join(map(str, sorted(unknown)))}")
+    if (method := note.get("method", "welch")) not in METHODS:
+        raise RunError(f"{where}: method={short(method)}: one of {', '.join(METHODS)} is needed")
+    if not pooled and (method == "pooled" or isinstance(note.get("b"), list)):
+        raise RunError(f"{where}: an entry {{pooled: [...]}} must name the arms whose variance is pooled")
+
+
+def notes_table(notes: Sequence[dict], results: str | Path, experiment: str) -> pd.DataFrame:
+    """An experiment's notes as a table, one a row, under its name; what the runs here do not say has no value.
 
     Args:
-        notes: as `check_notes` takes them.
+        notes: those of one experiment, as `check_notes` takes them.
         results: the results folder.
         experiment: whose arms a term means that names no experiment.
-        pooled: the arms whose variance `method: pooled` takes together.
 
     Returns:
         A table with `tables.TABLE_COLUMNS`; a note's name is in the column `policy`.
     """
-    runs = Runs(results, experiment, pooled)
+    runs = Runs(results, experiment, pooled_arms(notes))
     rows = []
     for note in notes:
+        if "pooled" in note:
+            continue
         quantity, _, _, find = KINDS[note["kind"]]
+        named = {"quantity": quantity, "policy": note["name"]}
         try:
             found = find(note, runs)
         except (AnalysisError, KeyError, OSError) as error:
-            found = {"value": math.nan, "note": f"not in these runs ({' '.join(str(error).split())})"}
-        rows.append({"note": note.get("note"), **found, "quantity": quantity, "policy": note["name"]})
+            rows.append(named | {"note": f"not in these runs ({' '.join(str(error).split())})"})
+        else:
+            rows.append({**found, **named, "note": note.get("note", found.get("note"))})
     return table_of(rows)
+
+
+def write_notes(notes: dict[str, list], results: str | Path) -> None:
+    """Write each experiment's notes to `tables/<experiment>_notes.csv`; arguments as for `check_notes`."""
+    for experiment, entries in notes.items():
+        write(notes_table(entries, results, experiment), Path(results) / "tables" / f"{experiment}_notes.csv")

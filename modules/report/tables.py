@@ -198,48 +198,61 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
     return table_of(rows)
 
 
-def check_compare(compare: Sequence, variants: Sequence[str], pooled: Sequence[str] = ()) -> None:
-    """Refuse what `differences` could not do with a study's entries; arguments as there, `variants` are all arms.
+def check_compare(compare: Sequence, variants: Sequence[str]) -> None:
+    """Refuse what `differences` could not do with a study's entries; as there, and `variants` are all arms.
 
     Raises:
         RunError: an entry that names no two variants, an unknown method, or a pair that was there before.
     """
     names = ", ".join(map(str, variants))
-    if not isinstance(pooled, list | tuple) or not all(arm in variants for arm in pooled):
-        raise RunError(f"pooled: variants of {names} are needed, not {short(pooled)}")
+    arms, pairs = pooled_arms(compare), pairs_of(compare)
+    if not isinstance(arms, list) or not all(arm in variants for arm in arms):
+        raise RunError(f"compare: pooled: variants of {names} are needed, not {short(arms)}")
     seen = set()
-    for entry in compare:
-        pair = entry if isinstance(entry, dict) else dict(zip("ab", entry, strict=False)) if _is_pair(entry) else {}
+    for pair in pairs:
         if not (pair.keys() >= {"a", "b"} and pair["a"] in variants and pair["b"] in variants):
-            raise RunError(f"compare: two variants of {names} are needed, not {short(entry)}")
+            raise RunError(f"compare: two variants of {names} are needed, not {short(pair.get('entry', pair))}")
         if unknown := pair.keys() - {"a", "b", "method", "note"}:
             raise RunError(f"compare: a, b, method and note are known, not {', '.join(map(str, sorted(unknown)))}")
         if (method := pair.get("method", "welch")) not in METHODS:
             raise RunError(f"compare: method={short(method)}: one of {', '.join(METHODS)} is needed")
-        if method == "pooled" and not pooled:
-            raise RunError("compare: method='pooled': pooled must name the variants whose variance is pooled")
+        if method == "pooled" and not arms:
+            raise RunError("compare: method='pooled' needs an entry {pooled: [...]} with the variants to pool")
         if (key := (pair["a"], pair["b"])) in seen:
             raise RunError(f"compare: {' - '.join(key)} stands there twice")
         seen.add(key)
 
 
-def _is_pair(entry: object) -> bool:
-    return isinstance(entry, list | tuple) and len(entry) == 2
+def pooled_arms(compare: Iterable) -> list[str]:
+    """The arms that the entry `{pooled: [...]}` names, whose variance is taken together; none without one."""
+    return next((entry["pooled"] for entry in compare if isinstance(entry, dict) and "pooled" in entry), [])
 
 
-def differences(runs: pd.DataFrame, compare: Iterable, pooled: Sequence[str] = ()) -> pd.DataFrame:
+def pairs_of(compare: Iterable) -> list[dict]:
+    """The pairs among a study's entries, each with `a` and `b`, and what else is said of it."""
+    pairs = []
+    for entry in compare:
+        if isinstance(entry, list | tuple) and len(entry) == 2:
+            pairs.append(dict(zip("ab", entry, strict=True)))
+        elif not isinstance(entry, dict):
+            pairs.append({"entry": entry})
+        elif "pooled" not in entry:
+            pairs.append(entry)
+    return pairs
+
+
+def differences(runs: pd.DataFrame, compare: Iterable) -> pd.DataFrame:
     """By how much final accuracies differ, one pair of arms a row.
 
     Args:
         runs: as `read_runs` gives them.
-        compare: pairs `[a, b]`, or `{a: ..., b: ..., method: welch, pooled, pairs or blocks, note: ...}`; a study
-            names them before its results are known.
-        pooled: the arms whose variance `pooled` takes together.
+        compare: pairs `[a, b]`, or `{a: ..., b: ..., method: welch, pooled, pairs or blocks, note: ...}`, and
+            `{pooled: [...]}`, the arms whose variance `pooled` takes together; a study names them all before its
+            results are known.
     """
     rows = []
-    for entry in compare:
-        pair = entry if isinstance(entry, dict) else dict(zip("ab", entry, strict=True))
-        row = final_difference(runs, pair["a"], pair["b"], pair.get("method", "welch"), pooled)
+    for pair in pairs_of(compare):
+        row = final_difference(runs, pair["a"], pair["b"], pair.get("method", "welch"), pooled_arms(compare))
         rows.append({**row, "note": pair.get("note")})
     return table_of(rows)
 
@@ -247,7 +260,12 @@ def differences(runs: pd.DataFrame, compare: Iterable, pooled: Sequence[str] = (
 def final_difference(
     runs: pd.DataFrame, policy: str, baseline: str, method: str = "welch", pooled: Sequence[str] = ()
 ) -> dict[str, object]:
-    """By how much one policy's final accuracy exceeds another's; arguments as for `differences`.
+    """By how much one policy's final accuracy exceeds another's.
+
+    Args:
+        runs: as `read_runs` gives them.
+        policy, baseline: two arms.
+        method, pooled: as for `difference_of`; arms by their names.
 
     Returns:
         A row for a table like `by_policy`'s; without runs to compare, its numbers are NaN.

@@ -22,12 +22,23 @@ import pandas as pd
 from modules.checks import at_root
 from modules.report.comparison import REPRODUCED, TABLES, compare, counts
 from modules.report.formatting import readable
+from modules.report.notes import write_notes
 from modules.report.tables import read_runs, write
 from modules.runs.files import atomic_write, sweep, writing
 from modules.runs.verification import runs_in, verify
 from modules.study import documents
 from modules.study.pages import html
-from modules.study.parameters import NOTEBOOKS, STUDIES, StudyError, check, parameters, published_folder, value
+from modules.study.parameters import (
+    NOTEBOOKS,
+    NOTES,
+    STUDIES,
+    StudyError,
+    check,
+    parameters,
+    published_folder,
+    study_notes,
+    value,
+)
 
 IMAGES = Path("images")
 MAIN_STUDY = "cifar10-jpeg"  # its figures go to images/ itself, every other study's to images/<study>/
@@ -108,6 +119,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     results = results or Path("results") / study
     plan = parameters(study, results, overrides)
     check(plan)
+    notes = study_notes(study)
     with writing(results):
         for part in ("tables", "figures"):
             sweep(results / part)
@@ -115,6 +127,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for name in plan:
             print(f"\n== {name}", flush=True)
             execute(name, plan, results)
+        write_notes(notes, results)
         comparison = compare(results, published_folder(results))
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
@@ -185,7 +198,7 @@ FIGURES = (
 
 def _check_complete(study: str, results: Path) -> None:
     """Raise StudyError when something is missing from a study's results, before anything published is touched."""
-    notebooks = [path.stem for path in sorted((STUDIES / study).glob("*.yaml"))]
+    notebooks = [path.stem for path in sorted((STUDIES / study).glob("*.yaml")) if path.name != NOTES]
     if not notebooks:
         raise StudyError(f"unknown study {study!r}: publish with the STUDY that made {results}")
     parts = [f"notebooks/{name}.ipynb" for name in notebooks]

@@ -9,8 +9,10 @@ import nbformat
 import yaml
 
 from modules.checks import did_you_mean, short
+from modules.report.notes import check_notes
 
 NOTEBOOKS, STUDIES, PUBLISHED = map(Path, ("notebooks", "studies", "results/published"))
+NOTES = "notes.yaml"
 HEADLINE = ("02", "03", "04")
 EVERYWHERE = ("dataset", "data_dir", "workers")
 
@@ -49,7 +51,7 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         StudyError: an unknown study; a parameter that is unknown or of the wrong kind; YAML that cannot be read.
     """
     folder = STUDIES / study
-    files = sorted(folder.glob("*.yaml"))
+    files = [file for file in sorted(folder.glob("*.yaml")) if file.name != NOTES]
     if not files:
         known = ", ".join(sorted(path.name for path in STUDIES.iterdir() if path.is_dir()))
         hint = did_you_mean(study, known.split(", "))
@@ -85,6 +87,22 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         values.update({key: value for key, value in places.items() if key in known[name]})
         plan[name] = {key: _typed(f"{name}: {key}", known[name][key], value) for key, value in values.items()}
     return plan
+
+
+def study_notes(study: str) -> dict[str, list]:
+    """The notes in a study's file, by experiment; none without one.
+
+    Raises:
+        StudyError: YAML that cannot be read.
+        RunError: a note that says too little, or too much.
+    """
+    file = STUDIES / study / NOTES
+    try:
+        notes = (yaml.safe_load(file.read_text()) or {}) if file.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    check_notes(notes)
+    return notes
 
 
 def _typed(name: str, default: object, value: object) -> object:
