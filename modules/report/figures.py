@@ -126,6 +126,7 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
     axes.set(xlabel="test accuracy asked for", ylabel="times fewer iterations", ylim=(0, None))
     axes.set_title(f"{label}: the factor depends on the target")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole per cents
     bands = curve.low.notna().any()
     _legend_below(axes, 2, "band: 95 % of the resamples of runs" if bands else None)
     figure.tight_layout()

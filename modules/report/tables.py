@@ -16,6 +16,7 @@ from scipy import stats
 
 from modules import statistics
 from modules.checks import RunError, short
+from modules.data.splits import FOLDS
 from modules.runs.files import COLUMNS, RunFiles, atomic_write
 from modules.runs.spec import Spec, spec
 from modules.statistics import AnalysisError, Estimate
@@ -50,8 +51,8 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
 
     Returns:
         Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), `fold` (of
-        its test images, where the data have folds), then those of the CSVs: `iteration`, `lr`, `train_loss`,
-        `val_loss`, `val_acc` (0 to 1).
+        its test images, where the run has one), `test_acc` (on the test images at its end, where its JSON has it), then
+        those of the CSVs: `iteration`, `lr`, `train_loss`, `val_loss`, `val_acc` (0 to 1).
 
     Raises:
         AnalysisError: no complete run, or runs that do not belong together.
@@ -86,7 +87,8 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             "diverged": record["diverged"],
             "seconds": record["seconds"],
             "label": record["data"]["label"],
-            "fold": record["spec"].get("fold"),
+            "fold": settings.seed % FOLDS if settings.split == "folds" else None,
+            "test_acc": record.get("test", {}).get("accuracy", math.nan),
         }
         tables.append(table.assign(**run)[[*run, *table.columns]])
     if not tables:
@@ -105,6 +107,18 @@ def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
         raise AnalysisError(f"no run with the policy {policy!r}")
     kept = found[~found.diverged]
     return kept.pivot(index="iteration", columns="seed", values="val_acc").dropna()
+
+
+def final_accuracies(runs: pd.DataFrame, policy: str) -> pd.Series:
+    """Accuracy on the test images at the end of each of a policy's runs, by seed; diverged runs are left out.
+
+    A run whose rows are of validation images has it in its JSON; else it is the last row's.
+    """
+    last = curves(runs, policy).iloc[-1:].max()
+    if "test_acc" not in runs:
+        return last
+    at_end = runs[runs.policy == policy].groupby("seed").test_acc.first().reindex(last.index)
+    return at_end.where(at_end.notna(), last)
 
 
 def other_policy(runs: pd.DataFrame, baseline: str) -> str:
@@ -192,7 +206,7 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             elif quantity == "seconds":
                 row.update(mean_row(found[~found.diverged].groupby("seed").seconds.first(), 0))
             else:
-                accuracy = curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()
+                accuracy = final_accuracies(runs, policy) if quantity == "final_accuracy" else curve.max()
                 row.update(mean_row(accuracy, 0, 1))
             rows.append(row)
     return table_of(rows)
@@ -270,7 +284,7 @@ def final_difference(
     Returns:
         A row for a table like `by_policy`'s; without runs to compare, its numbers are NaN.
     """
-    ends = {arm: curves(runs, arm).iloc[-1:].max() for arm in dict.fromkeys((policy, baseline, *pooled))}
+    ends = {arm: final_accuracies(runs, arm) for arm in dict.fromkeys((policy, baseline, *pooled))}
     folds = runs.groupby("seed").fold.first() if "fold" in runs else None
     count, found = difference_of(ends[policy], ends[baseline], method, [ends[arm] for arm in pooled], folds)
     row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": count}
