@@ -29,7 +29,7 @@ def test_smoke_runs_every_notebook(smoke):
     assert status == 0
     assert sorted(path.stem for path in (results / "notebooks").glob("*.ipynb")) == NOTEBOOKS
     tables = ["headline", "range_test_bounds", "range_test_curve", "mean_accuracy", "comparison"]
-    for name in [*tables, "policies", "ablation", "best_lr", "mlp", "factor_curve", "headline_notes"]:
+    for name in [*tables, "policies", "ablation", "best_lr", "mlp", "headline_notes"]:
         assert len(pd.read_csv(results / "tables" / f"{name}.csv")) > 1
     for name in ("run", "lrrt", "schedulers_paper", "schedulers_reset"):
         assert (results / "figures" / f"{name}.png").stat().st_size > 5000
