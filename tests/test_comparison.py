@@ -238,6 +238,14 @@ def test_a_single_number_of_others_is_held_against_a_further_run_of_ours(tmp_pat
     assert (found["reproduced"], found["gap"]) == (reproduced, pytest.approx(value - 0.81))
 
 
+def test_seconds_of_another_machine_are_not_held_against_ours(tmp_path):
+    path = tmp_path / "reference.csv"
+    path.write_text(f"{REFERENCE}the paper,seconds,a,5\n")
+    table = beside(by_policy(RUNS.assign(seconds=RUNS.seed / 2), ("seconds",)), path)
+    assert table[["low", "reproduced"]].isna().all(axis=None)
+    assert table.value[0] == 1
+
+
 def test_the_pooled_deviation_is_that_of_the_arms_that_were_named(tmp_path):
     path = tmp_path / "reference.csv"
     path.write_text(f"{REFERENCE}the paper,final_accuracy,a,0.84\nthe paper,final_accuracy,c,0.6\n")

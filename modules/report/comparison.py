@@ -222,7 +222,7 @@ def beside(
         about, count = known(row["quantity"]), row["runs"]
         out = {key: row[key] for key in ("source", "quantity", "policy", "published", "value", "runs")}
         out["gap"] = row["published"] - row["value"]
-        if not pd.isna(row["std"]):
+        if about.margin and not pd.isna(row["std"]):
             out |= _predicted("", row, row["std"], count - 1, about)
         if runs is not None and row["policy"] in pooled and row["quantity"] in ENDS:
             arms = [ENDS[row["quantity"]](curves(runs, arm)) for arm in pooled]
