@@ -36,6 +36,8 @@ def _complaint(item: dict, known: Iterable[str], of: str) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and not isinstance(item["input"], bool | int | float | str):
         return message  # of several settings together: it names them
+    if message.startswith("unknown "):
+        return message  # a registry's, which names the value
     where = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
         return f"{where[-1]}={short(item['input'])}: no such setting{of}{did_you_mean(where[-1], known)}"

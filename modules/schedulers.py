@@ -4,15 +4,21 @@ Every cyclical policy is a closed formula of the iteration: it never drifts and 
 already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used from torch.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from numbers import Real
+from types import FunctionType, MethodType
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, MultiStepLR
+
+#: A number, or one for each parameter group; tensors and arrays will do.
+PerGroup = float | Tensor | Sequence[float]
 
 MODES = ("triangular", "triangular2", "exp_range", "exp_range_both")
 
@@ -23,44 +29,99 @@ SCALE_FUNCTIONS: dict[str, Callable[[float], float]] = {
 }
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, not {value!r}")
+_STEP_SIZE = 2000  # bckenstler/CLR's default
 
 
-def _bounds(low: float, high: float, low_name: str = "base_lr", high_name: str = "max_lr") -> None:
-    _positive(**{low_name: low, high_name: high})
+def _plain(value):
+    """A number or numbers of torch or numpy as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _number(name: str, value: float | Tensor, zero: bool = False) -> float:
+    """`value` as a plain number; ValueError unless it is positive and finite, or 0 where that is allowed."""
+    value = _plain(value)
+    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (real and (value > 0 or (zero and value == 0))):
+        raise ValueError(f"{name} must be a positive number{' or 0' if zero else ''}, not {value!r}")
+    return value
+
+
+def _per_group(name: str, value: PerGroup, groups: int, zero: bool = False) -> float | list[float]:
+    value = _plain(value)
+    if not isinstance(value, list | tuple):
+        return float(_number(name, value, zero))
+    _check_length(name, value, groups)
+    return [float(_number(name, each, zero)) for each in value]
+
+
+def _check_length(name: str, value: float | Sequence[float], groups: int) -> None:
+    if isinstance(value, list | tuple) and len(value) != groups:
+        raise ValueError(f"{name} has {len(value)} values, the optimizer has {groups} parameter groups")
+
+
+def _spread(value: float | list[float], groups: int) -> list[float]:
+    return value if isinstance(value, list) else [value] * groups
+
+
+def _ordered(low: float, high: float, low_name: str = "base_lr", high_name: str = "max_lr") -> None:
     if low > high:
         raise ValueError(f"{low_name} must not exceed {high_name}: {low_name}={low!r}, {high_name}={high!r}")
 
 
-def _write(group: dict, lr: float) -> None:
-    """Set a parameter group's rate; a tensor is filled, as compiled and captured optimizers hold on to theirs."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch optimizer, not {type(optimizer).__name__}")
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none)."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = lr * group.get("lr_mult", 1.0)
-        _write(group, group["initial_lr"])
+def _filled(old: float | Tensor, value: float) -> float | Tensor:
+    """The new value; a tensor is filled, as compiled and captured optimizers hold on to theirs."""
+    return old.fill_(value) if isinstance(old, Tensor) else value
+
+
+def _attributes(function: Callable | None) -> dict:
+    """The attributes of a function that is an object, or an object's method; an empty dictionary for any other."""
+    owner = function.__self__ if isinstance(function, MethodType) else function
+    return {} if isinstance(owner, FunctionType | type) else getattr(owner, "__dict__", {})
+
+
+def _is_plain(value) -> bool:
+    """Whether `torch.load(weights_only=True)` would read it."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, Tensor)
+
+
+def set_lr(optimizer: Optimizer, lr: float | list[float]) -> None:
+    """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none).
+
+    Args:
+        optimizer: changed in place.
+        lr: one rate, or one for each group.
+
+    Raises:
+        TypeError: `optimizer` is none of torch's.
+    """
+    _check_optimizer(optimizer)
+    for group, rate in zip(optimizer.param_groups, _spread(lr, len(optimizer.param_groups)), strict=True):
+        group["initial_lr"] = rate * group.get("lr_mult", 1.0)
+        group["lr"] = _filled(group["lr"], group["initial_lr"])
 
 
 class _PolicyLR(LRScheduler):
     """A learning rate that is one formula of the iteration, `lr_at(t)`, times the `lr_mult` of each parameter group."""
 
-    cycle_start = 0  # the iteration at which the policy started
-
-    def __init__(self, optimizer: Optimizer, last_epoch: int) -> None:
-        set_lr(optimizer, self.lr_at(max(last_epoch, 0)))
+    def __init__(self, optimizer: Optimizer, last_epoch: int, initial_lr: float | list[float]) -> None:
+        set_lr(optimizer, initial_lr)
         super().__init__(optimizer, last_epoch)
 
+    def lr_at(self, t: float) -> float:
+        """Learning rate at iteration `t`, before any `lr_mult`."""
+        raise NotImplementedError
+
     def get_lr(self) -> list[float]:
-        lr = self.lr_at(self.last_epoch - self.cycle_start)
+        lr = self.lr_at(self.last_epoch)
         return [lr * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
 
 
@@ -75,51 +136,112 @@ class CyclicLR(_PolicyLR):
     * `exp_range_both`: both bounds decay, `(base_lr + ...) gamma^t` (the paper's wording, coxy1989/clr)
     * `scale_fn` given: `... h scale_fn(cycle)` or `... h scale_fn(t)`; `mode` is then ignored (bckenstler/CLR)
 
-    The first three modes equal `torch.optim.lr_scheduler.CyclicLR` with `cycle_momentum=False`.
+    The first three modes equal `torch.optim.lr_scheduler.CyclicLR`; momentum is cycled only if you ask for it.
+
+    In torch's `SequentialLR` and `ChainedScheduler` it goes before, after and beside others. Made, it sets the rate and
+    the initial rate of the optimizer, so a `LinearLR` before it warms up to `base_lr`.
+
+    A parameter group added later takes part from the next `step()`; where bounds are lists, give `reset` longer ones.
 
     Args:
         optimizer: any torch optimizer. A group's `lr_mult`, where there is one, multiplies its rate (Caffe's
             multipliers). The optimizer's own rate is replaced by `base_lr` at once.
-        base_lr: lower bound of the cycle, the rate at iteration 0.
-        max_lr: upper bound of the cycle, reached after `step_size` iterations.
+        base_lr: lower bound of the cycle, the rate at iteration 0; may be 0. One number, or one for each group.
+        max_lr: upper bound of the cycle, reached after `step_size` iterations. One number, or one for each group.
         step_size: iterations in half a cycle; the paper (3.2) advises 2 to 10 epochs.
         mode: one of `triangular`, `triangular2`, `exp_range`, `exp_range_both`.
         gamma: decay per iteration for the `exp_range` modes.
-        scale_fn: function of one number giving a factor in [0, 1], or the name of one in `SCALE_FUNCTIONS`.
+        scale_fn: function of one number giving a factor in [0, 1], or the name of one in `SCALE_FUNCTIONS`. Called once
+            an iteration; an object may remember something from call to call.
         scale_mode: what `scale_fn` is called with: `cycle` (1, 2, ...) or `iterations` (since the last `reset`).
         last_epoch: as in torch; -1 starts afresh, k goes on as if at iteration k + 1.
+        step_size_up: torch's name for `step_size`.
+        step_size_down: iterations from `max_lr` back to `base_lr`, where they are not as many as up.
+        cycle_momentum: move the momentum against the rate, from `max_momentum` at `base_lr` to `base_momentum` at
+            `max_lr`; of Adam and its like the first of the `betas`.
+        base_momentum, max_momentum: in [0, 1); one number, or one for each group.
+        history_size: how many iterations `history` keeps, the last ones. None keeps all, as bckenstler/CLR does, and a
+            state holds them: 14 MB in a checkpoint after a million iterations, 9 more for each metric. 0 keeps nothing.
 
     Raises:
+        TypeError: `optimizer` is none of torch's.
         ValueError: for a bound, step size, gamma, mode or scale function that makes no sense; the message shows it.
 
-    Source: the paper, section 3; bckenstler/CLR for the arguments, `reset` and `history`.
+    Source: the paper, section 3; bckenstler/CLR for the arguments, `reset` and `history`; torch for those by name only.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        base_lr: float = 0.001,
-        max_lr: float = 0.006,
-        step_size: float = 2000,
+        base_lr: PerGroup = 0.001,
+        max_lr: PerGroup = 0.006,
+        step_size: float = _STEP_SIZE,
         mode: str = "triangular",
         gamma: float = 1.0,
         scale_fn: Callable[[float], float] | str | None = None,
         scale_mode: str = "cycle",
         last_epoch: int = -1,
+        *,
+        step_size_up: float | None = None,
+        step_size_down: float | None = None,
+        cycle_momentum: bool = False,
+        base_momentum: PerGroup = 0.8,
+        max_momentum: PerGroup = 0.9,
+        history_size: int | None = None,
     ) -> None:
-        _bounds(base_lr, max_lr)
-        _positive(step_size=step_size, gamma=gamma)
+        _check_optimizer(optimizer)
+        self.optimizer = optimizer
+        if step_size_up is not None:
+            if step_size not in (_STEP_SIZE, step_size_up):
+                raise ValueError(f"step_size={step_size!r} and step_size_up={step_size_up!r} are one thing: give one")
+            step_size = step_size_up
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
         if scale_mode not in ("cycle", "iterations"):
             raise ValueError(f"scale_mode must be cycle or iterations, not {scale_mode!r}")
-        if isinstance(scale_fn, str) and scale_fn not in SCALE_FUNCTIONS:
+        known = scale_fn in SCALE_FUNCTIONS if isinstance(scale_fn, str) else scale_fn is None or callable(scale_fn)
+        if not known:
             raise ValueError(f"scale_fn must be a function or one of {', '.join(SCALE_FUNCTIONS)}, not {scale_fn!r}")
-        self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
-        self.mode, self.gamma, self.scale_mode = mode, float(gamma), scale_mode
+        if history_size is not None and not (type(history_size) is int and history_size >= 0):
+            raise ValueError(f"history_size must be a count or None, not {history_size!r}")
+        if cycle_momentum:
+            self._check_momentum()
+        self.mode, self.gamma, self.scale_mode = mode, float(_number("gamma", gamma)), scale_mode
+        self.cycle_momentum, self.history_size = bool(cycle_momentum), history_size
+        self._set_cycle(base_lr, max_lr, step_size, step_size_down, base_momentum, max_momentum)
         self._use_scale_fn(scale_fn)
+        self.cycle_start = 0  # the iteration at which the first cycle started
         self.history: dict[str, list] = {"iteration": [], "lr": []}
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, last_epoch, self.base_lr)
+
+    def _set_cycle(
+        self,
+        base_lr: PerGroup,
+        max_lr: PerGroup,
+        step_size: float,
+        step_size_down: float | None,
+        base_momentum: PerGroup,
+        max_momentum: PerGroup,
+    ) -> None:
+        """Take over all of these, or none where one makes no sense."""
+        groups = len(self.optimizer.param_groups)
+        low, high = _per_group("base_lr", base_lr, groups, zero=True), _per_group("max_lr", max_lr, groups)
+        for pair in zip(_spread(low, groups), _spread(high, groups), strict=True):
+            _ordered(*pair)
+        least = _per_group("base_momentum", base_momentum, groups, zero=True)
+        most = _per_group("max_momentum", max_momentum, groups, zero=True)
+        for pair in zip(_spread(least, groups), _spread(most, groups), strict=True):
+            _ordered(*pair, "base_momentum", "max_momentum")
+            if pair[1] >= 1:
+                raise ValueError(f"max_momentum must be below 1, not {pair[1]!r}")
+        up = float(_number("step_size", step_size))
+        down = None if step_size_down is None else float(_number("step_size_down", step_size_down))
+        self.base_lr, self.max_lr, self.base_momentum, self.max_momentum = low, high, least, most
+        self.step_size, self.step_size_down = up, down
+
+    def _check_momentum(self) -> None:
+        if not all("momentum" in group or "betas" in group for group in self.optimizer.param_groups):
+            raise ValueError(f"cycle_momentum: {type(self.optimizer).__name__} has neither momentum nor betas")
 
     def _use_scale_fn(self, scale_fn: Callable[[float], float] | str | None) -> None:
         named = scale_fn is None or isinstance(scale_fn, str)
@@ -128,26 +250,61 @@ class CyclicLR(_PolicyLR):
         self._scale_name = scale_fn if named else f"custom:{own}"
         self._scale_fn = SCALE_FUNCTIONS.get(scale_fn) if named else scale_fn
 
-    def _scale_values(self) -> list[float]:
-        """The scale function at a few places, as all lambdas have one name; empty where it is not defined there."""
+    def _scale_values(self, memory: dict) -> list[float]:
+        """The scale function at a few places, as all lambdas have one name; empty where it is not defined there.
+
+        A copy of it is asked, as one that is an object may remember that it was.
+        """
         with suppress(Exception):  # nine digits: another machine's sine may differ in the last
-            return [float(f"{self._scale_fn(x):.9g}") for x in (1, 2, 3, 10)]
+            scale_fn = copy.deepcopy(self._scale_fn)
+            _attributes(scale_fn).update(copy.deepcopy(memory))
+            return [float(f"{scale_fn(x):.9g}") for x in (1, 2, 3, 10)]
         return []
 
-    def lr_at(self, t: float) -> float:
-        """Learning rate `t` iterations after the start of the cycles (after the last reset), before any `lr_mult`."""
-        cycle = math.floor(1 + t / (2 * self.step_size))
-        x = abs(t / self.step_size - 2 * cycle + 1)
-        height = (self.max_lr - self.base_lr) * max(0.0, 1 - x)
+    def _shape(self, t: float) -> tuple[float, float]:
+        """How far up the cycle iteration `t` is, in [0, 1], and the factor of its scale function."""
+        if self.step_size_down is None:
+            cycle = math.floor(1 + t / (2 * self.step_size))
+            height = max(0.0, 1 - abs(t / self.step_size - 2 * cycle + 1))
+        else:
+            whole = self.step_size + self.step_size_down
+            cycle = math.floor(1 + t / whole)
+            done = t - (cycle - 1) * whole
+            height = max(0.0, min(done / self.step_size, (whole - done) / self.step_size_down))
         if self._scale_fn is not None:
-            return self.base_lr + height * self._scale_fn(cycle if self.scale_mode == "cycle" else t)
+            return height, self._scale_fn(cycle if self.scale_mode == "cycle" else t)
         if self.mode == "triangular2":
-            return self.base_lr + math.ldexp(height, 1 - cycle)
-        if self.mode == "exp_range":
-            return self.base_lr + height * self.gamma**t
-        if self.mode == "exp_range_both":
-            return (self.base_lr + height) * self.gamma**t
-        return self.base_lr + height
+            return height, math.ldexp(1.0, 1 - cycle)
+        return height, self.gamma**t if self.mode.startswith("exp_range") else 1.0
+
+    def _rate(self, shape: tuple[float, float], group: int) -> float:
+        height, scale = shape
+        base_lr, max_lr = (x[group] if isinstance(x, list) else x for x in (self.base_lr, self.max_lr))
+        height = (max_lr - base_lr) * height
+        if self.mode == "exp_range_both" and self._scale_fn is None:
+            return (base_lr + height) * scale
+        return base_lr + height * scale
+
+    def lr_at(self, t: float, group: int = 0) -> float:
+        """Learning rate `t` iterations after the start of the cycles (after the last reset), before any `lr_mult`.
+
+        Args:
+            t: iterations.
+            group: index of the parameter group, where bounds are lists.
+        """
+        return self._rate(self._shape(t), group)
+
+    def get_lr(self) -> list[float]:
+        """The current iteration's rates; writes its momentum into the optimizer, as torch's `CyclicLR` does here."""
+        groups = self.optimizer.param_groups
+        for name in ("base_lr", "max_lr", "base_momentum", "max_momentum"):
+            _check_length(name, getattr(self, name), len(groups))
+        height, scale = shape = self._shape(self.last_epoch - self.cycle_start)
+        if self.cycle_momentum:
+            bounds = (_spread(bound, len(groups)) for bound in (self.base_momentum, self.max_momentum))
+            self._write_momentum([high - (high - low) * height * scale for low, high in zip(*bounds, strict=True)])
+        self._lr = self._rate(shape, 0)
+        return [self._rate(shape, index) * group.get("lr_mult", 1.0) for index, group in enumerate(groups)]
 
     def step(self, epoch: int | None = None, *, metrics: dict[str, float] | None = None) -> None:
         """Move to the next iteration's rate, and write the one just finished into `history`.
@@ -158,69 +315,164 @@ class CyclicLR(_PolicyLR):
                 where an iteration that did not report a metric holds None.
 
         Raises:
-            ValueError: a metric is called `iteration` or `lr`, which `history` has already.
+            ValueError: a metric is called `iteration` or `lr`, which `history` has already; bounds are lists, and a
+                parameter group was added.
         """
-        if self._step_count > 0:
-            row = {"iteration": self.last_epoch, "lr": self.lr_at(self.last_epoch - self.cycle_start)}
-            if taken := row.keys() & (metrics or {}).keys():
+        if self._step_count > 0 and self.last_epoch >= 0:  # an iteration is done, and it was this scheduler's
+            if taken := {"iteration", "lr"} & (metrics or {}).keys():
                 raise ValueError(f"metrics: history has {', '.join(sorted(taken))} already, give it another name")
-            row |= {key: float(x.item() if isinstance(x, Tensor) else x) for key, x in (metrics or {}).items()}
-            done = len(self.history["iteration"])
-            for key in row.keys() | self.history.keys():
-                self.history.setdefault(key, [None] * done).append(row.get(key))
+            if self.history_size != 0:
+                self._remember({"iteration": self.last_epoch, "lr": self._lr}, metrics or {})
         super().step(epoch)
 
-    def reset(self, base_lr: float | None = None, max_lr: float | None = None, step_size: float | None = None) -> None:
-        """Start a new first cycle now, with new bounds or step size where given. `history` runs on.
+    def _remember(self, row: dict[str, float], metrics: dict[str, float]) -> None:
+        row |= {key: float(x.item() if isinstance(x, Tensor) else x) for key, x in metrics.items()}
+        done = len(self.history["iteration"])
+        for key in row.keys() | self.history.keys():
+            self.history.setdefault(key, [None] * done).append(row.get(key))
+        self._cut_history()
+
+    def _cut_history(self) -> None:
+        if self.history_size is not None:
+            for values in self.history.values():
+                del values[: max(0, len(values) - self.history_size)]
+
+    def reset(
+        self,
+        base_lr: PerGroup | None = None,
+        max_lr: PerGroup | None = None,
+        step_size: float | None = None,
+        *,
+        step_size_down: float | None = None,
+        base_momentum: PerGroup | None = None,
+        max_momentum: PerGroup | None = None,
+    ) -> None:
+        """Start a new first cycle now; what is left out stays as it was. `history` runs on.
 
         Raises:
             ValueError: for bounds or a step size that make no sense; the scheduler then stays as it was.
         """
-        base_lr = self.base_lr if base_lr is None else base_lr
-        max_lr = self.max_lr if max_lr is None else max_lr
-        step_size = self.step_size if step_size is None else step_size
-        _bounds(base_lr, max_lr)
-        _positive(step_size=step_size)
-        self.base_lr, self.max_lr, self.step_size = float(base_lr), float(max_lr), float(step_size)
-        self.cycle_start = self.last_epoch
-        self._apply()
+        new = dict(base_lr=base_lr, max_lr=max_lr, step_size=step_size, step_size_down=step_size_down)
+        new |= dict(base_momentum=base_momentum, max_momentum=max_momentum)
+        self._set_cycle(**{key: getattr(self, key) if value is None else value for key, value in new.items()})
+        self.cycle_start = max(self.last_epoch, 0)
+        if self.last_epoch >= 0:  # else its turn in a SequentialLR is still to come
+            self._apply()
 
     def _apply(self) -> None:
         """Write the current iteration's rates into the optimizer."""
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            _write(group, lr)
+        rates = self.get_lr()
+        self._write_rates(rates)
+        self._keep_last(rates)
 
-    _SETTINGS = ("base_lr", "max_lr", "step_size", "mode", "gamma", "scale_mode")
-    _STATE = (*_SETTINGS, "cycle_start", "last_epoch", "_step_count")
+    def _keep_last(self, rates: list[float]) -> None:
+        """What `get_last_lr` gives: tensors where the optimizer's rates are, but never these."""
+        olds = [group["lr"] for group in self.optimizer.param_groups]
+        olds = [old.clone() if isinstance(old, Tensor) else old for old in olds]
+        self._last_lr = [_filled(old, lr) for old, lr in zip(olds, rates, strict=True)]
+
+    def _write_rates(self, rates: list[float]) -> None:
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = _filled(group["lr"], lr)
+
+    def _write_momentum(self, momenta: list[float]) -> None:
+        for group, momentum in zip(self.optimizer.param_groups, momenta, strict=True):
+            if "betas" in group:
+                first, *others = group["betas"]
+                group["betas"] = (_filled(first, momentum), *others)
+            else:
+                group["momentum"] = momentum
+
+    def _optimizer_rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _optimizer_momenta(self) -> list[float]:
+        groups = self.optimizer.param_groups
+        return [float(group["betas"][0] if "betas" in group else group["momentum"]) for group in groups]
+
+    _STATE = (
+        "base_lr",
+        "max_lr",
+        "step_size",
+        "mode",
+        "gamma",
+        "scale_mode",
+        "cycle_start",
+        "last_epoch",
+        "_step_count",
+    )
+    # What states of before lack, and how it was then.
+    _LATER: ClassVar[dict] = dict(step_size_down=None, cycle_momentum=False, base_momentum=0.8, max_momentum=0.9)
 
     def state_dict(self) -> dict:
         """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.
 
-        Of a custom `scale_fn` the name and a few values are stored, to know it again.
+        Of a custom `scale_fn` the name and a few values are stored, to know it again; of one that is an object also the
+        attributes that are numbers, strings, tensors, lists and dictionaries, to restore them. The optimizer's rates
+        and momenta are stored as they are: in a `SequentialLR` or a `ChainedScheduler` they may be another scheduler's.
+        `history_size` is not stored.
         """
-        state = {key: getattr(self, key) for key in self._STATE}
+        memory = {key: x for key, x in _attributes(self._scale_fn).items() if not key.startswith("__") and _is_plain(x)}
+        state = {key: copy.copy(getattr(self, key)) for key in (*self._STATE, *self._LATER)}
+        state["lr"] = self._lr
+        state["last_lr"] = [float(lr) for lr in self._last_lr]
+        state["optimizer_lr"] = self._optimizer_rates()
+        state["optimizer_momentum"] = self._optimizer_momenta() if self.cycle_momentum else None
         state["scale_fn"] = self._scale_name
-        state["scale_values"] = self._scale_values()
+        state["scale_memory"] = copy.deepcopy(memory)
+        state["scale_values"] = self._scale_values(memory)
         state["history"] = {key: list(values) for key, values in self.history.items()}
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore every parameter and the optimizer's rates; training goes on bit for bit.
 
+        The optimizer's own state may be loaded before or after.
+
         Raises:
-            ValueError: the state was saved with a custom `scale_fn`, and this one's has another name or other values.
+            ValueError: the state is not of this class; or of an optimizer with other groups, where bounds are lists; or
+                it was saved with a custom `scale_fn`, and this one's has another name or other values.
         """
-        name = state_dict["scale_fn"]
+        if {*self._STATE, "scale_fn", "scale_values", "history"} - state_dict.keys():
+            whose = "torch's own CyclicLR" if "total_size" in state_dict else "another scheduler"
+            done = state_dict.get("last_epoch")
+            hint = f": CyclicLR(..., last_epoch={done - 1}) goes on where it stopped" if isinstance(done, int) else ""
+            raise ValueError(f"the state is of {whose}{hint}")
+        settings = self._LATER | {key: copy.copy(state_dict[key]) for key in state_dict.keys() & self._LATER.keys()}
+        settings |= {key: copy.copy(state_dict[key]) for key in self._STATE}
+        for name in ("base_lr", "max_lr", "base_momentum", "max_momentum"):
+            _check_length(f"the state's {name}", settings[name], len(self.optimizer.param_groups))
+        if settings["cycle_momentum"]:
+            self._check_momentum()
+        self._load_scale_fn(state_dict)
+        # A state saved before it held the optimizer's rates: they are ours to write while nobody else has set them.
+        in_charge = self._optimizer_rates() == [float(lr) for lr in self._last_lr]
+        self.__dict__.update(settings)
+        self.history = {key: list(values) for key, values in state_dict["history"].items()}
+        self._cut_history()
+        rates = state_dict.get("optimizer_lr")
+        if rates is not None and len(rates) == len(self.optimizer.param_groups):
+            self._lr = state_dict["lr"]
+            self._keep_last(state_dict["last_lr"])
+            self._write_rates(rates)
+            if self.cycle_momentum:
+                self._write_momentum(state_dict["optimizer_momentum"])
+        elif self.last_epoch >= 0:
+            rates = self.get_lr()
+            self._keep_last(rates)
+            if in_charge:
+                self._write_rates(rates)
+
+    def _load_scale_fn(self, state_dict: dict) -> None:
+        name, memory = state_dict["scale_fn"], state_dict.get("scale_memory", {})
         if name is None or name in SCALE_FUNCTIONS:
             self._use_scale_fn(name)
         elif name != self._scale_name:
             raise ValueError(f"the state's scale_fn is {name.removeprefix('custom:')!r}: give it to CyclicLR first")
-        elif state_dict["scale_values"] != self._scale_values():
+        elif state_dict["scale_values"] != self._scale_values(memory):
             raise ValueError(f"the saved scheduler's scale function gave other values than this one's {name!r}")
-        self.__dict__.update({key: state_dict[key] for key in self._STATE})
-        self.history = {key: list(values) for key, values in state_dict["history"].items()}
-        self._apply()
+        else:
+            _attributes(self._scale_fn).update(copy.deepcopy(memory))
 
 
 class RangeTestLR(_PolicyLR):
@@ -228,12 +480,13 @@ class RangeTestLR(_PolicyLR):
 
     Args:
         optimizer: any torch optimizer; groups may have an `lr_mult`.
-        min_lr, max_lr: rates at iteration 0, and at iteration `iterations` and after.
+        min_lr, max_lr: rates at iteration 0, and at iteration `iterations` and after. A linear ramp may start at 0.
         iterations: length of the ramp.
         ramp: `linear` (the paper 3.3, coxy1989/clr) or `exponential` (best_lr).
         last_epoch: as in torch.
 
     Raises:
+        TypeError: `optimizer` is none of torch's.
         ValueError: `min_lr` above `max_lr`, a number that is not positive, an unknown ramp.
     """
 
@@ -246,12 +499,15 @@ class RangeTestLR(_PolicyLR):
         ramp: str = "linear",
         last_epoch: int = -1,
     ) -> None:
-        _bounds(min_lr, max_lr, "min_lr", "max_lr")
-        _positive(iterations=iterations)
         if ramp not in ("linear", "exponential"):
             raise ValueError(f"ramp must be linear or exponential, not {ramp!r}")
-        self.min_lr, self.max_lr, self.iterations, self.ramp = float(min_lr), float(max_lr), iterations, ramp
-        super().__init__(optimizer, last_epoch)
+        self.min_lr = float(_number("min_lr", min_lr, zero=True))
+        self.max_lr = float(_number("max_lr", max_lr))
+        _ordered(self.min_lr, self.max_lr, "min_lr", "max_lr")
+        if ramp == "exponential" and self.min_lr == 0:
+            raise ValueError(f"min_lr={min_lr!r}: an exponential ramp cannot start at 0, a linear one can")
+        self.iterations, self.ramp = _number("iterations", iterations), ramp
+        super().__init__(optimizer, last_epoch, self.min_lr)
 
     def lr_at(self, t: float) -> float:
         """Learning rate at iteration `t`, before any `lr_mult`."""
@@ -264,24 +520,44 @@ class RangeTestLR(_PolicyLR):
 def decay(optimizer: Optimizer, base_lr: float, max_lr: float, step_size: float) -> LambdaLR:
     """`max_lr` falling linearly to `base_lr` over `step_size` iterations, then `base_lr` (the paper's 4.1.1 control).
 
+    `base_lr` may be 0. Parameter groups cannot be added later: torch's LambdaLR counts them once.
+
     Raises:
+        TypeError: `optimizer` is none of torch's.
         ValueError: bounds or a step size that make no sense.
     """
-    _bounds(base_lr, max_lr)
-    _positive(step_size=step_size)
+    base_lr, max_lr = float(_number("base_lr", base_lr, zero=True)), float(_number("max_lr", max_lr))
+    _ordered(base_lr, max_lr)
+    step_size = _number("step_size", step_size)
     set_lr(optimizer, max_lr)
     return LambdaLR(optimizer, lambda t: 1 - (1 - base_lr / max_lr) * min(t / step_size, 1.0))
+
+
+class _FromOwnRate:
+    """A torch scheduler that starts from its own rate; torch's start from the rate that the last one made has set."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        return list(self.base_lrs) if self.last_epoch == 0 else super().get_lr()
+
+
+class _OwnExponentialLR(_FromOwnRate, ExponentialLR):
+    pass
+
+
+class _OwnMultiStepLR(_FromOwnRate, MultiStepLR):
+    pass
 
 
 def exponential(optimizer: Optimizer, lr: float, gamma: float) -> ExponentialLR:
     """`lr gamma^t` (the paper's `exp` policy), torch's ExponentialLR stepped once an iteration.
 
     Raises:
+        TypeError: `optimizer` is none of torch's.
         ValueError: `lr` or `gamma` not positive.
     """
-    _positive(lr=lr, gamma=gamma)
+    lr, gamma = float(_number("lr", lr)), float(_number("gamma", gamma))
     set_lr(optimizer, lr)
-    return ExponentialLR(optimizer, gamma)
+    return _OwnExponentialLR(optimizer, gamma)
 
 
 def fixed(
@@ -290,13 +566,14 @@ def fixed(
     """`lr`, multiplied by `gamma` at each milestone: Caffe's solver for `cifar10_full`, coxy1989/clr's baseline.
 
     Raises:
+        TypeError: `optimizer` is none of torch's.
         ValueError: `lr` or `gamma` not positive, milestones not increasing.
     """
-    _positive(lr=lr, gamma=gamma)
+    lr, gamma = float(_number("lr", lr)), float(_number("gamma", gamma))
     if any(a >= b for a, b in pairwise(milestones)) or any(m < 1 for m in milestones):
         raise ValueError(f"milestones must be increasing iterations, not {milestones!r}")
     set_lr(optimizer, lr)
-    return MultiStepLR(optimizer, list(milestones), gamma)
+    return _OwnMultiStepLR(optimizer, list(milestones), gamma)
 
 
 class Annealed(LRScheduler):
@@ -329,7 +606,7 @@ class Annealed(LRScheduler):
         """Move to the next iteration's rate."""
         # Some schedulers compute a rate from the one they find: let it be their own.
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            _write(group, lr)
+            group["lr"] = _filled(group["lr"], lr)
         self.scheduler.step()
         self._apply()
 
@@ -337,7 +614,7 @@ class Annealed(LRScheduler):
         factor = self.factor(self.last_epoch)
         self._last_lr = [lr * factor for lr in self.scheduler.get_last_lr()]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            _write(group, lr)
+            group["lr"] = _filled(group["lr"], lr)
 
     @staticmethod
     def state_of(scheduler_state: dict) -> dict:

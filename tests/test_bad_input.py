@@ -17,7 +17,7 @@ from toys import TRIANGULAR, make_images, small
 
 from modules.checks import RunError
 from modules.data.datasets import load
-from modules.data.image_files import DataError
+from modules.data.sources import DataError
 from modules.runs.spec import Spec, spec
 from modules.study import parameters
 

@@ -1,15 +1,21 @@
 """Data sets: shapes, fingerprints, the cache, and data that are missing or broken."""
 
 import gzip
+import json
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from toys import make_images
+from toys import make_images, small
 
-from modules.data import datasets
+from modules import models
+from modules.checks import RunError
+from modules.data import datasets, sources
 from modules.data.datasets import DataError, load
+from modules.data.sources import Source
+from modules.runs.training import train
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -162,8 +168,8 @@ def test_idx_files_are_read(tmp_path, name, place, suffix):
 
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     write_mnist(tmp_path / "system", suffix=".gz")
-    reader = datasets._idx_reader("Fashion-MNIST", "FashionMNIST", "FashionMNIST", tmp_path / "system")
-    monkeypatch.setitem(datasets._READERS, "fashion-mnist", reader)
+    reader = sources._idx_reader("Fashion-MNIST", "FashionMNIST", "FashionMNIST", tmp_path / "system")
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", Source("F", reader))
     assert load("fashion-mnist", tmp_path / "data").train_images.shape == (6, 1, 28, 28)
 
 
@@ -177,7 +183,8 @@ def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, monkeypatch):
     write_mnist(tmp_path)
     write_mnist(tmp_path / "MNIST" / "raw")
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
-    monkeypatch.setitem(datasets._READERS, "fashion-mnist", datasets._idx_reader("F", "FashionMNIST", "FashionMNIST"))
+    reader = sources._idx_reader("F", "FashionMNIST", "FashionMNIST")
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", Source("F", reader))
     with pytest.raises(DataError, match="could not be downloaded"):
         load("fashion-mnist", tmp_path)
 
@@ -223,5 +230,30 @@ def test_data_that_cannot_be_downloaded_are_named_with_ways_to_supply_them(tmp_p
 
 
 def test_unknown_name():
-    with pytest.raises(DataError, match="'cifar100'.*digits, mnist"):
+    with pytest.raises(DataError, match="'cifar100'.*digits, digits-8x8, mnist"):
         load("cifar100")
+
+
+def test_a_data_set_and_a_network_are_one_entry_each(tmp_path, monkeypatch):
+    """And are then trained by name like those there are."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    labels = np.arange(20) % 2
+    toy = Source("toy squares", lambda data_dir: ([(images, labels), (images, labels)], ("a", "b")))
+
+    def bare(channels, size, classes, power):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+
+    asked = dict(dataset="squares", model="bare-2", batch_size=5)
+    with pytest.raises(RunError, match="unknown dataset 'squares': choose one of digits, .*; unknown model 'bare-2'"):
+        small(**asked)
+    monkeypatch.setitem(sources.SOURCES, "squares", toy)
+    monkeypatch.setitem(models.NETWORKS, "bare-<power>", models.Network(bare, r"bare-\d"))
+    path = train(small(**asked), tmp_path)
+    assert json.loads(path.with_suffix(".json").read_text())["data"]["label"] == "toy squares"
+
+
+def test_small_digits_are_the_same_images_in_the_same_split():
+    small_ones, large = load("digits-8x8"), load("digits")
+    assert small_ones.train_images.shape == (1297, 1, 8, 8)
+    np.testing.assert_array_equal(small_ones.test_labels, large.test_labels)
+    assert np.corrcoef(small_ones.train_images.mean((1, 2, 3)), large.train_images.mean((1, 2, 3)))[0, 1] > 0.99

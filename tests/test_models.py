@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from modules.models import LocalResponseNorm, build, parameter_groups
+from modules.models import build, parameter_groups
+from modules.models.caffe import LocalResponseNorm
 from modules.models.wide_resnet import ACTIVATIONS
 from modules.runs.training import step
 

@@ -2,10 +2,12 @@
 
 import io
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import ChainedScheduler, SequentialLR
 from toys import rates, sgd
 
 from modules.schedulers import CyclicLR, RangeTestLR, decay, exponential, fixed
@@ -34,6 +36,16 @@ def test_history_keeps_metrics_and_gaps():
     assert scheduler.history["loss"] == [None, 2.5, 2.0]
     assert scheduler.history["acc"] == [None, None, 0.5]
     assert {len(values) for values in scheduler.history.values()} == {3}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's own first step of the chain
+def test_history_in_a_sequence_holds_the_iterations_of_its_turn():
+    optimizer = sgd()
+    chain = ChainedScheduler([CyclicLR(optimizer, 0.25, 0.5, 2)], optimizer)
+    after = CyclicLR(optimizer, 0.5, 1.0, 2)
+    rates(SequentialLR(optimizer, [chain, after], [3]), 6)
+    assert chain._schedulers[0].history["iteration"] == [0, 1]  # of the last one before a milestone torch says nothing
+    assert after.history == {"iteration": [0, 1, 2], "lr": [0.5, 0.75, 1.0]}
 
 
 def test_metrics_of_any_kind_of_number_are_kept_as_floats():
@@ -92,6 +104,21 @@ def test_a_rate_that_is_a_tensor_stays_that_tensor(make):
         assert scheduler.optimizer.param_groups[0]["lr"] is lr
 
 
+def test_the_last_rate_is_of_the_optimizers_kind_and_its_own_after_reset_and_loading():
+    for lr in (1.0, torch.tensor(1.0)):
+        scheduler = CyclicLR(torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=lr), 0.25, 0.5, 4)
+        rates(scheduler, 2)
+        before = scheduler.get_last_lr()
+        scheduler.load_state_dict(through_disk(scheduler.state_dict()))
+        assert scheduler.get_last_lr() == before == [0.375]
+        assert type(scheduler.get_last_lr()[0]) is type(before[0]) is type(lr)
+        scheduler.reset()
+        assert type(scheduler.get_last_lr()[0]) is type(lr)
+        assert scheduler.get_last_lr() == [0.25]
+        if isinstance(lr, torch.Tensor):
+            assert scheduler.get_last_lr()[0] is not lr
+
+
 def through_disk(state: dict) -> dict:
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -138,6 +165,127 @@ def test_lambdas_are_told_apart_by_what_they_give():
 def test_scale_functions_of_a_few_cycles_are_saved():
     saved = CyclicLR(sgd(), scale_fn=lambda cycle: (1, 0.5, 0.25)[cycle - 1]).state_dict()
     CyclicLR(sgd(), scale_fn=lambda cycle: (1, 0.5, 0.25)[cycle - 1]).load_state_dict(saved)
+
+
+class Shrinking:
+    """Halves the height at each call, whatever it is called with."""
+
+    def __init__(self):
+        self.calls, self.parts = 0, [1.0]
+
+    def __call__(self, x):
+        self.calls += 1
+        self.parts.append(self.parts[-1] / 2)
+        return self.parts[-1]
+
+    def method(self, x):
+        return self(x)
+
+
+@pytest.mark.parametrize("make", [Shrinking, lambda: Shrinking().method])
+def test_a_scale_function_that_remembers_goes_on_where_it_was(make):
+    def fresh():
+        return CyclicLR(sgd(), 0.1, 1.0, 4, scale_fn=make())
+
+    scheduler, other = fresh(), fresh()
+    rates(scheduler, 3)
+    saved = through_disk(scheduler.state_dict())
+    expected = rates(scheduler, 6)
+    other.load_state_dict(saved)
+    assert rates(other, 6) == expected
+    assert other.state_dict() == scheduler.state_dict()
+
+
+def test_a_scale_function_is_called_once_an_iteration_and_not_by_saving_or_loading():
+    scheduler = CyclicLR(sgd(), 0.1, 1.0, 4, scale_fn=Shrinking())
+    rates(scheduler, 3)
+    scheduler.load_state_dict(scheduler.state_dict())
+    assert scheduler._scale_fn.calls == 4  # iterations 0 to 3
+    saved = scheduler.state_dict()
+    rates(scheduler, 2)
+    assert saved["scale_memory"]["calls"] == 4
+    assert len(saved["scale_memory"]["parts"]) == 5
+
+
+def test_a_scale_function_whose_memory_cannot_be_saved_is_told_by_what_it_gives():
+    class Drawn:
+        def __init__(self, seed):
+            self.random = random.Random(seed)
+
+        def __call__(self, x):
+            return self.random.random()
+
+    def fresh(seed):
+        return CyclicLR(sgd(), 0.1, 1.0, 4, scale_fn=Drawn(seed))
+
+    saved = through_disk(fresh(1).state_dict())
+    fresh(1).load_state_dict(saved)
+    with pytest.raises(ValueError, match="gave other values than this one's 'custom:.*Drawn'"):
+        fresh(2).load_state_dict(saved)
+
+
+def test_a_state_of_torchs_own_scheduler_is_refused_with_the_way_on():
+    theirs = torch.optim.lr_scheduler.CyclicLR(sgd(), 0.1, 1.0, 4, cycle_momentum=False)
+    rates(theirs, 3)
+    scheduler = CyclicLR(sgd(), 0.2, 0.4, 4)
+    with pytest.raises(
+        ValueError, match=r"^the state is of torch's own CyclicLR: CyclicLR\(..., last_epoch=2\) goes on"
+    ):
+        scheduler.load_state_dict(theirs.state_dict())
+    assert rates(scheduler, 5) == rates(CyclicLR(sgd(), 0.2, 0.4, 4), 5)
+    assert rates(CyclicLR(sgd(), 0.1, 1.0, 4, last_epoch=2), 9) == pytest.approx(rates(theirs, 9), abs=1e-12)
+    with pytest.raises(ValueError, match="the state is of another scheduler"):
+        scheduler.load_state_dict(fixed(sgd()).state_dict())
+    with pytest.raises(ValueError, match="^the state is of another scheduler$"):
+        scheduler.load_state_dict({})
+
+
+def test_a_state_that_does_not_fit_the_optimizer_is_refused_and_changes_nothing():
+    of_groups = CyclicLR(sgd(1, 1), [0.1, 0.2], 0.4, 4).state_dict()
+    of_momentum = CyclicLR(sgd(), 0.1, 0.4, 4, cycle_momentum=True).state_dict()
+    adagrad = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(1))])
+    for optimizer, saved, message in (
+        (sgd(), of_groups, "the state's base_lr has 2 values, the optimizer has 1 parameter groups"),
+        (adagrad, of_momentum, "cycle_momentum: Adagrad has neither"),
+    ):
+        scheduler = CyclicLR(optimizer, 0.2, 0.8, 4)
+        before = scheduler.state_dict()
+        with pytest.raises(ValueError, match=message):
+            scheduler.load_state_dict(saved)
+        assert scheduler.state_dict() == before
+        assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+def test_one_number_for_all_groups_is_loaded_by_an_optimizer_with_more_of_them():
+    scheduler = CyclicLR(sgd(1), 0.1, 0.5, 4)
+    rates(scheduler, 2)
+    other = CyclicLR(sgd(1, 2), 0.1, 0.5, 4)
+    other.load_state_dict(scheduler.state_dict())
+    assert rates(other, 3, group=1) == pytest.approx([0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_history_keeps_as_many_iterations_as_asked_for(size):
+    scheduler = CyclicLR(sgd(), 0.001, 0.008, 10, history_size=size)
+    scheduler.optimizer.step()
+    for t in range(7):
+        scheduler.step(metrics={"loss": t} if t > 4 else None)
+    assert scheduler.history["iteration"] == list(range(7))[7 - size :]
+    assert scheduler.history.get("loss", []) == [None, 5.0, 6.0][3 - size :]
+    whole = CyclicLR(sgd(), 0.001, 0.008, 10)
+    rates(whole, 7)
+    scheduler.load_state_dict(whole.state_dict())
+    assert scheduler.history["iteration"] == list(range(7))[7 - size :]
+
+
+def test_a_state_with_a_bounded_history_does_not_grow():
+    def length(iterations):
+        scheduler = CyclicLR(sgd(), history_size=10)
+        rates(scheduler, iterations)
+        return len(repr(scheduler.state_dict()["history"]["iteration"])), len(scheduler.history["lr"])
+
+    assert length(99)[1] == length(990)[1] == 10
+    assert length(110) == length(990)
 
 
 def test_a_custom_scale_function_is_never_taken_for_a_named_one():

@@ -3,13 +3,14 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import rates, sgd
 
-from modules.schedulers import SCALE_FUNCTIONS, CyclicLR, RangeTestLR, decay, exponential, fixed
+from modules.schedulers import SCALE_FUNCTIONS, CyclicLR, RangeTestLR, decay, exponential, fixed, set_lr
 
 RATES = st.floats(1e-6, 1.0)
 STEPS = st.integers(1, 50)
@@ -50,6 +51,135 @@ def test_cyclic_equals_torch(mode, low, high, step, gamma):
         sgd(), base, top, step_size_up=step, mode=mode, gamma=gamma, cycle_momentum=False
     )
     assert rates(ours, 5 * step) == pytest.approx(rates(theirs, 5 * step), abs=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+@given(low=RATES, high=RATES, up=STEPS, down=STEPS, momenta=st.tuples(*[st.floats(0.0, 0.99)] * 4))
+@settings(max_examples=20)
+def test_bounds_of_groups_steps_up_and_down_and_momentum_equal_torch(mode, make, low, high, up, down, momenta):
+    least, middle, most, top = sorted(momenta)
+    options = dict(step_size_up=up, step_size_down=down, mode=mode, gamma=0.97, cycle_momentum=True)
+    options |= dict(base_momentum=[least, middle], max_momentum=[most, top])
+    base, top = sorted((low, high))
+    seen = []
+    for scheduler in (CyclicLR, torch.optim.lr_scheduler.CyclicLR):
+        optimizer = make([{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)], lr=1.0)
+        scheduler = scheduler(optimizer, [0.0, base], [base, top], **options)
+        seen.append([])
+        for _ in range(3 * (up + down)):
+            for group in optimizer.param_groups:
+                seen[-1] += [group["lr"], *group.get("betas", [group.get("momentum")])]
+            optimizer.step()
+            scheduler.step()
+    assert seen[0] == pytest.approx(seen[1], abs=1e-12)
+
+
+@given(low=RATES, high=RATES, step=STEPS)
+@settings(max_examples=20)
+def test_as_many_steps_down_as_up_is_the_cycle_without_steps_down(low, high, step):
+    base, top = sorted((low, high))
+    options = dict(mode="exp_range_both", gamma=0.99)
+    got = rates(CyclicLR(sgd(), base, top, step_size_up=step, step_size_down=step, **options), 5 * step)
+    assert got == pytest.approx(rates(CyclicLR(sgd(), base, top, step, **options), 5 * step), abs=1e-12)
+
+
+def test_momentum_is_left_alone_unless_asked_for():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0, momentum=0.7)
+    rates(CyclicLR(optimizer, 0.001, 0.006, 4), 6)
+    assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+def test_momentum_cycles_within_both_falling_bounds_as_in_exp_range():
+    seen = []
+    for mode in ("exp_range", "exp_range_both"):
+        optimizer = torch.optim.RMSprop([torch.nn.Parameter(torch.ones(1))])
+        scheduler = CyclicLR(optimizer, 0.001, 0.006, 4, mode, 0.9, cycle_momentum=True)
+        seen.append([])
+        for _ in range(20):
+            seen[-1].append(optimizer.param_groups[0]["momentum"])
+            rates(scheduler, 1)
+    assert seen[0] == seen[1]
+    assert seen[0][4] == pytest.approx(0.9 - 0.1 * 0.9**4)
+
+
+def test_a_beta_that_is_a_tensor_stays_that_tensor():
+    beta = torch.tensor(0.5)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], betas=(beta, torch.tensor(0.99)), capturable=True)
+    scheduler = CyclicLR(optimizer, 0.001, 0.006, 4, cycle_momentum=True)
+    assert beta.item() == pytest.approx(0.9)
+    rates(scheduler, 4)
+    assert beta.item() == pytest.approx(0.8)
+    assert optimizer.param_groups[0]["betas"][0] is beta
+
+
+def test_bounds_of_groups_are_multiplied_by_lr_mult_and_lr_at_gives_each():
+    optimizer = sgd(1, 2)
+    scheduler = CyclicLR(optimizer, [0.1, 0.2], [0.5, 0.4], 4)
+    assert rates(scheduler, 5, group=1) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])
+    assert [scheduler.lr_at(4, group) for group in (0, 1)] == [0.5, 0.4]
+    assert scheduler.history["lr"] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])  # the first group's
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_tensors_and_arrays_are_bounds(kind):
+    got = CyclicLR(sgd(1, 1), kind(0.25), kind([0.5, 0.75]), kind(4), base_momentum=kind(0.5))
+    assert rates(got, 9, group=1) == rates(CyclicLR(sgd(1, 1), 0.25, [0.5, 0.75], 4), 9, group=1)
+    assert {type(x) for x in (got.base_lr, *got.max_lr, got.step_size, got.base_momentum)} == {float}
+    ramp = RangeTestLR(sgd(), kind(0.25), kind(0.5), kind(4))
+    assert rates(ramp, 5) == rates(RangeTestLR(sgd(), 0.25, 0.5, 4), 5)
+    assert type(ramp.state_dict()["iterations"]) is int
+    assert rates(decay(sgd(), kind(0.25), kind(0.5), kind(4)), 5) == [0.5, 0.4375, 0.375, 0.3125, 0.25]
+    assert rates(fixed(sgd(), kind(0.5), (2,), kind(0.5)), 3) == [0.5, 0.5, 0.25]
+    assert rates(exponential(sgd(), kind(0.5), kind(0.5)), 3) == [0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("mode", REFERENCES)
+def test_a_cycle_may_start_from_nothing(mode):
+    expected = [REFERENCES[mode](t, 0.0, 0.1, 5, 0.9) for t in range(25)]
+    assert rates(CyclicLR(sgd(), 0, 0.1, 5, mode, 0.9), 25) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_linear_ramp_may_start_at_nothing_and_a_fall_end_there():
+    assert rates(RangeTestLR(sgd(), 0, 0.5, 4), 6) == [0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    assert rates(decay(sgd(), 0, 0.5, 4), 6) == [0.5, 0.375, 0.25, 0.125, 0, 0]
+    with pytest.raises(ValueError, match=r"min_lr=0: an exponential ramp cannot start at 0, a linear one can"):
+        RangeTestLR(sgd(), 0, 0.5, 4, "exponential")
+
+
+def test_a_group_added_midway_takes_part_from_the_next_step():
+    optimizer = sgd(1)
+    cycle = CyclicLR(optimizer, 0.25, 0.5, 4)
+    rates(cycle, 2)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr_mult": 2.0, "lr": 0.125})
+    assert rates(cycle, 3, group=1) == [0.125, 0.875, 1.0]
+    assert cycle.get_last_lr() == [0.4375, 0.875]
+
+
+def test_a_group_added_midway_to_bounds_of_groups_needs_bounds_of_its_own():
+    optimizer = sgd(1)
+    scheduler = CyclicLR(optimizer, [0.25], [0.5], 4, cycle_momentum=True, base_momentum=[0.5])
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ValueError, match="base_lr has 1 values, the optimizer has 2 parameter groups"):
+        rates(scheduler, 1)
+    scheduler.reset(base_lr=[0.25, 0.5], max_lr=1, base_momentum=0.25)
+    assert rates(scheduler, 3, group=1) == [0.5, 0.625, 0.75]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        CyclicLR,
+        lambda optimizer: RangeTestLR(optimizer, 0.001, 0.006, 15),
+        lambda optimizer: decay(optimizer, 0.001, 0.006, 7),
+        lambda optimizer: exponential(optimizer, 0.1, 0.99),
+        fixed,
+        lambda optimizer: set_lr(optimizer, 0.1),
+    ],
+)
+def test_what_is_no_optimizer_is_refused(make):
+    with pytest.raises(TypeError, match="^optimizer must be a torch optimizer, not Linear$"):
+        make(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -138,11 +268,31 @@ def test_reset_starts_a_new_first_cycle_and_history_goes_on():
         (dict(gamma=0), "gamma.*0"),
         (dict(scale_fn="square"), "scale_fn.*'square'"),
         (dict(scale_mode="epoch"), "scale_mode.*'epoch'"),
+        (dict(scale_fn=0.5), "scale_fn must be a function or one of sinusoidal, .*, not 0.5"),
+        (dict(scale_fn=["sinusoidal"]), "scale_fn must be a function"),
+        (dict(base_lr=0, max_lr=0), "max_lr must be a positive number, not 0"),
+        (dict(base_lr=torch.tensor(float("inf"))), "base_lr must be a positive number or 0, not inf"),
+        (dict(base_lr=[0.001, 0.002]), "base_lr has 2 values, the optimizer has 1 parameter groups"),
+        (dict(base_lr=[0.02], max_lr=torch.tensor([0.01])), "base_lr=0.02, max_lr=0.0099"),
+        (dict(max_lr=["0.1"]), "max_lr must be a positive number, not '0.1'"),
+        (dict(step_size=100, step_size_up=50), "step_size=100 and step_size_up=50 are one thing: give one"),
+        (dict(step_size_down=0), "step_size_down.*0"),
+        (dict(base_momentum=0.95), "base_momentum must not exceed max_momentum: base_momentum=0.95, max_momentum=0.9"),
+        (dict(max_momentum=1), "max_momentum must be below 1, not 1.0"),
+        (dict(history_size=-1), "history_size must be a count or None, not -1"),
+        (dict(history_size=True), "history_size must be a count or None, not True"),
     ],
 )
 def test_bad_arguments_are_named_with_their_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         CyclicLR(sgd(), **arguments)
+
+
+def test_momentum_of_an_optimizer_without_one_cannot_cycle():
+    optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+    with pytest.raises(ValueError, match="cycle_momentum: Adagrad has neither momentum nor betas"):
+        CyclicLR(optimizer, cycle_momentum=True)
+    assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_bad_arguments_of_the_other_policies():

@@ -67,3 +67,8 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.activation(self.norm(self.blocks(x))).mean((2, 3)))
+
+
+def wide_resnet(channels: int, size: int, classes: int, depth: int, width: int, activation: str = "relu") -> nn.Module:
+    """`WideResNet` for images of any size; arguments and errors as there."""
+    return WideResNet(depth, width, channels, classes, activation)

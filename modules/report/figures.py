@@ -277,3 +277,83 @@ def save(figure: Figure, path: str | Path) -> Image:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(Path(path), picture.getvalue())
     return Image(picture.getvalue(), width=760)
+
+
+def two_by_two(arms: pd.DataFrame, title: str) -> Figure:
+    """Swing and anneal as a two-by-two: mean test accuracy of each of the four arms, with its interval.
+
+    Args:
+        arms: as `tournament.arms_table` gives it.
+        title: the figure's title.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    found = arms.set_index("arm")
+    for shift, (swing, name) in zip(
+        (-0.04, 0.04), (("constant", "constant rate"), ("cycle", "CLR (triangular)")), strict=True
+    ):
+        rows = found.loc[[swing, f"{swing}_anneal"]]
+        places = np.arange(2) + shift
+        errors = [rows.value - rows.low, rows.high - rows.value]
+        axes.errorbar(
+            places, rows.value, yerr=errors, marker="o", capsize=4, label=name, color=COLOURS[0 if shift < 0 else 1]
+        )
+    axes.set(title=title, ylabel="test accuracy", xlim=(-0.4, 1.4))
+    axes.set_xticks([0, 1], ["no anneal", "last quarter ramped to zero"])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    _legend_below(axes, 2)
+    figure.tight_layout()
+    return figure
+
+
+def forest(differences: pd.DataFrame, reference: str, margin: float, title: str) -> Figure:
+    """Every arm less a reference arm, with its 95 % interval; the band is the margin.
+
+    Args:
+        differences: as `tournament.differences_table` gives it.
+        reference: the arm's name.
+        margin: below which a difference does not matter.
+        title: the figure's title.
+    """
+    rows = differences[differences.kind == "arm"].sort_values("value")
+    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.4 * len(rows)))
+    axes.axvspan(-100 * margin, 100 * margin, color="0.93", zorder=0, label=f"within {100 * margin:.1f} points")
+    axes.axvline(0, color="0.4", linewidth=1)
+    errors = [100 * (rows.value - rows.low), 100 * (rows.high - rows.value)]
+    axes.errorbar(100 * rows.value, range(len(rows)), xerr=errors, fmt="o", capsize=3, color=COLOURS[0])
+    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows.name])
+    axes.set(title=title, xlabel=f"test accuracy less that of {reference.replace('_', ' ')}, points")
+    figure.tight_layout()
+    return figure
+
+
+def tuning_curves(curves: pd.DataFrame, rates: Mapping[str, float], title: str) -> Figure:
+    """Validation accuracy against the rate, one line an arm; a star marks the rate that was chosen.
+
+    Args:
+        curves: columns `arm`, `rate`, `seed`, `val_acc`.
+        rates: the chosen rates, by arm.
+        title: the figure's title.
+    """
+    figure, axes = plt.subplots(figsize=(9, 5))
+    means = curves.groupby(["arm", "rate"], sort=False).val_acc.mean()
+    for index, arm in enumerate(curves.arm.unique()):
+        line = means[arm].sort_index()
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(
+            line.index,
+            line,
+            marker=".",
+            linestyle=DASHES[index % len(DASHES)],
+            color=colour,
+            label=arm.replace("_", " "),
+        )
+        if arm in rates:
+            height = np.interp(np.log(rates[arm]), np.log(line.index), line)
+            axes.plot(rates[arm], height, marker="*", markersize=13, color=colour)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.4g}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(title=title, xlabel="peak learning rate", ylabel="validation accuracy at the end")
+    _legend_below(axes, 4)
+    figure.tight_layout()
+    return figure

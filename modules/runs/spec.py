@@ -1,19 +1,32 @@
 """What a run is: its validated specification and its name."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from modules import models
 from modules.checks import RunError, complaints
+from modules.data import sources
 from modules.data.splits import SPLITS
 from modules.policies import Count, Frozen, Number, Policy, Rate, Share
+
+
+def _known(find: Callable) -> Callable[[str], str]:
+    """A validator of names that a registry's `find` refuses with an error where it does not know them."""
+
+    def check(name: str) -> str:
+        find(name)
+        return name
+
+    return check
 
 
 class Spec(Frozen):
     """Everything that decides a run's results: same spec, same data, same machine, same bytes.
 
     Attributes:
-        dataset: a name of `datasets.NAMES`.
+        dataset: one of `sources.SOURCES`.
         model, pooling, init, activation: as in `models.build`.
         pixels: `unit` or `caffe`, as in `batches.Data`.
         augment: `none`, or `flip_crop`, as in `batches.flip_crop`.
@@ -40,10 +53,8 @@ class Spec(Frozen):
         keep_weights: keep the trained network beside the CSV, as `<name>.weights.pt`.
     """
 
-    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "images"]
-    model: Annotated[str, Field(pattern=r"^(cifar10_quick|cifar10_full|lenet|mlp|wide_resnet-\d{1,3}-\d{1,3})$")] = (
-        "cifar10_quick"
-    )
+    dataset: Annotated[str, AfterValidator(_known(sources.source))]
+    model: Annotated[str, AfterValidator(_known(models.find))] = "cifar10_quick"
     pooling: Literal["floor", "caffe"] = "floor"
     init: Literal["torch", "caffe", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform"] = "torch"
     activation: Literal["relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid"] = "relu"

@@ -40,8 +40,6 @@ Report = Callable[[int, float | None], None]
 def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
     """The spec's optimizer over the model's parameter groups; its rate is set by the scheduler."""
     groups = models.parameter_groups(model, spec.bias_lr_mult, spec.multipliers, spec.weight_decay)
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
     if spec.optimizer == "schedulefree":
         from schedulefree import SGDScheduleFree
 
@@ -49,6 +47,13 @@ def make_optimizer(spec: Spec, model: nn.Module) -> Optimizer:
         optimizer = SGDScheduleFree(groups, lr=1.0, **settings)
         optimizer.train()
         return optimizer
+    return plain_optimizer(spec, groups)
+
+
+def plain_optimizer(spec: Spec, groups: list[dict]) -> Optimizer:
+    """One of torch's own optimizers over parameter groups."""
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, weight_decay=spec.weight_decay)
     return torch.optim.RMSprop(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -174,7 +179,7 @@ def check(spec: Spec, dataset: Dataset) -> None:
         raise RunError(f"batch_size={spec.batch_size} exceeds the {count} training images")
     try:
         with torch.device("meta"):
-            models.parameter_groups(_build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
+            models.parameter_groups(build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -187,7 +192,8 @@ def anneals(twin: Spec, stem: Spec) -> bool:
     return twin.policy.anneal is not None and same and start % twin.evaluate_every == 0
 
 
-def _build(spec: Spec, dataset: Dataset) -> nn.Module:
+def build(spec: Spec, dataset: Dataset) -> nn.Module:
+    """The spec's network for the data set's images, freshly drawn."""
     shape = dataset.channels, dataset.size, len(dataset.classes)
     return models.build(spec.model, *shape, spec.pooling, spec.init, spec.activation)
 
@@ -198,7 +204,7 @@ class _State:
     def __init__(self, spec: Spec, dataset: Dataset, device: torch.device) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)
-            model = _build(spec, dataset)
+            model = build(spec, dataset)
         self.spec, self.fingerprint = spec, dataset.fingerprint
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(spec, self.model)
@@ -236,11 +242,8 @@ class _State:
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        # The policies of phases each wrote their own rate into the optimizer.
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr
+        self.optimizer.load_state_dict(state["optimizer"])  # last: it holds the rates, whatever a scheduler wrote
         self.iteration, self.seconds, self.rows = state["iteration"], state["seconds"], state["rows"]
         self.starts, self.forked = state["starts"], state.get("forked")
         if self.average:
@@ -344,17 +347,17 @@ def _ends(state: _State, data: Data, last: tuple[float, Tensor] | None) -> dict:
     if reads_test:
         with state.evaluating():
             known = last if spec.evaluation == "test" else None
-            ends["test"] = _described(*(known or evaluate(state.model, data, "test")))
+            ends["test"] = described(*(known or evaluate(state.model, data, "test")))
     if state.average:
         ends["ema"] = {"decay": spec.ema}
         if spec.evaluation == "validation":
-            ends["ema"]["validation"] = _described(*evaluate(state.average.module, data, "validation"))
+            ends["ema"]["validation"] = described(*evaluate(state.average.module, data, "validation"))
         if reads_test:
-            ends["ema"]["test"] = _described(*evaluate(state.average.module, data, "test"))
+            ends["ema"]["test"] = described(*evaluate(state.average.module, data, "test"))
     return ends
 
 
-def _described(loss: float, correct: Tensor) -> dict:
+def described(loss: float, correct: Tensor) -> dict:
     """An evaluation for the record: loss, accuracy, and each image's outcome, one bit an image, in base64."""
     bits = np.packbits(correct.cpu().numpy())
     return {"loss": loss, "accuracy": accuracy_of(correct), "correct": base64.b64encode(bits).decode()}

@@ -1,0 +1,164 @@
+"""Caffe's two CIFAR-10 networks as coxy1989/clr ported them, their layers named as in Caffe's files."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOLINGS = ("floor", "caffe")
+
+
+class Filled(NamedTuple):
+    """What Caffe's network file says of a layer.
+
+    Attributes:
+        std: standard deviation of its weights' Gaussian; biases start at zero.
+        lr_mult, decay_mult: multipliers of rate and weight decay, of its weight and of its bias.
+    """
+
+    std: float
+    lr_mult: tuple[float, float] = (1.0, 2.0)
+    decay_mult: tuple[float, float] = (1.0, 1.0)
+
+
+#: Source: Caffe's `examples/cifar10/cifar10_quick_train_test.prototxt`.
+QUICK = {
+    "conv1": Filled(1e-4),
+    "conv2": Filled(1e-2),
+    "conv3": Filled(1e-2),
+    "ip1": Filled(0.1),
+    "ip2": Filled(0.1),
+}
+#: Source: Caffe's `examples/cifar10/cifar10_full_train_test.prototxt`.
+FULL = {
+    "conv1": Filled(1e-4),
+    "conv2": Filled(1e-2),
+    "conv3": Filled(1e-2, lr_mult=(1.0, 1.0)),
+    "ip1": Filled(1e-2, decay_mult=(250.0, 0.0)),
+}
+
+
+class CaffeNet(nn.Sequential):
+    """A chain of layers with names. In `state_dict` they stay numbered, as in every checkpoint before they had names.
+
+    Args:
+        layers: the layers, by Caffe's names.
+        filled: what Caffe's file says of those that have weights.
+        init: `caffe` for the file's initialisation, else torch's is left.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module], filled: dict[str, Filled], init: str) -> None:
+        super().__init__(*layers.values())
+        self.filled = {str(number): filled[name] for number, name in enumerate(layers) if name in filled}
+        if init == "caffe":
+            for number, layer in self.filled.items():
+                nn.init.normal_(self[int(number)].weight, std=layer.std)
+                nn.init.zeros_(self[int(number)].bias)
+
+    def multipliers(self, parameter: str) -> tuple[float, float]:
+        """Multipliers of rate and weight decay of a parameter, by its name in `named_parameters`."""
+        number, _, kind = parameter.partition(".")
+        which = ("weight", "bias").index(kind)
+        return self.filled[number].lr_mult[which], self.filled[number].decay_mult[which]
+
+
+class _Normalised(torch.autograd.Function):
+    """`x s^-3/4` with `s = 1 + alpha mean(x^2)`; autograd would pass over memory twice as often."""
+
+    @staticmethod
+    def forward(context, x: Tensor, size: int, alpha: float) -> Tensor:
+        s = F.avg_pool2d(x * x, size, stride=1, padding=size // 2).mul_(alpha).add_(1)
+        root = s.rsqrt()
+        power = root.sqrt().mul_(root)  # s^-3/4; two roots are faster than a power
+        context.save_for_backward(x, s, power)
+        context.settings = size, alpha
+        return x * power
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, s, power = context.saved_tensors
+        size, alpha = context.settings
+        direct = gradient * power
+        # The mean over neighbours is its own transpose: zeros beyond the border count in the divisor.
+        shared = F.avg_pool2d((direct * x).div_(s), size, stride=1, padding=size // 2).mul_(x)
+        return direct.sub_(shared, alpha=2 * alpha * 0.75), None, None
+
+
+class LocalResponseNorm(nn.Module):
+    """Caffe's local response normalisation within channels: `x / (1 + alpha mean(x^2 over size x size))^0.75`.
+
+    torch's own LocalResponseNorm normalises across channels. Shapes `[N, C, H, W]` in and out.
+    """
+
+    def __init__(self, size: int = 3, alpha: float = 5e-5) -> None:
+        super().__init__()
+        self.size, self.alpha = size, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Normalised.apply(x, self.size, self.alpha)
+
+
+def _pooled(size: int, pooling: str) -> int:
+    """Output size of a 3/2 pooling: torch rounds down, Caffe up."""
+    return (size - 3 + (1 if pooling == "caffe" else 0)) // 2 + 1
+
+
+def _flat(channels: int, size: int, pooling: str) -> int:
+    """Features left after three 3/2 poolings."""
+    for _ in range(3):
+        size = _pooled(size, pooling)
+    if size < 1:
+        least = 8 if pooling == "caffe" else 15
+        raise ValueError(
+            f"size is too small for three poolings: images of at least {least} x {least} pixels are needed"
+        )
+    return channels * size * size
+
+
+def cifar10_quick(channels: int, size: int, classes: int, pooling: str = "floor", init: str = "torch") -> CaffeNet:
+    """Caffe's `cifar10_quick`: three 5x5 convolutions, one max and two average poolings, two linear layers.
+
+    116,906 parameters at 3 x 32 x 32 with floor pooling, 145,578 with Caffe's. Source: coxy1989/clr's port.
+    """
+    # Caffe clips an average pooling window at the border and divides by what is left; `ceil_mode` does the same.
+    ceil = pooling == "caffe"
+    layers = {
+        "conv1": nn.Conv2d(channels, 32, 5, padding=2),
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
+        "relu1": nn.ReLU(),
+        "conv2": nn.Conv2d(32, 32, 5, padding=2),
+        "relu2": nn.ReLU(),
+        "pool2": nn.AvgPool2d(3, 2, ceil_mode=ceil),
+        "conv3": nn.Conv2d(32, 64, 5, padding=2),
+        "relu3": nn.ReLU(),
+        "pool3": nn.AvgPool2d(3, 2, ceil_mode=ceil),
+        "flat": nn.Flatten(),
+        "ip1": nn.Linear(_flat(64, size, pooling), 64),
+        "ip2": nn.Linear(64, classes),
+    }
+    return CaffeNet(layers, QUICK, init)
+
+
+def cifar10_full(channels: int, size: int, classes: int, pooling: str = "floor", init: str = "torch") -> CaffeNet:
+    """Caffe's `cifar10_full`: as `cifar10_quick` without its hidden linear layer, normalised after two of its blocks.
+
+    85,098 parameters at 3 x 32 x 32 with floor pooling, 89,578 with Caffe's. Source: coxy1989/clr's port.
+    """
+    ceil = pooling == "caffe"
+    layers = {
+        "conv1": nn.Conv2d(channels, 32, 5, padding=2),
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
+        "relu1": nn.ReLU(),
+        "norm1": LocalResponseNorm(),
+        "conv2": nn.Conv2d(32, 32, 5, padding=2),
+        "relu2": nn.ReLU(),
+        "pool2": nn.AvgPool2d(3, 2, ceil_mode=ceil),
+        "norm2": LocalResponseNorm(),
+        "conv3": nn.Conv2d(32, 64, 5, padding=2),
+        "relu3": nn.ReLU(),
+        "pool3": nn.AvgPool2d(3, 2, ceil_mode=ceil),
+        "flat": nn.Flatten(),
+        "ip1": nn.Linear(_flat(64, size, pooling), classes),
+    }
+    return CaffeNet(layers, FULL, init)

@@ -1,0 +1,244 @@
+"""The tournament's analysis: rates chosen on validation images, differences, and the registered rule's verdicts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from modules.statistics import AnalysisError, Estimate, difference, holm, mean
+
+FITTED = 5  # rates nearest the best that the parabola is fitted to
+ROBUST = 4  # a factor: rates within it of the best one count for robustness
+CHANCE = 0.1  # what a run counts as that diverged, with ten classes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An arm's rate, chosen on validation images.
+
+    Attributes:
+        rate: the chosen one.
+        best: the tested rate with the best mean validation accuracy.
+        edge: -1 or 1 where `best` is the lowest or the highest rate tested, else 0.
+        parabola: its coefficients in log2(rate), highest power first; None where it has no top.
+        error: root mean square of what the parabola says other choices, from resampled tuning seeds, would have cost.
+        robustness: mean validation accuracy over the tested rates within a factor of `ROBUST` of the best, less that
+            at the best.
+    """
+
+    rate: float
+    best: float
+    edge: int
+    parabola: tuple[float, float, float] | None
+    error: float
+    robustness: float
+
+
+def choose(accuracies: Mapping[float, Sequence[float]]) -> Choice:
+    """The rate that the registered rule chooses.
+
+    Args:
+        accuracies: validation accuracies of the tuning runs `[seeds]`, 0 to 1, by their rate; the same number of seeds
+            at every rate.
+
+    Raises:
+        AnalysisError: fewer than three rates, or another number of seeds at one of them.
+    """
+    rates = np.array(sorted(accuracies))
+    if len(rates) < 3 or len({len(accuracies[rate]) for rate in rates}) != 1:
+        raise AnalysisError(f"three rates or more, with as many seeds each, are needed to choose one, not {rates}")
+    values = np.array([accuracies[rate] for rate in rates])
+    chosen, best, parabola = _top(rates, values.mean(axis=1))
+    drawn, costs = np.random.default_rng(0), []
+    for _ in range(400 if values.shape[1] > 1 else 0):
+        # Seeds are drawn anew at every rate: they are runs of their own.
+        picks = drawn.integers(values.shape[1], size=values.shape)
+        other = _top(rates, np.take_along_axis(values, picks, axis=1).mean(axis=1))[0]
+        costs.append(_height(parabola, chosen) - _height(parabola, other) if parabola else _step(rates, values, other))
+    near = (rates <= best * ROBUST * (1 + 1e-9)) & (rates >= best / ROBUST * (1 - 1e-9))
+    means = values.mean(axis=1)
+    return Choice(
+        rate=chosen,
+        best=best,
+        edge=int(best == rates[-1]) - int(best == rates[0]),
+        parabola=parabola,
+        error=math.sqrt(np.mean(np.square(costs))) if costs else math.nan,
+        robustness=float(means[near].mean() - means.max()),
+    )
+
+
+def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float, tuple[float, float, float] | None]:
+    """The chosen rate, the best tested rate, and the parabola through the rates nearest it."""
+    best = float(rates[means.argmax()])
+    distance = np.abs(np.log2(rates) - math.log2(best))
+    near = np.sort(np.argsort(distance, kind="stable")[:FITTED])
+    x = np.log2(rates[near])
+    square, slope, level = np.polyfit(x, means[near], 2)
+    if not square < 0:
+        return best, best, None
+    top = float(np.clip(-slope / (2 * square), x[0], x[-1]))
+    return 2**top, best, (float(square), float(slope), float(level))
+
+
+def _height(parabola: tuple[float, float, float], rate: float) -> float:
+    return float(np.polyval(parabola, math.log2(rate)))
+
+
+def _step(rates: np.ndarray, values: np.ndarray, other: float) -> float:
+    """Where there is no parabola: what another rate would have cost, by the tested rates' means."""
+    means = values.mean(axis=1)
+    return float(means.max() - np.interp(math.log2(other), np.log2(rates), means))
+
+
+def contrast(a: Sequence[float], b: Sequence[float], a_error: float = 0.0, b_error: float = 0.0) -> Estimate:
+    """The difference of two arms, its standard error Welch's with the tuning's added.
+
+    Args:
+        a, b: test accuracies `[seeds]`.
+        a_error, b_error: of the arms' `Choice`.
+    """
+    found = difference(a, b)
+    return found._replace(error=math.sqrt(found.error**2 + a_error**2 + b_error**2))
+
+
+def verdicts(primary: Mapping[str, Estimate], margin: float, alpha: float) -> dict[str, str]:
+    """What the registered rule says of the primary differences: `not needed`, `helps`, `harms` or `not resolved`.
+
+    Args:
+        primary: the differences, by name.
+        margin: below which a difference does not matter.
+        alpha: of this look.
+    """
+    adjusted = holm([found.p_value() for found in primary.values()])
+    out = {}
+    for (name, found), p in zip(primary.items(), adjusted, strict=True):
+        low, high = found.interval(1 - 2 * alpha)
+        if -margin < low and high < margin:
+            out[name] = "not needed"
+        elif p < alpha and abs(found.value) >= margin:
+            out[name] = "helps" if found.value > 0 else "harms"
+        else:
+            out[name] = "not resolved"
+    return out
+
+
+def two_by_two(cells: Mapping[tuple[bool, bool], Sequence[float]]) -> dict[str, Estimate]:
+    """Main effects and interaction of swing and anneal.
+
+    Args:
+        cells: test accuracies `[seeds]` by (swing, anneal).
+
+    Returns:
+        `swing` and `anneal`, each averaged over the other, and `interaction`: the swing's effect with the anneal less
+        that without.
+    """
+    signs = {
+        "swing": lambda swing, anneal: (1 if swing else -1) / 2,
+        "anneal": lambda swing, anneal: (1 if anneal else -1) / 2,
+        "interaction": lambda swing, anneal: 1 if swing == anneal else -1,
+    }
+    return {
+        name: _combined([(sign(*cell), np.asarray(values, dtype=float)) for cell, values in cells.items()])
+        for name, sign in signs.items()
+    }
+
+
+def _combined(parts: list[tuple[float, np.ndarray]]) -> Estimate:
+    """A weighted sum of means with Welch's and Satterthwaite's error and degrees of freedom."""
+    value = sum(weight * values.mean() for weight, values in parts)
+    variances = [weight**2 * values.var(ddof=1) / len(values) for weight, values in parts]
+    total = sum(variances)
+    spread = sum(part**2 / (len(values) - 1) for part, (_, values) in zip(variances, parts, strict=True))
+    return Estimate(float(value), math.sqrt(total), total**2 / spread if spread else sum(len(v) - 1 for _, v in parts))
+
+
+def arms_table(accuracies: Mapping[str, Sequence[float]], choices: Mapping[str, Choice]) -> pd.DataFrame:
+    """One row an arm: its rate, its mean test accuracy with its interval, and how robust it was to the rate.
+
+    Args:
+        accuracies: test accuracies of the final runs `[seeds]`, by arm.
+        choices: of the tuned arms.
+
+    Returns:
+        Columns `arm`, `rate` (NaN where it was given), `edge`, `runs`, `value`, `std`, `low`, `high`, `robustness`.
+    """
+    rows = []
+    for arm, values in accuracies.items():
+        found, choice = mean(values), choices.get(arm)
+        low, high = found.interval()
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        rate, edge, robustness = (choice.rate, choice.edge, choice.robustness) if choice else (math.nan, 0, math.nan)
+        rows.append([arm, rate, edge, len(values), found.value, std, low, high, robustness])
+    columns = ["arm", "rate", "edge", "runs", "value", "std", "low", "high", "robustness"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def differences_table(
+    accuracies: Mapping[str, Sequence[float]],
+    choices: Mapping[str, Choice],
+    primary: Mapping[str, Sequence[str]],
+    reference: str,
+    margin: float,
+    alpha: float,
+) -> pd.DataFrame:
+    """The primary differences with their verdicts, the effects of the two-by-two, and every arm against a reference.
+
+    Args:
+        accuracies, choices: as for `arms_table`.
+        primary: two arms' names, by the difference's name.
+        reference: the arm that the others are set beside.
+        margin, alpha: as for `verdicts`.
+
+    Returns:
+        Columns `kind` (`primary`, `effect` or `arm`), `name`, `value`, `low`, `high` (95 %), `p`, `verdict`.
+    """
+
+    def against(a: str, b: str) -> Estimate:
+        errors = (choices[arm].error if arm in choices and choices[arm].error > 0 else 0.0 for arm in (a, b))
+        return contrast(accuracies[a], accuracies[b], *errors)
+
+    found = {name: against(*pair) for name, pair in primary.items() if all(len(accuracies[a]) > 1 for a in pair)}
+    said = verdicts(found, margin, alpha) if found else {}
+    rows = [["primary", name, estimate, said[name]] for name, estimate in found.items()]
+    cells = {
+        (swing, anneal): accuracies.get(("cycle" if swing else "constant") + ("_anneal" if anneal else ""), ())
+        for swing in (False, True)
+        for anneal in (False, True)
+    }
+    if all(len(values) > 1 for values in cells.values()):
+        rows += [["effect", name, estimate, ""] for name, estimate in two_by_two(cells).items()]
+    if len(accuracies.get(reference, ())) > 1:
+        others = (arm for arm, values in accuracies.items() if arm != reference and len(values) > 1)
+        rows += [["arm", arm, against(arm, reference), ""] for arm in others]
+    return pd.DataFrame(
+        [[kind, name, e.value, *e.interval(), e.p_value(), verdict] for kind, name, e, verdict in rows],
+        columns=["kind", "name", "value", "low", "high", "p", "verdict"],
+    )
+
+
+SAID = {
+    "not needed": "is not needed: what it changes lies within the margin",
+    "helps": "helps, by the margin or more",
+    "harms": "harms, by the margin or more",
+    "not resolved": "is not resolved: more runs would be needed",
+}
+
+
+def in_words(table: pd.DataFrame, primary: Mapping[str, Sequence[str]], margin: float) -> str:
+    """What the rule says of the primary differences, one line each.
+
+    Args:
+        table: of `differences_table`.
+        primary, margin: as there.
+    """
+    lines = []
+    for row in table[table.kind == "primary"].itertuples():
+        first, second = primary[row.name]
+        lines.append(
+            f"**{row.name}**, *{first}* less *{second}*: {100 * row.value:+.2f} points "
+            f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}], margin {100 * margin:.1f}. "
+            f"By the rule, the cycle {SAID[row.verdict]}."
+        )
+    return "\n\n".join(lines) or "The runs that the rule needs are not all made yet."

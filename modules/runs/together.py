@@ -1,0 +1,376 @@
+"""Many runs of one network trained together, as one stacked computation.
+
+A small network leaves a processor idle: an iteration is fifty little operations, and each costs more to start than to
+do. Runs that differ only in seed, policy and rate do the same operations on other numbers, so their weights are stacked
+`[runs, ...]` and one operation serves them all. Same specification, same images in the same order, same initial weights
+and same files as a run alone. The last digits differ from it, as sums are taken in another order, and the record says
+so. What a run's numbers are does not depend on who shares its group.
+"""
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from modules import models
+from modules.checks import RunError
+from modules.data.batches import Data, batches
+from modules.data.datasets import Dataset, load
+from modules.data.splits import split
+from modules.divergence import LARGEST_RATE, climbed
+from modules.runs.files import RunFiles, atomic_write
+from modules.runs.provenance import record, remember
+from modules.runs.spec import Spec
+from modules.runs.training import build, check, described, one_thread, plain_optimizer
+
+#: What may differ between runs that are trained together.
+OWN = {"seed": 0, "policy": None, "variant": None, "test_at_end": False, "registration": None}
+CHECKPOINT_SECONDS = 20.0
+EVALUATED_AT_ONCE = 100_000  # images of all runs
+
+#: Called with the iterations done by each run, and each run's last accuracy or None.
+Report = Callable[[int, dict[str, float | None]], None]
+
+
+def common(spec: Spec) -> Spec:
+    """What a run shares with those it can be trained together with."""
+    return spec.model_copy(update=OWN)
+
+
+def why_not(spec: Spec) -> str | None:
+    """Why a run cannot be trained together with others; None where it can."""
+    if spec.optimizer not in ("sgd", "adam"):
+        return f"optimizer={spec.optimizer!r}"
+    for setting, plain in (("precision", "float32"), ("augment", "none"), ("ema", None), ("keep_weights", False)):
+        if getattr(spec, setting) != plain:
+            return f"{setting}={getattr(spec, setting)!r}"
+    with torch.device("meta"):
+        if any(True for _ in models.build(spec.model, 1, 32).buffers()):
+            return f"{spec.model} keeps running statistics"
+    return None
+
+
+class _Stack:
+    """The stacked state of a group: weights and optimizer state `[runs, ...]`, rows and rates of each run."""
+
+    def __init__(self, specs: Sequence[Spec], dataset: Dataset, device: torch.device) -> None:
+        self.specs, self.device, one = specs, device, specs[0]
+        networks = [self._fresh(spec, dataset) for spec in specs]
+        named = [dict(network.named_parameters()) for network in networks]
+        self.weights = {
+            name: torch.stack([weights[name].detach() for weights in named]).to(device).requires_grad_()
+            for name in named[0]
+        }
+        self.network = build(one, dataset).to("meta")
+        groups = models.parameter_groups(networks[0], one.bias_lr_mult, one.multipliers, one.weight_decay)
+        place = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
+        self.group_of = [place[id(parameter)] for parameter in named[0].values()]
+        self.decay = [groups[number].get("weight_decay", one.weight_decay) for number in self.group_of]
+        self.moments = {
+            kind: [torch.zeros_like(w) for w in self.weights.values()]
+            for kind in (("momentum",) if one.optimizer == "sgd" else ("mean", "square"))
+        }
+        # Runs of one policy share its rates; they are stepped anew after a stop, which takes no time.
+        self.policies = list(dict.fromkeys(spec.policy for spec in specs))
+        self.which = torch.tensor([self.policies.index(spec.policy) for spec in specs], device=device)
+        self.optimizers = [plain_optimizer(one, [self._stub(group) for group in groups]) for _ in self.policies]
+        self.schedulers = [
+            policy.scheduler(optimizer, one.iterations)
+            for policy, optimizer in zip(self.policies, self.optimizers, strict=True)
+        ]
+        self.iteration, self.seconds = 0, 0.0
+        self.starts: dict[str, list[str]] = {}
+        self.rows: list[list[list]] = [[] for _ in specs]
+        self.ended = [False] * len(specs)
+
+    @staticmethod
+    def _fresh(spec: Spec, dataset: Dataset) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.seed)
+            return build(spec, dataset)
+
+    @staticmethod
+    def _stub(group: dict) -> dict:
+        """A parameter group that has the multipliers of a real one and a single number to train."""
+        return {**group, "params": [torch.zeros(1, requires_grad=True)]}
+
+    def rates(self) -> list[list[float]]:
+        """The present rates, by policy and parameter group."""
+        return [scheduler.get_last_lr() for scheduler in self.schedulers]
+
+    def advance(self) -> None:
+        """Step every policy."""
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """`[runs, B, C, H, W]` to `[runs, B, classes]`."""
+        return vmap(lambda weights, x: functional_call(self.network, weights, (x,)))(self.weights, inputs)
+
+    def update(self, gradients: Sequence[Tensor], rates: Tensor) -> None:
+        """The optimizer's step; `rates` `[groups, runs]`."""
+        with torch.no_grad():
+            for number, (weight, gradient) in enumerate(zip(self.weights.values(), gradients, strict=True)):
+                rate = rates[self.group_of[number]].view(-1, *[1] * (weight.ndim - 1))
+                if self.decay[number]:
+                    gradient.add_(weight, alpha=self.decay[number])
+                weight.addcmul_(self._step(number, gradient), rate, value=-1)
+
+    def _step(self, number: int, gradient: Tensor) -> Tensor:
+        """What a weight moves by, at a rate of 1: torch's SGD with momentum, or its Adam."""
+        if "momentum" in self.moments:
+            # torch starts the buffer at the first gradient: the same as momentum times nothing, plus the gradient.
+            moment = self.moments["momentum"][number]
+            return torch.add(gradient, moment, alpha=self.specs[0].momentum, out=moment)
+        mean, square = (self.moments[kind][number] for kind in ("mean", "square"))
+        mean.lerp_(gradient, 0.1)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        done = self.iteration + 1
+        spread = square.sqrt().div_((1 - 0.999**done) ** 0.5).add_(1e-8)
+        return mean.div(1 - 0.9**done).div_(spread)
+
+    def state(self) -> dict:
+        """What a checkpoint holds."""
+        return {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "starts": self.starts,
+            "rows": self.rows,
+            "ended": self.ended,
+            "weights": self.weights,
+            "moments": self.moments,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(state["weights"][name])
+            for kind, moments in self.moments.items():
+                for moment, saved in zip(moments, state["moments"][kind], strict=True):
+                    moment.copy_(saved)
+        self.seconds, self.starts, self.rows, self.ended = (
+            state[key] for key in ("seconds", "starts", "rows", "ended")
+        )
+        while self.iteration < state["iteration"]:
+            self.advance()
+            self.iteration += 1
+
+
+class _Images:
+    """The images of all runs of a group: each run has a split of its own, all point into the same array."""
+
+    def __init__(self, specs: Sequence[Spec], dataset: Dataset, device: torch.device) -> None:
+        self.data, by_split = [], {}
+        for spec in specs:
+            # Seeds that share a fold share its split.
+            found = split(dataset, spec.split, spec.seed)
+            key = found.train.tobytes()
+            if key not in by_split:
+                by_split[key] = Data(found, device, spec.pixels)
+            self.data.append(by_split[key])
+        self.scale, self.device = self.data[0].scale, device
+        self.mean = torch.stack([data.mean[0] for data in self.data])[:, None]
+        self.images, self.labels = self.data[0].images, self.data[0].labels
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 `[runs, B, C, H, W]` to scaled and centred float32."""
+        return images.to(torch.float32).div_(self.scale).sub_(self.mean)
+
+    def batch(self, which: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Inputs `[runs, B, C, H, W]` and labels `[runs, B]` of each run's training images with these numbers."""
+        index = np.stack([data.split.train[w] for data, w in zip(self.data, which, strict=True)])
+        index = torch.from_numpy(index).to(self.device)
+        images = self.images.index_select(0, index.flatten()).view(*index.shape, *self.images.shape[1:])
+        return self.pixels(images), self.labels[index]
+
+    def part(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Images `[runs, N, C, H, W]`, labels and a mask `[runs, N]` of a part; short parts are filled up."""
+        parts = [data.part(name) for data in self.data]
+        longest = max(len(labels) for _, labels in parts)
+        fill = [torch.arange(longest, device=self.device).remainder(len(labels)) for _, labels in parts]
+        images = torch.stack([part[0][index] for part, index in zip(parts, fill, strict=True)])
+        labels = torch.stack([part[1][index] for part, index in zip(parts, fill, strict=True)])
+        count = torch.tensor([len(labels) for _, labels in parts], device=self.device)
+        return images, labels, torch.arange(longest, device=self.device) < count[:, None]
+
+
+@torch.no_grad()
+def _evaluate(stack: _Stack, images: _Images, part: str) -> list[tuple[float, Tensor]]:
+    """Of every run, mean cross entropy over a part of its data and which of its images are classified right."""
+    pixels, labels, mask = images.part(part)
+    losses, correct = [], []
+    at_once = max(1, EVALUATED_AT_ONCE // len(stack.specs))
+    for start in range(0, labels.shape[1], at_once):
+        piece = slice(start, start + at_once)
+        logits = stack.logits(images.pixels(pixels[:, piece]))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, piece].flatten(), reduction="none")
+        losses.append(loss.view(labels[:, piece].shape))
+        correct.append(logits.argmax(2) == labels[:, piece])
+    loss, right = torch.cat(losses, 1).double(), torch.cat(correct, 1)
+    return [(loss[run][mask[run]].mean().item(), right[run][mask[run]]) for run in range(len(stack.specs))]
+
+
+def train_together(
+    specs: Sequence[Spec],
+    folder: str | Path,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    report: Report | None = None,
+    stop_after: int | None = None,
+    fingerprint: str | None = None,
+) -> list[Path]:
+    """Train runs together to their end, from their checkpoint where there is one, and write each run's files.
+
+    Args:
+        specs: runs that differ in the settings `OWN` alone.
+        folder, data_dir, device, stop_after, fingerprint: as for `training.train`.
+        report: called about once a second with the iterations each run has done, and their last accuracies by name.
+
+    Returns:
+        The paths of their CSVs.
+
+    Raises:
+        RunError: as `training.train`; and runs that cannot be trained together.
+        DataError: the data cannot be read.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if len({common(spec) for spec in specs}) != 1:
+        raise RunError("runs that are trained together may differ in seed, policy and variant alone")
+    if why := why_not(specs[0]):
+        raise RunError(f"{specs[0].name} cannot be trained together with others: {why}")
+    dataset = load(specs[0].dataset, data_dir)
+    if fingerprint not in (None, dataset.fingerprint):
+        raise RunError(f"{specs[0].dataset} in {data_dir} are other data here than where the runs were asked for")
+    files = {spec.name: RunFiles(folder, spec.name) for spec in specs}
+    for spec in specs:
+        files[spec.name].check(spec, dataset.fingerprint)
+    check(specs[0], dataset)
+    pending = [spec for spec in specs if not files[spec.name].complete]
+    if pending:
+        with one_thread(), torch.inference_mode(False):
+            _train(pending, files, dataset, device, report or (lambda done, accuracies: None), stop_after)
+    return [files[spec.name].csv for spec in specs]
+
+
+def _checkpoint(files: dict[str, RunFiles], specs: Sequence[Spec], fingerprint: str) -> Path:
+    """Where the group's checkpoint is: named after everything that decides it, so another group's is never taken."""
+    asked = "\n".join([fingerprint, *(spec.model_dump_json() for spec in specs)])
+    name = hashlib.sha256(asked.encode()).hexdigest()[:16]
+    return files[specs[0].name].checkpoint.with_name(f"together-{name}.pt")
+
+
+def _train(
+    specs: Sequence[Spec],
+    files: dict[str, RunFiles],
+    dataset: Dataset,
+    device: torch.device,
+    report: Report,
+    stop_after: int | None,
+) -> None:
+    one = specs[0]
+    stack, images = _Stack(specs, dataset, device), _Images(specs, dataset, device)
+    checkpoint = _checkpoint(files, specs, dataset.fingerprint)
+    if checkpoint.exists():
+        stack.restore(torch.load(checkpoint, weights_only=True, map_location=device))
+    counts = [len(data.split.train) for data in images.data]
+    orders = [
+        batches(count, one.batch_size, spec.seed, stack.iteration) for count, spec in zip(counts, specs, strict=True)
+    ]
+    loss_sum, since = torch.zeros(len(specs), dtype=torch.float64, device=device), 0
+    last: list[tuple[float, Tensor]] | None = None
+    remember(stack.starts, device)
+    started = reported = saved = time.monotonic()
+    while stack.iteration < one.iterations and not all(stack.ended):
+        rates = stack.rates()
+        for run, spec in enumerate(specs):
+            if not max(rates[stack.policies.index(spec.policy)]) < LARGEST_RATE:
+                stack.ended[run] = True
+        inputs, labels = images.batch([next(order) for order in orders])
+        losses = F.cross_entropy(stack.logits(inputs).flatten(0, 1), labels.flatten(), reduction="none")
+        losses = losses.view(labels.shape).mean(1)
+        gradients = torch.autograd.grad(losses.sum(), list(stack.weights.values()))
+        stack.update(gradients, torch.tensor(rates, dtype=torch.float32, device=device)[stack.which].T)
+        loss_sum += losses.detach()
+        stack.advance()
+        since += 1
+        stack.iteration += 1
+        if stack.iteration % one.evaluate_every == 0 or stack.iteration == one.iterations:
+            last = _evaluate(stack, images, one.evaluation) if one.evaluation != "none" else None
+            _write_rows(stack, rates, (loss_sum / since).tolist(), last)
+            loss_sum.zero_()
+            since = 0
+            now = time.monotonic()
+            stack.seconds, started = stack.seconds + now - started, now
+            stopping = stop_after is not None and stop_after <= stack.iteration < one.iterations
+            if stopping or (now - saved > CHECKPOINT_SECONDS and stack.iteration < one.iterations):
+                _save(checkpoint, stack)
+                saved = now
+            if stopping:
+                return
+        if time.monotonic() - reported > 1:
+            reported = time.monotonic()
+            accuracies = {
+                spec.name: rows[-1][-1] if rows else None for spec, rows in zip(specs, stack.rows, strict=True)
+            }
+            report(stack.iteration, accuracies)
+    tested = _evaluate(stack, images, "test") if any(map(_reads_test, specs)) else None
+    stack.seconds += time.monotonic() - started
+    for run, spec in enumerate(specs):
+        parts = images.data[run].split
+        sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test_labels)}
+        iterations = stack.rows[run][-1][0] if stack.ended[run] and stack.rows[run] else stack.iteration
+        # A run's seconds are its share of the group's.
+        about = record(spec, dataset, sizes, stack.starts, iterations, stack.seconds / len(specs), stack.ended[run])
+        about["together"] = len(specs)
+        if tested and _reads_test(spec) and not stack.ended[run]:
+            about["test"] = described(*tested[run])
+        files[spec.name].finish(stack.rows[run], about)
+    checkpoint.unlink(missing_ok=True)
+    if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
+        checkpoint.parent.rmdir()
+
+
+def _reads_test(spec: Spec) -> bool:
+    return spec.test_at_end or spec.evaluation == "test"
+
+
+def _write_rows(
+    stack: _Stack, rates: list[list[float]], train_losses: list[float], found: list[tuple[float, Tensor]] | None
+) -> None:
+    """A row for every run that has not ended; one that has diverged ends without disturbing the others."""
+    for run, spec in enumerate(stack.specs):
+        if stack.ended[run]:
+            continue
+        val_loss, accuracy = (found[run][0], found[run][1].double().mean().item()) if found else (None, None)
+        if not np.isfinite([train_losses[run], val_loss or 0]).all():
+            stack.ended[run] = True
+            continue
+        rate = rates[stack.policies.index(spec.policy)][0]
+        stack.rows[run].append([stack.iteration, rate, train_losses[run], val_loss, accuracy])
+        factor = getattr(spec.policy, "stop_factor", None)
+        if factor and climbed([row[2] for row in stack.rows[run]], factor):
+            stack.ended[run] = True
+
+
+def _save(path: Path, stack: _Stack) -> None:
+    """Replace the group's checkpoint.
+
+    Raises:
+        RunError: it cannot be written; the one before is still there.
+    """
+    content = io.BytesIO()
+    torch.save(stack.state(), content)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, content.getvalue())
+    except OSError as error:
+        raise RunError(f"checkpoint {path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,126 @@
+"""Runs trained together: what a run alone would be, whoever shares the group, through kills and divergence."""
+
+import json
+
+import pandas as pd
+import pytest
+from toys import FIXED, TRIANGULAR, small
+
+from modules.checks import RunError
+from modules.runs.files import RunFiles
+from modules.runs.together import train_together
+from modules.runs.training import train
+
+DENSE = dict(
+    dataset="digits-8x8", model="dense-64-64-64", batch_size=16, split="folds", iterations=40, evaluate_every=20
+)
+POLICIES = [FIXED, TRIANGULAR, dict(name="linear", lr=0.05), {**TRIANGULAR, "anneal": 0.5}]
+
+
+def dense(seed, **changes):
+    policy = changes.pop("policy", POLICIES[seed % len(POLICIES)])
+    return small(policy, seed, **{**DENSE, "variant": "run", **changes})
+
+
+def table(path):
+    return pd.read_csv(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(optimizer="adam", weight_decay=0.01, iterations=10, evaluate_every=5),
+        dict(bias_lr_mult=2.0, momentum=0.0),
+        dict(pixels="caffe", evaluation="validation", test_at_end=True),
+        dict(model="lenet", dataset="digits", split="standard", iterations=6, evaluate_every=3),
+        dict(
+            model="cifar10_quick",
+            dataset="digits",
+            split="standard",
+            iterations=4,
+            evaluate_every=2,
+            init="caffe",
+            pixels="caffe",
+            multipliers="caffe",
+        ),
+    ],
+    ids=["dense", "adam", "multipliers", "validation", "lenet", "cifar10_quick"],
+)
+def test_a_run_of_a_group_is_what_it_is_alone_but_for_rounding(tmp_path, settings):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir(), together.mkdir()
+    specs = [dense(seed, **settings) for seed in (1, 2, 3)]
+    train_together(specs, together)
+    for spec in specs:
+        expected, found = table(train(spec, alone)), table(together / f"{spec.name}.csv")
+        pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=6e-3)
+        assert found.lr.tolist() == expected.lr.tolist()
+        assert found.train_loss.tolist() == pytest.approx(expected.train_loss.tolist(), rel=1e-3)
+        records = [json.loads(RunFiles(folder, spec.name).json.read_text()) for folder in (alone, together)]
+        assert records[1]["together"] == 3
+        assert records[0]["spec"] == records[1]["spec"]
+        assert records[0]["data"] == records[1]["data"]
+        if "test" in records[0]:
+            assert records[1]["test"]["accuracy"] == pytest.approx(records[0]["test"]["accuracy"], abs=6e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_runs_bytes_do_not_depend_on_who_shares_its_group(tmp_path, optimizer):
+    found = {}
+    for size in (1, 7, 40):
+        (folder := tmp_path / str(size)).mkdir()
+        train_together([dense(seed, optimizer=optimizer) for seed in range(5, 5 + size)], folder)
+        found[size] = (folder / "run-seed5.csv").read_bytes()
+    assert found[1] == found[7] == found[40]
+
+
+def test_a_run_that_diverges_ends_and_disturbs_nobody(tmp_path):
+    calm, wild = dense(1, policy=FIXED), dense(2, policy=dict(name="fixed", lr=1e30, milestones=[]))
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir(), together.mkdir()
+    train_together([calm, wild], together)
+    train_together([calm], alone)
+    assert (alone / "run-seed1.csv").read_bytes() == (together / "run-seed1.csv").read_bytes()
+    assert json.loads((together / "run-seed2.json").read_text())["diverged"]
+    assert table(together / "run-seed2.csv").empty
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_group_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer):
+    specs = [dense(seed, optimizer=optimizer) for seed in range(1, 5)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    train_together(specs, whole)
+    train_together(specs, parts, stop_after=20)
+    assert not list(parts.glob("*.csv"))
+    seen = []
+    train_together(specs, parts, report=lambda done, accuracies: seen.append(done))
+    assert {path.name: path.read_bytes() for path in parts.glob("*.csv")} == {
+        path.name: path.read_bytes() for path in whole.glob("*.csv")
+    }
+    assert not (parts / ".partial").exists()
+
+
+def test_complete_runs_are_left_alone(tmp_path):
+    specs = [dense(seed) for seed in range(1, 4)]
+    train_together(specs[:1], tmp_path)
+    before = (tmp_path / "run-seed1.csv").stat().st_mtime_ns
+    train_together(specs, tmp_path)
+    assert (tmp_path / "run-seed1.csv").stat().st_mtime_ns == before
+    assert len(list(tmp_path.glob("*.csv"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([dense(1), dense(2, batch_size=8)], "may differ in seed, policy and variant alone"),
+        ([dense(1, optimizer="rmsprop")], "optimizer='rmsprop'"),
+        ([dense(1, ema=0.9)], "ema=0.9"),
+        ([dense(1, model="wide_resnet-10-1", dataset="digits")], "wide_resnet-10-1 keeps running statistics"),
+    ],
+)
+def test_what_cannot_be_trained_together_is_refused(tmp_path, specs, message):
+    with pytest.raises(RunError, match=message):
+        train_together(specs, tmp_path)
+    assert list(tmp_path.iterdir()) == []

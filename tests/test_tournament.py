@@ -1,0 +1,186 @@
+"""The tournament: its registration, the runs it asks for, the rates it chooses, and its rule on made-up runs."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modules.checks import RunError
+from modules.report.tournament import choose, contrast, two_by_two, verdicts
+from modules.statistics import AnalysisError
+from modules.study.tournament import Registration, Tournament, filled
+
+ROOT = Path(__file__).resolve().parents[1]
+REGISTERED = ROOT / "studies" / "registered" / "tournament.yaml"
+PUBLISHED = sorted(ROOT.glob("results/published/*/tournament*/*-seed*.json"))
+
+
+def arms(effect_1, effect_2, sd, runs=16):
+    """Test accuracies of made-up final runs with given true differences."""
+    rng = np.random.default_rng(0)
+    # Centred, so that the estimate is the true effect, whatever is drawn.
+    noise = [draw - draw.mean() for draw in rng.normal(0, sd, (4, runs))]
+    return {
+        "D1": contrast(0.75 + effect_1 + noise[0], 0.75 + noise[1], 0.0005, 0.0005),
+        "D2": contrast(0.74 + effect_2 + noise[2], 0.74 + noise[3], 0.0005, 0.0005),
+    }
+
+
+@pytest.mark.parametrize(
+    ("effect", "sd", "expected"),
+    [(0.0, 0.003, "not needed"), (0.01, 0.003, "helps"), (-0.01, 0.003, "harms"), (0.004, 0.008, "not resolved")],
+)
+def test_the_registered_rule_comes_to_each_of_its_outcomes(effect, sd, expected):
+    assert verdicts(arms(effect, 0.0, sd), 0.005, 0.01)["D1"] == expected
+    assert verdicts(arms(0.0, effect, sd), 0.005, 0.01)["D2"] == expected
+
+
+def test_the_tuning_that_went_astray_widens_the_interval():
+    a, b = np.full(16, 0.75) + np.linspace(-0.003, 0.003, 16), np.full(16, 0.74) + np.linspace(-0.003, 0.003, 16)
+    assert verdicts({"D1": contrast(a, b)}, 0.005, 0.01) == {"D1": "helps"}
+    assert verdicts({"D1": contrast(a, b, 0.01, 0.01)}, 0.005, 0.01) == {"D1": "not resolved"}
+
+
+def parabola(top, noise=0.0, seeds=2):
+    rng = np.random.default_rng(1)
+    return {
+        2.0**k: (0.75 - 0.01 * (k - top) ** 2 + rng.normal(0, noise, seeds)).tolist() for k in (-3, -2, -1, 0, 1, 2, 3)
+    }
+
+
+def test_the_chosen_rate_is_the_top_of_the_parabola():
+    found = choose(parabola(0.3))
+    assert found.rate == pytest.approx(2**0.3, rel=1e-6)
+    assert (found.best, found.edge) == (1.0, 0)
+    assert found.error == pytest.approx(0, abs=1e-9)
+    # Five rates lie within a factor of four of the best.
+    expected = np.mean([-0.01 * (k - 0.3) ** 2 for k in (-2, -1, 0, 1, 2)]) + 0.01 * 0.3**2
+    assert found.robustness == pytest.approx(expected)
+
+
+def test_noise_between_tuning_seeds_is_an_error_of_the_choice():
+    assert choose(parabola(0.0, noise=0.01)).error > choose(parabola(0.0, noise=0.001)).error > 0
+
+
+def test_a_choice_never_leaves_the_rates_that_were_tested():
+    rising = {2.0**k: [0.7 + 0.01 * k - 0.0001 * k**2] * 2 for k in range(7)}
+    assert choose(rising).rate == 64
+    assert choose(rising).edge == 1
+    assert choose({2.0**k: [0.7 + 0.01 * k**2] * 2 for k in range(5)}).parabola is None
+    with pytest.raises(AnalysisError, match="three rates or more"):
+        choose({0.1: [0.5], 0.2: [0.6]})
+
+
+def test_effects_of_the_two_by_two_are_its_textbook_sums():
+    rng = np.random.default_rng(2)
+    cells = {(s, a): rng.normal(0.7 + 0.01 * s + 0.02 * a + 0.004 * s * a, 1e-6, 8) for s in (0, 1) for a in (0, 1)}
+    found = two_by_two(cells)
+    assert found["swing"].value == pytest.approx(0.012, abs=1e-5)
+    assert found["anneal"].value == pytest.approx(0.022, abs=1e-5)
+    assert found["interaction"].value == pytest.approx(0.004, abs=1e-5)
+    assert found["swing"].df > 8
+
+
+def test_templates_are_filled():
+    template = dict(max_lr="rate", base_lr="rate * 1/4", milestones=["T * 6/7", 3], name="fixed", step_size="T * 1/8")
+    assert filled(template, 0.2, 7200) == dict(
+        max_lr=0.2, base_lr=0.05, milestones=[6171, 3], name="fixed", step_size=900
+    )
+
+
+SMALL = """
+margin: 0.005
+alphas: [0.01, 0.04]
+split: folds
+setting: {model: mlp, batch_size: 64}
+iterations: 16
+evaluate_every: 4
+tuning: {first: 0.01, octaves: 3, seeds: [101]}
+final: {seeds: 2, more: 1}
+primary: {D1: [cycle_anneal, constant_anneal]}
+arms:
+  constant_anneal: {policy: {name: fixed, lr: rate, milestones: [], anneal: 0.25}}
+  cycle_anneal: {policy: {name: triangular, base_lr: rate * 1/4, max_lr: rate, step_size: T * 1/8, anneal: 0.25}}
+  given: {policy: {name: fixed, lr: 0.01, milestones: [T * 1/2]}, tuned: false, seeds: 1}
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    (tmp_path / "design.yaml").write_text(SMALL)
+    registration = Registration.read(tmp_path / "design.yaml")
+    return Tournament(registration, "digits", tmp_path / "tuning", tmp_path / "final")
+
+
+def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(small, tmp_path):
+    small.play(workers=2)
+    assert set(small.choices()) == {"constant_anneal", "cycle_anneal"}
+    assert [run.name for run in small.final()] == [
+        *(f"{arm}-seed{seed}" for arm in ("constant_anneal", "cycle_anneal") for seed in (1, 2)),
+        "given-seed1",
+    ]
+    # Two seeds of a barely trained network decide nothing: the arms get the seeds of the second look.
+    assert len(small.accuracies("cycle_anneal")) == 3
+    assert len(small.accuracies("given")) == 1
+    for path in small.tuning.glob("*.json"):
+        assert "test" not in json.loads(path.read_text())
+    for path in small.finals.glob("*.json"):
+        assert json.loads(path.read_text())["spec"]["registration"] == small.registration.checksum
+
+
+def test_a_grid_grows_beyond_its_edge_three_times_at_the_most(small, monkeypatch):
+    monkeypatch.setattr(Tournament, "_mean", lambda self, arm, rate: rate)
+    rates = small.rates("cycle_anneal")
+    assert rates == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.32 / 2**0.5, 0.32, 0.32 * 2**0.5])
+
+
+def test_unknown_arms_and_bad_registrations_are_refused(tmp_path):
+    (tmp_path / "design.yaml").write_text("setting: {}")
+    with pytest.raises(RunError, match=r"design.yaml.*: alphas, arms, final"):
+        Registration.read(tmp_path / "design.yaml")
+    with pytest.raises(RunError, match="cannot be read"):
+        Registration.read(tmp_path / "nowhere.yaml")
+    with pytest.raises(RunError, match=r"arms=\['cosine'\]: choose from constant"):
+        Tournament(Registration.read(REGISTERED), "digits", tmp_path, tmp_path, ["cosine"])
+
+
+def test_the_registered_arms_are_runs(tmp_path):
+    registration = Registration.read(REGISTERED)
+    tournament = Tournament(registration, "images", tmp_path, tmp_path)
+    for arm in tournament.arms:
+        rate = 0.001 if registration.tuned(arm) else None
+        run = tournament.spec(arm, rate, 1, True)
+        assert (run.iterations, run.split, run.evaluation, run.test_at_end) == (7200, "validation", "validation", True)
+    assert len(tournament.to_tune()) == 8 * 7 * 2
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_published_runs_were_made_after_their_registration_and_under_it(path):
+    """Its checksum stands in each; and tuning runs have not seen the test images."""
+    record = json.loads(path.read_text())
+    known = {Registration.read(file).checksum for file in REGISTERED.parent.glob("*.yaml")}
+    assert record["spec"]["registration"] in known
+    assert record["spec"]["evaluation"] == "validation"
+    assert ("test" in record) == (not path.parent.name.endswith("_tuning")) or record["diverged"]
+
+
+def test_a_registration_was_committed_before_the_runs_it_governs():
+    asked = {
+        (record["revision"], record["spec"]["registration"])
+        for record in map(json.loads, map(Path.read_text, PUBLISHED))
+    }
+    if not asked:
+        pytest.skip("no run of a tournament is published yet")
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=True).stdout
+
+    if git("rev-parse", "--is-shallow-repository") != b"false\n":
+        pytest.skip("this is no full clone: commits cannot be compared")
+    for revision, checksum in asked:
+        files = git("ls-tree", "--name-only", revision, "studies/registered/").decode().split()
+        texts = [git("show", f"{revision}:{file}") for file in files if file.endswith(".yaml")]
+        assert checksum in {hashlib.sha256(text).hexdigest()[:16] for text in texts}
