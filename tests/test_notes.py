@@ -150,6 +150,7 @@ GOOD = {"name": "x", "kind": "accuracy", "a": "slow"}
         ([GOOD], "a list of notes under the name of each experiment"),
         ({"headline": GOOD}, "a list of notes under the name of each experiment"),
         ({"headline": ["x"]}, "an entry with a name is needed, not 'x'"),
+        ({"headline": [GOOD | {"name": "a: b"}]}, "'a: b': a marker takes letters"),
         ({"headline": [GOOD, GOOD]}, "x stands there twice"),
         ({"headline": [GOOD | {"kind": "acuracy"}]}, "unknown kind 'acuracy', did you mean 'accuracy'"),
         ({"headline": [{"name": "x", "kind": "accuracy"}]}, "a must be given"),

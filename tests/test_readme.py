@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from toys import make_images
 
@@ -98,6 +99,13 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
 def test_a_marker_that_names_nothing_is_an_error(old, new, message):
     with pytest.raises(documents.DocumentError, match=message):
         documents.filled(MARKER.replace(old, new))
+
+
+def test_every_published_note_can_be_quoted():
+    for path in (ROOT / PUBLISHED).glob("*/tables/*_notes.csv"):
+        for row in pd.read_csv(path).itertuples():
+            asked = f"<!-- {path.parts[-3]}/{path.stem} {row.quantity} {row.policy} --><!-- end -->"
+            assert documents.filled(asked) != asked
 
 
 def test_an_error_names_its_document(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ and `b` say which runs: `{arm: fixed, at: 20000}`, or `fixed` alone. A term has
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from modules.range_test import best_rate, suggest_bounds
 from modules.report import crossing as crossings
 from modules.report.tables import METHODS, curves, difference_of, pooled_arms, read_runs, row_of, table_of, write
 from modules.statistics import AnalysisError
+
+
+NAME = re.compile(r"[\w .-]+")
 
 
 class Runs:
@@ -331,6 +335,8 @@ def check_notes(notes: dict[str, list]) -> None:
                 continue
             if not (isinstance(note, dict) and isinstance(note.get("name"), str)):
                 raise RunError(f"notes: an entry with a name is needed, not {short(note)}")
+            if not NAME.fullmatch(note["name"]):
+                raise RunError(f"notes: {short(note['name'])}: a marker takes letters, digits, spaces, dots and - only")
             if note["name"] in names:
                 raise RunError(f"notes: {note['name']} stands there twice")
             names.add(note["name"])

@@ -19,7 +19,7 @@ from modules.study.parameters import PUBLISHED
 
 DOCUMENTS = (Path("README.md"), PUBLISHED / "README.md")
 WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
-SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w -]+?)(?: : (\w+))? -->)(.*?)(<!-- end -->)")
+SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w .-]+?)(?: : (\w+))? -->)(.*?)(<!-- end -->)")
 
 
 class DocumentError(ValueError):
