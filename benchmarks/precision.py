@@ -36,8 +36,10 @@ def compared(results: Path, policy: str, specs: list[Spec]) -> pd.DataFrame:
     kept = headline[(headline.policy == policy) & (headline.iteration <= specs[0].iterations)]
     runs = pd.concat([kept.assign(policy="float32"), tables.read_runs(results / "bfloat16", specs)])
     table = tables.by_policy(runs, ("iterations", "final_accuracy", "best_accuracy"))
-    difference = tables.final_difference(runs, "bfloat16", "float32")
-    return pd.concat([table, pd.DataFrame([difference])], ignore_index=True).reindex(columns=tables.TABLE_COLUMNS)
+    difference = tables.differences(
+        runs, [{"a": "bfloat16", "b": "float32", "method": "pairs", "note": "one trajectory"}]
+    )
+    return pd.concat([table, difference], ignore_index=True)
 
 
 def main() -> None:

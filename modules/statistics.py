@@ -189,6 +189,35 @@ def prediction(values: Sequence[float], pooled: tuple[float, int] | None = None)
     return Estimate(float(values.mean()), sd * math.sqrt(1 + 1 / len(values)), df)
 
 
+def prediction_of_difference(
+    a: Sequence[float], b: Sequence[float], pooled: tuple[float, int] | None = None
+) -> Estimate:
+    """What the difference of two further runs would be, one an arm: for a pair of somebody else's single runs.
+
+    Args:
+        a, b: values `[runs]` of two arms.
+        pooled: as for `difference`.
+    """
+    return difference_of_estimates(prediction(a, pooled), prediction(b, pooled), pooled[1] if pooled else None)
+
+
+def difference_of_estimates(a: Estimate, b: Estimate, df: float | None = None) -> Estimate:
+    """The difference of two independent estimates, with Welch's degrees of freedom.
+
+    Args:
+        a, b: the estimates.
+        df: degrees of freedom, where both errors come from one standard deviation.
+    """
+    value = a.value - b.value
+    if not min(a.df, b.df) > 0:
+        return Estimate(value, math.nan, 0)
+    squares = a.error**2, b.error**2
+    if df is None:
+        parts = sum(square**2 / some.df for square, some in zip(squares, (a, b), strict=True))
+        df = sum(squares) ** 2 / parts if parts else a.df + b.df
+    return Estimate(value, math.sqrt(sum(squares)), df)
+
+
 def verdict(found: Estimate, margin: float) -> str:
     """What a difference says, by a margin named beforehand: `equivalent`, `differs` or `not resolved`.
 

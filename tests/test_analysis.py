@@ -1,5 +1,7 @@
 """Tables against numbers worked out by hand."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,14 +9,16 @@ from scipy import stats
 from toys import FIXED, small
 
 from modules.checks import RunError
-from modules.report.crossing import crossing, headline, in_words
+from modules.report.crossing import best_mean_row, crossing, factor_at, factor_curve, headline, in_words
 from modules.report.tables import (
     AnalysisError,
     by_policy,
+    check_compare,
     curves,
+    differences,
     final_difference,
-    interval_of_mean,
     mean_curves,
+    mean_row,
     other_policy,
     read_bounds,
     read_runs,
@@ -50,16 +54,18 @@ def test_crossing_by_hand():
     assert found.target == pytest.approx(0.6)
     assert found.target_iteration == 60
     assert (found.iteration, found.low, found.high) == (30, 30, 30)
-    assert found.ratio == pytest.approx(80 / 30)
+    assert found.ratio == pytest.approx((80 / 30, 80 / 30, 80 / 30))
+    assert found.symmetric == pytest.approx((2, 2, 2))
     assert found.never == 0
 
 
 def test_crossing_that_never_happens():
     found = crossing(curves(FAST, "triangular"), curves(SLOW, "fixed"))
     assert np.isnan(found.iteration)
-    assert np.isnan(found.ratio)
+    assert np.isnan(found.ratio[0])
     assert found.never == 1
-    assert found.high == np.inf
+    assert (found.low, found.high) == (np.inf, np.inf)
+    assert found.table.iteration.tolist() == [np.inf]
 
 
 def test_crossing_that_happens_in_some_resamples_only():
@@ -69,57 +75,105 @@ def test_crossing_that_happens_in_some_resamples_only():
     found = crossing(slow, fast)
     assert found.iteration == 20
     assert 0 < found.never < 0.5
-    assert found.high == np.inf
-    assert found.ratio_low == 0
+    assert (found.low, found.high) == (20, np.inf)
+    assert found.ratio[1] == 0
 
 
-def test_paired_resampling_cancels_what_a_seed_does_to_both():
+def test_the_shares_are_those_of_all_pairs_of_resamples():
+    rng = np.random.default_rng(1)
+    steps = pd.Index([10, 20, 30, 40], name="iteration")
+    slow = pd.DataFrame(0.5 + 0.1 * rng.random((4, 3)), index=steps)
+    fast = pd.DataFrame(0.45 + 0.1 * rng.random((4, 3)) + np.arange(4)[:, None] / 50, index=steps)
+    drawn = [list(draw) for draw in product(range(3), repeat=3)]
+    first = []
+    for one in drawn:
+        for other in drawn:
+            reached = fast.to_numpy()[:, other].mean(axis=1) >= slow.to_numpy()[:, one].mean(axis=1).max() - 1e-9
+            first.append(steps[reached.argmax()] if reached.any() else np.inf)
+    expected = pd.Series(first).value_counts(normalize=True)
+    found = crossing(slow, fast).table.set_index("iteration").share
+    assert len(expected) > 1
+    for iteration, share in expected.items():
+        assert found[iteration] == pytest.approx(share)
+
+
+def test_the_confidence_set_inverts_welchs_test():
+    steps = pd.Index([10, 20, 30, 40], name="iteration")
+    slow = pd.DataFrame([[0.5, 0.51, 0.52]] * 4, index=steps)
+    fast = pd.DataFrame([[0.1, 0.11, 0.12], [0.48, 0.5, 0.52], [0.515, 0.525, 0.535], [0.7, 0.71, 0.72]], index=steps)
+    found = crossing(slow, fast)
+    assert found.iteration == 30
+    assert (found.low, found.high) == (20, 40)
+    assert found.table[found.table.in_set].iteration.tolist() == [20, 30, 40]
+    interval = stats.ttest_ind(fast.loc[20], slow.loc[10], equal_var=False).confidence_interval()
+    assert found.table.set_index("iteration").loc[20, ["low", "high"]].tolist() == pytest.approx(list(interval))
+
+
+def test_runs_of_one_seed_are_not_drawn_together():
     slow = table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], noise=0.1)
     fast = table([0.2, 0.4, 0.6, 0.8], "triangular", noise=0.1)
-    paired = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
-    assert (paired.low, paired.high) == (30, 30)
-    fast["seed"] += 10
-    unpaired = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
-    assert unpaired.low < unpaired.high
+    same, other = crossing(curves(slow, "fixed"), curves(fast, "triangular")), fast.assign(seed=fast.seed + 10)
+    pd.testing.assert_frame_equal(same.table, crossing(curves(slow, "fixed"), curves(other, "triangular")).table)
+    assert (same.table.share > 0).sum() > 1
 
 
-def test_interval_of_mean():
+def test_many_runs_are_drawn_and_independently_of_each_other():
+    slow = table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], seeds=range(1, 13), noise=0.1)
+    fast = table([0.2, 0.4, 0.6, 0.8], "triangular", seeds=range(1, 13), noise=0.1)
+    found = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
+    assert found.table.share.sum() == pytest.approx(1)
+    assert (found.table.share > 0).sum() > 1  # pairs of one seed would all cross at 30
+
+
+def test_the_factor_is_a_curve_over_the_target():
+    curve = factor_curve(curves(SLOW, "fixed"), curves(FAST, "triangular")).set_index("target")
+    assert curve.index[0] == pytest.approx(0.21)
+    assert curve.index[-1] == pytest.approx(0.6)
+    found = curve.loc[0.45]
+    assert (found.baseline_iteration, found.challenger_iteration, found.factor) == (50, 20, 2.5)
+    assert (found.low, found.high) == (2.5, 2.5)
+    never = factor_at(curves(SLOW, "fixed"), curves(FAST, "triangular"), 0.7)
+    assert (never["baseline_iteration"], never["challenger_iteration"], never["value"]) == (np.inf, 30, np.inf)
+    assert factor_curve(curves(SLOW, "fixed"), curves(FAST, "triangular").iloc[:, :0]).empty
+
+
+def test_a_best_mean_of_one_evaluation_has_students_error():
+    values = [0.70, 0.72, 0.74, 0.75, 0.79]
+    found = best_mean_row(pd.DataFrame([values]))
+    assert (found["value"], found["error"]) == pytest.approx((np.mean(values), stats.sem(values)))
+    assert found["df"] == 4
+
+
+def test_a_mean_has_students_interval():
     values = np.array([0.70, 0.72, 0.74, 0.75, 0.79])
-    found = interval_of_mean(values)
+    found = mean_row(values)
     assert found["value"] == pytest.approx(0.74)
     assert found["std"] == pytest.approx(np.std(values, ddof=1))
-    half = stats.t.ppf(0.975, 4) * found["std"] / np.sqrt(5)
-    assert (found["t_low"], found["t_high"]) == pytest.approx((0.74 - half, 0.74 + half))
-    assert found["t_low"] < found["low"] < 0.74 < found["high"] < found["t_high"]
-
-
-def test_four_runs_have_no_interval_of_the_crossing():
-    slow, fast = (runs[runs.seed < 5] for runs in (SLOW, FAST))
-    found = crossing(curves(slow, "fixed"), curves(fast, "triangular"))
-    assert found.iteration == 30
-    assert np.isnan([found.low, found.high, found.ratio_low, found.ratio_high, found.never]).all()
+    assert found["error"] == pytest.approx(stats.sem(values))
+    expected = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+    assert (found["method"], found["df"]) == ("Student", 4)
 
 
 def test_headline_in_words():
     assert in_words(headline(pd.concat([SLOW, FAST]))) == (
         "The mean of triangular first reached 60.00 %, the best mean of fixed, after 30 iterations,\n"
         "2.67 [2.67, 2.67] times fewer than that policy was given.\n"
-        "At the end, the two differ by +20.00 points [+20.00, +20.00] (Student's interval)."
+        "At the end, the two differ by +20.00 points [+20.00, +20.00] (Welch's interval)."
     )
     one = headline(pd.concat([SLOW, FAST]).query("seed == 1"))
-    assert in_words(one).endswith("differ by +20.00 points; of so few runs there is no interval.")
+    assert in_words(one).endswith("differ by +20.00 points; of one run a policy there is no interval.")
     slower = headline(pd.concat([FAST, SLOW]), "triangular", "fixed")
     assert in_words(slower).startswith("The mean of fixed never reached 80.00 %, the best mean of triangular.")
-    apart = headline(pd.concat([SLOW.query("seed == 1"), FAST.query("seed == 2")]))
-    assert in_words(apart).endswith("\nNo seed finished under both policies, so their ends cannot be compared.")
     lost = pd.concat([SLOW, table([0.3, 0.4], "triangular", diverged=(1, 2, 3, 4, 5))])
     assert "all runs of a policy diverged" in in_words(headline(lost))
 
 
 def test_one_run_has_no_interval():
-    found = interval_of_mean([0.5])
+    found = mean_row([0.5])
     assert found["value"] == 0.5
-    assert np.isnan([found["std"], found["low"], found["high"], found["t_low"]]).all()
+    assert found["method"] is None
+    assert np.isnan([found["std"], found["low"], found["high"], found["error"]]).all()
     one = headline(pd.concat([table([0.1, 0.2], seeds=(1,)), table([0.3], "triangular", seeds=(1,))]))
     assert one.set_index("quantity").loc["crossing_iteration", "value"] == 10
     assert one.low.isna().all()
@@ -249,26 +303,76 @@ def test_means_by_policy_leave_diverged_runs_out_and_count_them():
     assert got.diverged["final_accuracy"].tolist() == [0, 1]
 
 
-def test_fewer_than_five_runs_have_students_interval_in_both_places():
-    got = interval_of_mean([0.1, 0.2, 0.4])
-    low, high = stats.t.interval(0.95, 2, np.mean([0.1, 0.2, 0.4]), stats.sem([0.1, 0.2, 0.4]))
-    assert (got["low"], got["high"]) == (got["t_low"], got["t_high"]) == pytest.approx((low, high))
-    five = interval_of_mean([0.1, 0.2, 0.4, 0.3, 0.2])
-    assert five["t_low"] < five["low"] < five["high"] < five["t_high"]
+def arms(**values):
+    """Runs of one evaluation each, by arm."""
+    return pd.concat(
+        [table([0.0], name, seeds=range(1, len(ends) + 1)).assign(val_acc=ends) for name, ends in values.items()]
+    )
 
 
-def test_final_difference_is_taken_between_runs_with_the_same_seed():
-    a = pd.concat([table([0.1, 0.5], "a", seeds=[seed], noise=0) for seed in (1, 2, 3)])
-    a["val_acc"] += a.seed / 10
-    b = table([0.1, 0.3], "b", seeds=(2, 3, 4))
-    row = final_difference(pd.concat([a, b]), "a", "b")
-    assert (row["policy"], row["runs"]) == ("a - b", 2)
-    assert row["value"] == pytest.approx(0.45)
-    assert np.isnan(final_difference(pd.concat([a[a.seed == 1], b]), "a", "b")["value"])
+A, B, C = [0.70, 0.72, 0.74], [0.69, 0.70, 0.74], [0.60, 0.65, 0.63]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("welch", stats.ttest_ind(A, B, equal_var=False)),
+        ("pairs", stats.ttest_rel(A, B)),
+    ],
+)
+def test_a_difference_says_its_method(method, expected):
+    row = final_difference(arms(a=A, b=B), "a", "b", method)
+    assert (row["policy"], row["runs"], row["method"].lower()) == ("a - b", 3, method)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_a_pooled_difference_takes_the_arms_that_were_named():
+    runs = arms(a=A, b=B, c=C)
+    compare = [{"pooled": ["a", "b", "c"]}, ["a", "b"], {"a": "a", "b": "c", "method": "pooled", "note": "why"}]
+    welch, pooled = differences(runs, compare).to_dict("records")
+    assert (welch["method"], pooled["method"], pooled["note"], pooled["df"]) == ("Welch", "pooled", "why", 6)
+    sd = np.sqrt(np.mean([np.var(arm, ddof=1) for arm in (A, B, C)]))
+    assert pooled["error"] == pytest.approx(sd * np.sqrt(2 / 3))
+
+
+def test_pairs_are_those_of_a_seed_and_blocks_those_of_a_fold():
+    runs = arms(a=A, b=B)
+    kept = runs[(runs.policy == "a") | (runs.seed != 3)]
+    assert final_difference(kept, "a", "b", "pairs")["runs"] == 2
+    with pytest.raises(AnalysisError, match="these runs have no folds"):
+        final_difference(runs.assign(fold=None), "a", "b", "blocks")
+    assert final_difference(runs.assign(fold=runs.seed % 2), "a", "b", "blocks")["df"] == 3
+
+
+def test_accuracy_on_test_images_comes_from_the_record_where_rows_are_of_others(tmp_path):
+    changes = dict(split="validation", evaluation="validation", test_at_end=True)
+    record = a_record(seed=1, **changes) | {"test": {"accuracy": 0.4}}
+    RunFiles(tmp_path, "fixed-seed1").finish([(5, 0.1, 1.0, 1.0, 0.5)], record)
+    rows = by_policy(read_runs(tmp_path), ("final_accuracy", "best_accuracy")).set_index("quantity").value
+    assert (rows["final_accuracy"], rows["best_accuracy"]) == (0.4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        (["a"], "two variants of a, b, c are needed, not 'a'"),
+        ([["a", "d"]], "two variants of a, b, c are needed"),
+        ([["a", "b"], {"a": "a", "b": "b"}], "a - b stands there twice"),
+        ([{"a": "a", "b": "b", "methods": "welch"}], "a, b, method and note are known, not methods"),
+        ([{"a": "a", "b": "b", "method": "t"}], "method='t': one of welch, pooled, pairs, blocks"),
+        ([{"a": "a", "b": "b", "method": "pooled"}], "needs an entry {pooled"),
+        ([{"pooled": ["d"]}], "pooled: variants of a, b, c"),
+        ([{"pooled": "a"}], "pooled: variants of a, b, c"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_named(compare, message):
+    with pytest.raises(RunError, match=message) as error:
+        check_compare(compare, ["a", "b", "c"])
+    assert "\n" not in str(error.value)
 
 
 def test_intervals_end_where_the_values_can():
-    wide = interval_of_mean([0.1, 0.9])
+    wide = mean_row([0.1, 0.9])
     assert wide["low"] < 0 < 1 < wide["high"]
-    cut = interval_of_mean([0.1, 0.9], 0, 1)
-    assert (cut["low"], cut["high"], cut["t_low"], cut["t_high"]) == (0, 1, 0, 1)
+    cut = mean_row([0.1, 0.9], 0, 1)
+    assert (cut["low"], cut["high"]) == (0, 1)

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from modules.report.comparison import TABLES, compare
-from modules.report.formatting import beside, read_reference, readable, readable_beside, show
-from modules.statistics import AnalysisError
+from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
+from modules.report.formatting import ACCURACY, known, read_reference, readable, show
+from modules.report.tables import by_policy
+from modules.statistics import AnalysisError, Estimate
+from modules.study import parameters
 
-COLUMNS = ["quantity", "policy", "runs", "value", "low", "high"]
+COLUMNS = ["quantity", "policy", "runs", "value", "error", "df", "low", "high"]
 
 
 def results(folder, rows, run="1,0.5\n"):
@@ -23,35 +26,131 @@ def results(folder, rows, run="1,0.5\n"):
     return folder
 
 
+def row(quantity, policy, value, error=np.nan, runs=5):
+    """A row of a table, with Student's interval where it has an error."""
+    df = runs - 1 if error == error else np.nan
+    low, high = Estimate(value, error, df).interval() if df > 0 else (np.nan, np.nan)
+    return quantity, policy, runs, value, error, df, low, high
+
+
 OURS = [
-    ("final_accuracy", "fixed", 5, 0.75, 0.74, 0.76),
-    ("best_accuracy", "fixed", 5, 0.80, 0.79, 0.81),
-    ("iterations", "fixed", 5, 70000, np.nan, np.nan),
-    ("crossing_iteration", "triangular", 5, np.nan, 10000, np.inf),
-]
-THEIRS = [
-    ("final_accuracy", "fixed", 5, 0.765, 0.755, 0.775),
-    ("best_accuracy", "fixed", 5, 0.85, 0.84, 0.86),
-    ("iterations", "fixed", 5, 70000, np.nan, np.nan),
-    ("crossing_iteration", "triangular", 5, 20000, 18000, 24000),
+    row("final_accuracy", "fixed", 0.75, 0.0008),
+    row("best_accuracy", "fixed", 0.80, 0.0008),
+    row("final_accuracy_difference", "triangular - fixed", 0.01, 0.001),
+    row("iterations", "fixed", 70000),
 ]
 
 
-def test_verdicts_by_overlap(tmp_path):
-    table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", THEIRS, "1,0.6\n"))
-    assert table.verdict.tolist() == ["agrees", "differs", "agrees", "differs"]
-    assert table.published.tolist() == [0.765, 0.85, 70000, 20000]
+def shifted(rows, shift):
+    return [
+        row(name, policy, value + shift * (name != "iterations"), error) for name, policy, _, value, error, *_ in rows
+    ]
 
 
-def test_numbers_without_intervals_are_not_judged(tmp_path):
-    """Another processor gives other runs; of a mean without an interval nothing says how far off it may be."""
-    ours = [("best_mean_accuracy", "fixed", 5, 0.75, np.nan, np.nan), ("iterations", "fixed", 5, 70000, np.nan, np.nan)]
-    theirs = [("best_mean_accuracy", "fixed", 5, 0.76, np.nan, np.nan), ("iterations", "fixed", 5, 700, np.nan, np.nan)]
-    table = compare(results(tmp_path / "a", ours), results(tmp_path / "b", theirs, "1,0.6\n"))
-    assert table.verdict.tolist() == ["no interval", "differs"]
-    exact = [("best_mean_accuracy", "fixed", 5, 0.76, 0.76, 0.76), *theirs[1:]]
-    table = compare(results(tmp_path / "c", ours), results(tmp_path / "d", exact, "1,0.6\n"))
-    assert table.verdict.tolist() == ["differs", "differs"]
+def verdicts(tmp_path, ours, theirs):
+    return compare(results(tmp_path / "a", ours), results(tmp_path / "b", theirs, "1,0.6\n"))
+
+
+def test_a_small_shift_is_equivalent(tmp_path):
+    assert set(verdicts(tmp_path, OURS, shifted(OURS, 0.001)).verdict) == {"equivalent"}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_published_numbers_shifted_by_two_margins_differ(tmp_path, sign):
+    table = verdicts(tmp_path, OURS, shifted(OURS, sign * 2 * ACCURACY.margin)).set_index("quantity")
+    assert table.verdict.to_dict() == dict.fromkeys(table.index[:3], "differs") | {"iterations": "equivalent"}
+    assert table.difference["final_accuracy"] == pytest.approx(-sign * 0.01)
+    ends = table[["difference_low", "difference_high"]].loc["final_accuracy"]
+    assert ends.mean() == pytest.approx(-sign * 0.01)
+
+
+@pytest.mark.parametrize("shift", [0, 2 * ACCURACY.margin])
+def test_widened_intervals_resolve_nothing_and_say_how_many_seeds_would(tmp_path, shift):
+    wide = [row(name, policy, value, 20 * error) for name, policy, _, value, error, *_ in OURS[:3]]
+    table = verdicts(tmp_path, wide, shifted(wide, shift))
+    assert set(table.verdict) == {"not resolved"}
+    assert (table.seeds > 5).all()
+    assert "seeds would)" in readable(table).verdict[0]
+    more = round(table.seeds[0])
+    narrow = [row(*wide[0][:2], wide[0][3], wide[0][4] * (5 / more) ** 0.5, more)]
+    if not shift:
+        assert verdicts(tmp_path / "more", narrow, narrow).verdict.tolist() == ["equivalent"]
+
+
+def test_one_run_resolves_nothing(tmp_path):
+    table = verdicts(tmp_path, [row("final_accuracy", "fixed", 0.75)], OURS)
+    assert table.verdict.tolist() == ["not resolved"]
+    assert table.seeds.isna().all()
+
+
+def test_what_was_asked_for_is_equal_or_not(tmp_path):
+    table = verdicts(tmp_path, [row("iterations", "fixed", 700)], OURS)
+    assert table.verdict.tolist() == ["differs"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "width", "verdict"), [(1.05, 1.02, "equivalent"), (1.5, 1.05, "differs"), (1.5, 2, "not resolved")]
+)
+def test_rates_are_compared_by_their_factor(tmp_path, factor, width, verdict):
+    ours = [("best_lr", "sweep", 5, 0.01, np.nan, np.nan, 0.01 / width, 0.01 * width)]
+    theirs = [("best_lr", "sweep", 5, 0.01 / factor, np.nan, np.nan, 0.01 / factor / width, 0.01 / factor * width)]
+    table = verdicts(tmp_path, ours, theirs)
+    assert table.verdict.tolist() == [verdict]
+    assert table.difference[0] == pytest.approx(factor)
+    assert readable(table)["difference [95 %]"][0].startswith(f"x {factor:.2f} [")
+
+
+def crossed(folder, rows, run, shares):
+    (results(folder, rows, run) / "tables" / "crossing.csv").write_text(
+        "iteration,share,step\n" + "".join(f"{iteration},{share},1000\n" for iteration, share in shares.items())
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("shares", "value", "verdict"),
+    [
+        ({19000: 0.01, 20000: 0.98, 21000: 0.01}, 20000, "equivalent"),
+        ({21000: 1.0}, 21000, "equivalent"),  # one evaluation is the margin
+        ({24000: 0.5, 25000: 0.5}, 24000, "differs"),
+        ({16000: 0.3, 20000: 0.4, 24000: 0.3}, 20000, "not resolved"),
+        ({"inf": 1.0}, np.nan, "differs"),
+    ],
+)
+def test_crossings_are_compared_by_their_shares(tmp_path, shares, value, verdict):
+    ours = crossed(tmp_path / "a", [row("crossing_iteration", "triangular", 20000)], "1\n", {20000: 1.0})
+    theirs = crossed(tmp_path / "b", [row("crossing_iteration", "triangular", value)], "2\n", shares)
+    table = compare(ours, theirs)
+    assert table.verdict.tolist() == [verdict]
+    assert (table.seeds > 0).tolist() == [verdict == "not resolved"]
+    readable(table)
+
+
+def test_two_that_never_cross_are_equivalent(tmp_path):
+    rows = [row("crossing_iteration", "triangular", np.nan)]
+    folders = [crossed(tmp_path / name, rows, name, {"inf": 1.0}) for name in "ab"]
+    assert compare(*folders).verdict.tolist() == ["equivalent"]
+
+
+def test_what_only_describes_is_not_judged(tmp_path):
+    rows = [row("seconds", "fixed", 5), row("never_crossed_share", "triangular", 0.1), OURS[0]]
+    assert verdicts(tmp_path, rows, rows).quantity.tolist() == ["final_accuracy"]
+
+
+def test_verdicts_are_counted(tmp_path):
+    table = verdicts(tmp_path, OURS, shifted(OURS, 0.01))
+    assert counts(table) == "1 equivalent, 3 differs"
+    assert counts(table.iloc[:0]) == "nothing to compare"
+
+
+def test_every_quantity_of_published_tables_is_known():
+    for path in parameters.PUBLISHED.glob("*/tables/*.csv"):
+        table = pd.read_csv(path)
+        name = "quantity" if "quantity" in table else "bound"
+        for quantity in set(table.get(name, [])):
+            known(quantity)
+    with pytest.raises(AnalysisError, match="unknown quantity 'height'"):
+        known("height")
 
 
 def test_every_notebook_that_trains_has_a_table():
@@ -75,25 +174,25 @@ def test_same_runs_are_the_same_bytes(tmp_path):
 
 
 def test_same_runs_with_other_numbers_differ(tmp_path):
-    table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", THEIRS))
-    assert table.verdict.tolist() == ["differs", "differs", "same bytes", "differs"]
+    table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", shifted(OURS, 0.001)))
+    assert table.verdict.tolist() == ["differs", "differs", "differs", "same bytes"]
 
 
 def test_numbers_without_their_runs_are_not_the_same_bytes(tmp_path):
     for name in "ab":
         shutil.rmtree(results(tmp_path / name, OURS) / "headline")
-    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"agrees"}
+    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"equivalent"}
 
 
 def test_a_best_rate_is_judged_by_its_sweeps(tmp_path):
-    rows = [("best_lr", "sweep", 5, 0.02, 0.01, 0.03), ("final_accuracy", "cycle", 5, 0.9, 0.89, 0.91)]
+    rows = [("best_lr", "sweep", 5, 0.02, np.nan, np.nan, 0.0199, 0.0201), row("final_accuracy", "cycle", 0.9, 0.001)]
     for name in "ab":
         (tmp_path / name / "tables").mkdir(parents=True)
         pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / name / "tables" / "best_lr.csv", index=False)
         for experiment, run in (("best_lr", "1,0.5\n"), ("best_lr_sweep", f"1,{name}\n")):
             (tmp_path / name / experiment).mkdir()
             (tmp_path / name / experiment / "sweep-seed1.csv").write_text(run)
-    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"agrees"}
+    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"equivalent"}
     assert compare(tmp_path / "a", tmp_path / "b", ["headline"]).empty
 
 
@@ -117,12 +216,66 @@ def test_a_reference_speaks_once_and_for_others(tmp_path):
             read_reference(path)
 
 
+REFERENCE = "source,quantity,policy,value\n"
+
+
+def ends(**arms):
+    """Runs of one evaluation each, by arm."""
+    rows = [(arm, seed, False, 10, value) for arm, values in arms.items() for seed, value in enumerate(values, 1)]
+    return pd.DataFrame(rows, columns=["policy", "seed", "diverged", "iteration", "val_acc"])
+
+
+RUNS = ends(a=[0.80, 0.81, 0.82], b=[0.70, 0.72, 0.71], c=[0.50, 0.60, 0.70])
+
+
+@pytest.mark.parametrize(("value", "reproduced"), [(0.80, "yes"), (0.855, "yes"), (0.865, "no")])
+def test_a_single_number_of_others_is_held_against_a_further_run_of_ours(tmp_path, value, reproduced):
+    path = tmp_path / "reference.csv"
+    path.write_text(f"{REFERENCE}the paper,final_accuracy,a,{value}\n")
+    (found,) = beside(by_policy(RUNS, ("final_accuracy",)), path).to_dict("records")
+    half = stats.t.ppf(0.975, 2) * 0.01 * np.sqrt(1 + 1 / 3)
+    assert (found["low"], found["high"]) == pytest.approx((0.81 - half, 0.81 + half))
+    assert (found["reproduced"], found["gap"]) == (reproduced, pytest.approx(value - 0.81))
+
+
+def test_seconds_of_another_machine_are_not_held_against_ours(tmp_path):
+    path = tmp_path / "reference.csv"
+    path.write_text(f"{REFERENCE}the paper,seconds,a,5\n")
+    table = beside(by_policy(RUNS.assign(seconds=RUNS.seed / 2), ("seconds",)), path)
+    assert table[["low", "reproduced"]].isna().all(axis=None)
+    assert table.value[0] == 1
+
+
+def test_the_pooled_deviation_is_that_of_the_arms_that_were_named(tmp_path):
+    path = tmp_path / "reference.csv"
+    path.write_text(f"{REFERENCE}the paper,final_accuracy,a,0.84\nthe paper,final_accuracy,c,0.6\n")
+    table = beside(by_policy(RUNS, ("final_accuracy",)), path, RUNS, ["a", "b"]).set_index("policy")
+    half = stats.t.ppf(0.975, 4) * 0.01 * np.sqrt(1 + 1 / 3)
+    assert (table.pooled_low["a"], table.pooled_high["a"]) == pytest.approx((0.81 - half, 0.81 + half))
+    assert (table.pooled_reproduced["a"], table.reproduced["a"]) == ("yes", "yes")
+    assert np.isnan(table.pooled_low["c"])
+    readable_beside(table.reset_index())
+
+
+def test_differences_between_rows_of_others_are_held_against_two_further_runs(tmp_path):
+    path = tmp_path / "reference.csv"
+    path.write_text(
+        f"{REFERENCE}the paper (1),final_accuracy,a,0.9\nthe paper (2),best_accuracy,b,0.7\nx,final_accuracy,c,1\n"
+    )
+    table = differences_beside(path, RUNS, [("a", "b"), ("a", "c")], ["a", "b"])
+    (found,) = table.to_dict("records")
+    assert (found["policy"], found["source"], found["published"]) == ("a - b", "the paper", pytest.approx(0.2))
+    half = stats.t.ppf(0.975, 4) * 0.01 * np.sqrt(2 * (1 + 1 / 3))
+    assert (found["single_low"], found["single_high"]) == pytest.approx((0.1 - half, 0.1 + half))
+    assert (found["reproduced"], found["method"]) == ("no", "pooled")
+    assert readable_beside(table)["two further runs of ours [95 %]"][0].startswith("[")
+
+
 @pytest.mark.parametrize("rows", ["", "the paper,final_accuracy,decay,0.8\n"])
 def test_a_reference_to_nothing_of_ours(tmp_path, rows):
     path = tmp_path / "reference.csv"
-    path.write_text(f"source,quantity,policy,value\n{rows}")
-    ours = pd.DataFrame({"quantity": ["final_accuracy"], "policy": ["fixed"], "value": [0.7]})
-    table = readable_beside(beside(ours, path, "this study"))
+    path.write_text(f"{REFERENCE}{rows}")
+    table = readable_beside(beside(by_policy(RUNS, ("final_accuracy",)), path))
     assert (table["this study"] == "-").all()
     assert len(table) == rows.count("\n")
 
@@ -141,31 +294,14 @@ def test_nothing_published_and_itself(tmp_path):
         (("final_accuracy_difference", 0.0123, -0.01, 0.03), "+1.23 points [-1.00, +3.00]"),
         (("crossing_iteration", 20000.0, 18000.0, float("inf")), "20,000 [18,000, more]"),
         (("crossing_iteration", float("nan"), 18000.0, float("inf")), "never [18,000, more]"),
-        (("crossing_ratio", 3.5, float("nan"), float("nan")), "3.50"),
+        (("crossing_ratio", 3.5), "3.50"),
         (("base_lr", 0.0025, 0.002, 0.003), "0.00250 [0.00200, 0.00300]"),
-        (("best_lr", 3.2e-5, 4e-6, 0.001), "3.2e-05 [4e-06, 0.00100]"),
-        (("iterations low_accuracy", 40.0, float("nan"), float("nan")), "40"),
+        (("best_lr", 3.2e-5, 4e-6, 0.001), "3.20e-05 [4.00e-06, 0.00100]"),
+        (("final_accuracy", 0.75, 0.74, 0.76, "value"), "75.00 %"),
+        (("final_accuracy", 0.75, 0.74, 0.76, "interval"), "[74.00, 76.00] %"),
+        (("final_accuracy_difference", 0.01, -0.02, 0.03, "low"), "-2.00 points"),
+        (("final_accuracy_difference", 0.01, -0.02, 0.03, "high"), "+3.00 points"),
     ],
 )
 def test_numbers_as_printed(arguments, text):
     assert show(*arguments) == text
-
-
-def test_others_numbers_stand_beside_ours_with_their_units(tmp_path):
-    ours = pd.DataFrame(
-        {
-            "quantity": ["iterations", "final_accuracy", "crossing_iteration", "best_accuracy"],
-            "policy": ["fixed", "fixed", "triangular", "fixed"],
-            "value": [70_000.0, 0.7444, 20_000.0, 0.8],
-        }
-    )
-    path = tmp_path / "reference.csv"
-    path.write_text(
-        "source,quantity,policy,value\none,iterations,fixed,70000\none,final_accuracy,fixed,0.76\n"
-        "two,crossing_iteration,triangular,25000\n"
-    )
-    table = readable_beside(beside(ours, path, "this study")).set_index("quantity")
-    assert table.loc["iterations"].tolist() == ["fixed", "70,000", "70,000", "-"]
-    assert table.loc["final_accuracy"].tolist() == ["fixed", "74.44 %", "76.00 %", "-"]
-    assert table.loc["crossing_iteration"].tolist() == ["triangular", "20,000", "-", "25,000"]
-    assert len(table) == 3

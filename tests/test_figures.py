@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from modules.report import figures
-from modules.report.crossing import crossing
+from modules.report.crossing import crossing, factor_curve
 from modules.report.tables import curves
 
 
@@ -75,3 +75,13 @@ def test_a_common_climb_is_cut_off_and_a_later_one_is_not():
         assert ("cut off" in figure.axes[0].get_legend().get_title().get_text()) == cut
         assert (figure.axes[0].get_ylim()[0] > 0.2) == cut
         plt.close(figure)
+
+
+def test_a_factor_over_its_target():
+    table = runs(fixed=[0.1, 0.3, 0.5], clr=[0.2, 0.4, 0.6])
+    curve = factor_curve(curves(table, "fixed"), curves(table, "clr"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.factors(curve, "toy")
+    assert figure.axes[0].lines[1].get_xydata().tolist() == [[0.5, 1.0]]
+    plt.close(figure)

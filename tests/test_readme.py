@@ -41,45 +41,85 @@ def test_the_command_for_your_images_is_accepted(tmp_path):
 
 
 def test_numbers_are_those_of_the_published_results():
-    assert {found[2] for found in documents.WHOLE.finditer(README)} >= {"headline", "range_test_bounds", "speed"}
-    for path in documents.DOCUMENTS:
-        text = (ROOT / path).read_text()
-        marked = len(documents.WHOLE.findall(text)) + len(documents.SINGLE.findall(text))
-        assert marked == text.count("<!-- end -->") > 0
-        assert documents.filled(text) == text
-    assert documents.updated() == {path: (ROOT / path).read_text() for path in documents.DOCUMENTS}
+    texts = {path: (ROOT / path).read_text() for path in documents.DOCUMENTS}
+    assert all("<!-- end -->" in text for text in texts.values())
+    assert documents.updated() == texts
+
+
+START = "<!-- cifar10-jpeg/headline crossing_iteration triangular -->"
+MARKER = f"about {START}9<!-- end --> iterations"
 
 
 def test_a_wrong_number_is_noticed_and_put_right():
-    text = "about <!-- digits/headline iterations fixed -->9<!-- end --> iterations"
-    assert documents.filled(text) == text.replace(">9<", ">1,400<")
-    with pytest.raises(documents.DocumentError, match="headline.csv has no row iterations square"):
-        documents.filled(text.replace("fixed", "square"))
+    assert documents.filled(MARKER) == MARKER.replace(">9<", ">20,000 [16,000, 24,000]<")
 
 
-def test_speed_is_quoted_with_its_date_and_machine():
-    about = pd.read_csv(ROOT / PUBLISHED / "benchmarks" / "throughput.csv").iloc[0]
-    assert f"{about.date}, two cores of {about.processor.split(',')[0]}, torch {about.torch}" in " ".join(
-        README.split()
-    )
-    assert f"This table is of revision {about.revision[:7]}," in README
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [("value", "20,000"), ("interval", "[16,000, 24,000]"), ("low", "16,000"), ("high", "24,000"), ("runs", "5")],
+)
+def test_a_marker_may_ask_for_a_part_of_a_number(form, text):
+    asked = MARKER.replace("triangular -->", f"triangular : {form} -->")
+    assert documents.filled(asked) == asked.replace(">9<", f">{text}<")
 
 
-def test_cost_of_the_machinery_is_that_of_the_benchmark():
-    folder = ROOT / PUBLISHED / "benchmarks"
-    most, two = pd.read_csv(folder / "scale.csv").iloc[-1], pd.read_csv(folder / "workers.csv").iloc[-1]
-    assert (most.runs, two.workers) == (10_000, 2)
-    text = " ".join(README.split())
-    assert f"two workers costs {two.seconds - two.training_seconds:.0f} seconds a notebook" in text
-    assert f"10,000 trivial runs {1000 * most.seconds_a_run:.0f} milliseconds" in text
-    assert f"{most.client_mib:.0f} MiB in the client" in text
-    measured = pd.read_csv(folder / "throughput.csv").set_index(["variant", "network"])
-    quick, full, mlp = (
-        100 * (measured.over_bare_step["the study's runs, float32", name] - 1)
-        for name in ("cifar10_quick", "cifar10_full", "mlp")
-    )
-    assert f"add {quick:.0f} % for `cifar10_quick`, {full:.0f} % for `cifar10_full` and {mlp:.0f} % for the MLP" in text
-    assert f"whole step takes {measured.ms['bare step, float32, one process a core', 'mlp']:.0f} milliseconds" in text
+def test_a_marker_may_ask_for_a_note_and_for_a_gap():
+    notes = "<!-- cifar10-jpeg/policies_notes accuracy_difference triangular2 - fixed pooled --><!-- end -->"
+    assert "-0.95 points [-1.47, -0.42]" in documents.filled(notes)
+    gap = "<!-- cifar10-jpeg/policies_reference final_accuracy exp_range : gap --><!-- end -->"
+    assert "+3.08 points" in documents.filled(gap)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cifar10-jpeg/", "nosuch/", "results/published/nosuch/tables/headline.csv, which does not exist"),
+        ("/headline", "/headlines", "headlines.csv, which does not exist"),
+        ("crossing_iteration", "crossing", "headline.csv has no row crossing triangular"),
+        ("triangular", "square", "headline.csv has no row crossing_iteration square"),
+        ("triangular -->", "triangular : width -->", "crossing_iteration triangular has no width"),
+        ("crossing_iteration triangular", "iterations fixed : low", "iterations fixed has no low"),
+        (
+            "<!-- cifar10-jpeg/headline crossing_iteration triangular -->",
+            "<!-- cifar10-jpeg:x:y -->",
+            "no marker that can",
+        ),
+        (
+            START + "9",
+            "<!-- headline:digts -->\n9\n",
+            "digts/tables/",
+        ),
+        (
+            START + "9",
+            "<!-- speed:alex -->\n9\n",
+            "no network alex",
+        ),
+    ],
+)
+def test_a_marker_that_names_nothing_is_an_error(old, new, message):
+    with pytest.raises(documents.DocumentError, match=message):
+        documents.filled(MARKER.replace(old, new))
+
+
+def test_every_published_note_can_be_quoted():
+    for path in (ROOT / PUBLISHED).glob("*/tables/*_notes.csv"):
+        for row in pd.read_csv(path).itertuples():
+            asked = f"<!-- {path.parts[-3]}/{path.stem} {row.quantity} {row.policy} --><!-- end -->"
+            assert documents.filled(asked) != asked
+
+
+def test_an_error_names_its_document(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text(MARKER.replace("triangular", "square"))
+    monkeypatch.setattr(documents, "DOCUMENTS", (tmp_path / "README.md",))
+    with pytest.raises(documents.DocumentError, match="README.md: .*no row crossing_iteration square"):
+        documents.updated()
+
+
+def test_a_note_without_a_number_cannot_be_quoted(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "notes.csv").write_text("quantity,policy,value,low,high\naccuracy,lost,,,\n")
+    with pytest.raises(documents.DocumentError, match="accuracy lost has no value here"):
+        documents.filled("<!-- mine/notes accuracy lost --><!-- end -->", {"mine": tmp_path})
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))

@@ -162,3 +162,20 @@ def test_new_images_widen_the_interval_of_a_difference():
 def test_values_that_are_not_numbers_are_refused():
     with pytest.raises(AnalysisError, match="finite"):
         statistics.mean([1.0, math.nan])
+
+
+def test_a_difference_of_estimates_is_welchs_when_they_are_means():
+    found = statistics.difference_of_estimates(statistics.mean(A), statistics.mean(B))
+    assert found == pytest.approx(statistics.difference(A, B))
+    assert statistics.difference_of_estimates(statistics.mean(A), statistics.mean(B[:1])).df == 0
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_difference_of_two_further_runs_is_covered(pooled):
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(2000):
+        a, b = rng.normal(0.5, 0.01, 4), rng.normal(0.6, 0.01, 4)
+        sd = statistics.pooled_sd([a, b]) if pooled else None
+        low, high = statistics.prediction_of_difference(a, b, sd).interval()
+        covered += low <= rng.normal(0.5, 0.01) - rng.normal(0.6, 0.01) <= high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.02)

@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 
+from modules.report.comparison import COLUMNS
 from modules.study import cli, documents, parameters, publishing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +30,7 @@ def test_smoke_runs_every_notebook(smoke):
     assert status == 0
     assert sorted(path.stem for path in (results / "notebooks").glob("*.ipynb")) == NOTEBOOKS
     tables = ["headline", "range_test_bounds", "range_test_curve", "mean_accuracy", "comparison"]
-    for name in [*tables, "policies", "ablation", "best_lr", "mlp"]:
+    for name in [*tables, "policies", "ablation", "best_lr", "mlp", "headline_notes"]:
         assert len(pd.read_csv(results / "tables" / f"{name}.csv")) > 1
     for name in ("run", "lrrt", "schedulers_paper", "schedulers_reset"):
         assert (results / "figures" / f"{name}.png").stat().st_size > 5000
@@ -45,7 +47,7 @@ def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
         assert "papermill" not in notebook.metadata
         assert str(ROOT) not in path.read_text()
         figures = sum("image/png" in output.get("data", {}) for output in outputs)
-        assert figures >= {"00": 4, "01": 10, "02": 1, "03": 0, "04": 1, "05": 3, "06": 2, "07": 1}[path.stem[:2]]
+        assert figures >= {"00": 4, "01": 10, "02": 1, "03": 0, "04": 2, "05": 3, "06": 2, "07": 1}[path.stem[:2]]
 
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
@@ -67,10 +69,33 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
     assert {path: path.read_bytes() for path in tables} == tables
     assert {path: path.read_bytes() for path in figures} == figures
-    assert set(pd.read_csv(results / "tables" / "comparison.csv").verdict) == {"same bytes"}
+    comparison = pd.read_csv(results / "tables" / "comparison.csv")
+    assert set(comparison.verdict) == {"same bytes"}
     output = capsys.readouterr().out
+    assert f"Verdicts: {len(comparison)} same bytes" in output
     assert "0 of them trained now" in output
     assert "same bytes" in output
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"), [("same bytes", 0), ("equivalent", 0), ("not resolved", 1), ("differs", 1)]
+)
+def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch, verdict, status):
+    monkeypatch.setattr(cli, "parameters", lambda *asked: {})
+    judged = pd.DataFrame([{name: float("nan") for name in COLUMNS}]).assign(quantity="final_accuracy", verdict=verdict)
+    monkeypatch.setattr(cli, "compare", lambda *asked: judged)
+    asked = ["reproduce", "--study", "smoke", "--results", str(tmp_path / "results")]
+    assert cli.main(asked) == 0
+    assert cli.main([*asked, "--strict"]) == status
+
+
+def test_a_bad_note_is_named_before_any_work(tmp_path, monkeypatch, capsys):
+    mine = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
+    mine["notes"] = {"headline": [{"name": "x", "kind": "hight", "a": "fixed"}]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    assert cli.main(["reproduce", "--study", str(tmp_path / "mine.yaml"), "--results", str(tmp_path / "results")]) == 2
+    assert "error: notes: x: unknown kind 'hight'" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 #: One of each layer that refuses: the study, the run's spec, the notebooks' parameters, the data. The rest is in

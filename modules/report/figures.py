@@ -68,10 +68,10 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
 
     Args:
         runs: as `tables.read_runs` gives them; diverged runs are left out and counted in the legend.
-        cross: as `headline.crossing` gives it.
+        cross: as `crossing.crossing` gives it.
         baseline, challenger: names of two policies.
     """
-    crosses = cross.iteration == cross.iteration
+    crosses = not math.isnan(cross.iteration)
     figure, panels = plt.subplots(
         1, 1 + crosses, figsize=(11, 4.5) if crosses else (8, 4.5), width_ratios=(5, 4)[: 1 + crosses], squeeze=False
     )
@@ -81,7 +81,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
             name = _counted(label(policy), found)
             look = dict(color=colour, linestyle=dashes, label=name, marker="o" if axes is not panels[0, 0] else None)
             _means(axes, found, "iteration", bands=True, **look)
-        if cross.target == cross.target:
+        if not math.isnan(cross.target):
             axes.axhline(cross.target, color="0.35", linestyle=":", linewidth=1.2)
         axes.set(xlabel="iteration", ylabel="test accuracy", xlim=(0, runs.iteration.max()))
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -89,7 +89,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     whole = panels[0, 0]
     whole.set_title(f"{runs.label.iloc[0]}: {label(baseline)} and {label(challenger)}")
-    if cross.target == cross.target:
+    if not math.isnan(cross.target):
         place = (runs.iteration.max(), cross.target)
         text = f"best mean of {label(baseline)}: {cross.target:.1%}"
         whole.annotate(text, place, xytext=(-4, 4), textcoords="offset points", ha="right", fontsize="small")
@@ -102,10 +102,35 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         margin = 0.05 * (high - low) or 0.01  # one evaluation of one run may have no height
         near.set_ylim(low - margin, high + margin)
         near.axvline(cross.iteration, color=COLOURS[3], linestyle="--", linewidth=1.2)
-        if cross.low == cross.low:
+        if not math.isnan(cross.low):
             near.axvspan(cross.low, min(cross.high, right), color=COLOURS[3], alpha=0.12, linewidth=0)
-    stripe = "; stripe: 95 % interval of the crossing" if crosses and cross.low == cross.low else ""
+    stripe = "; stripe: the crossing's 95 % confidence set" if crosses and not math.isnan(cross.low) else ""
     _legend_below(whole, 2, f"bands: lowest to highest run{stripe}")
+    figure.tight_layout()
+    return figure
+
+
+def factors(curve: pd.DataFrame, label: str) -> Figure:
+    """How many times fewer iterations the challenger needs, against the accuracy asked for.
+
+    Args:
+        curve: as `crossing.factor_curve` gives it, with a row or more.
+        label: the data set's.
+    """
+    figure, axes = plt.subplots()
+    high = curve.high.clip(upper=1.3 * curve[["factor", "low"]].max().max())  # no resample of the baseline gets there
+    axes.fill_between(curve.target, curve.low, high, color=CHALLENGER, alpha=0.2, linewidth=0, step="mid")
+    axes.step(
+        curve.target, curve.factor, where="mid", color=CHALLENGER, label="both sides' first evaluation that has it"
+    )
+    axes.plot(curve.target.iloc[-1], curve.factor.iloc[-1], "o", color=CHALLENGER, label="best mean of the baseline")
+    axes.axhline(1, color="0.35", linestyle=":", linewidth=1.2)
+    axes.set(xlabel="test accuracy asked for", ylabel="times fewer iterations", ylim=(0, None))
+    axes.set_title(f"{label}: the factor depends on the target")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole per cents
+    bands = curve.low.notna().any()
+    _legend_below(axes, 2, "band: 95 % of the resamples of runs" if bands else None)
     figure.tight_layout()
     return figure
 
@@ -206,7 +231,7 @@ def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
     name = f"mean of {runs} runs, smoothed (thin: single runs)" if runs > 1 else "one run, smoothed"
     axes.plot(losses.index, best.smoothed, color=BASELINE, label=name)
     axes.axvline(best.lr, color=COLOURS[3], linestyle="--", label=f"lowest loss at {best.lr:.3g}")
-    if best.low == best.low:
+    if not math.isnan(best.low):
         axes.axvspan(best.low, best.high, color=COLOURS[3], alpha=0.12, linewidth=0, label="95 % interval of that rate")
     axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log", yscale="log")
     axes.set_ylim(losses.min().min() / 1.3, 1.5 * np.nanmax(best.smoothed))  # no matter how far a run diverged
@@ -244,7 +269,7 @@ def range_test(
     stripes = None
     for row, colour in zip(suggested, (COLOURS[2], COLOURS[3]), strict=False):
         axes.axvline(row.value, color=colour, linestyle="--", label=f"suggested {row.bound}: {row.value:.2g}")
-        if row.low == row.low:
+        if not math.isnan(row.low):
             axes.axvspan(row.low, row.high, color=colour, alpha=0.12, linewidth=0)
             stripes = "stripes around the bounds: their 95 % intervals"
     axes.set(xlabel="learning rate", ylabel="test accuracy", title=f"{label}: learning rate range test")

@@ -1,33 +1,148 @@
-"""Tables and numbers as the project prints them everywhere."""
+"""Numbers and tables as the project prints them everywhere, and the one list of what its quantities are."""
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from modules.statistics import AnalysisError
 
 
+class Quantity(NamedTuple):
+    """How a quantity is printed, and what counts as no difference between two measurements of it.
+
+    `margin` is named here, before anything is measured. By `measure` it is a difference, a `factor`, a number of
+    evaluation `steps`, or `asked`: the quantity was asked for, and is equal or not. Without a margin a quantity
+    describes, and is not judged.
+    """
+
+    form: str
+    unit: str = ""
+    scale: float = 1
+    margin: float | None = None
+    measure: str = "difference"
+
+    def text(self, value: float) -> str:
+        """A number without its unit."""
+        if math.isnan(value):
+            return "never" if self.measure == "steps" else "-"
+        return "more" if math.isinf(value) else self.form.format(value * self.scale)
+
+
+ACCURACY = Quantity("{:.2f}", " %", 100, 0.005)
+POINTS = Quantity("{:+.2f}", " points", 100, 0.005)
+RATE = Quantity("{:#.3g}", margin=1.15, measure="factor")
+COUNT = Quantity("{:,.0f}")
+TIMES = Quantity("{:.2f}")
+
+QUANTITIES = {
+    "iterations": Quantity("{:,.0f}", margin=0, measure="asked"),
+    "final_accuracy": ACCURACY,
+    "best_accuracy": ACCURACY,
+    "accuracy": ACCURACY,
+    "final_accuracy_difference": POINTS,
+    "accuracy_difference": POINTS,
+    "best_mean_accuracy": ACCURACY,
+    "best_mean_iteration": COUNT,
+    "crossing_iteration": Quantity("{:,.0f}", margin=1, measure="steps"),
+    "crossing_ratio": TIMES,  # the three that follow tell of the crossing once more
+    "symmetric_ratio": TIMES,
+    "never_crossed_share": Quantity("{:.2f}", " %", 100),
+    "share": Quantity("{:.0f}", " %", 100),
+    "base_lr": RATE,
+    "max_lr": RATE,
+    "best_lr": RATE,
+    "lr": RATE._replace(margin=None),
+    "seconds": TIMES,  # another machine's are no reproduction's business
+    "hours": Quantity("{:.1f}"),
+    "minutes": Quantity("{:.0f}"),
+    "sd": POINTS._replace(form="{:.2f}"),
+    "roughness": POINTS._replace(form="{:.1f}"),
+    "factor": TIMES,
+    "ratio": TIMES,
+    "reached": COUNT,
+    "falls": COUNT,
+    "epochs": Quantity("{:.1f}"),
+}
+FORMS = ("all", "value", "interval", "low", "high", "runs", "note")
+
+
+def known(quantity: str) -> Quantity:
+    """A quantity by its name.
+
+    Raises:
+        AnalysisError: it is not in `QUANTITIES`.
+    """
+    try:
+        return QUANTITIES[quantity]
+    except KeyError:
+        raise AnalysisError(f"unknown quantity {quantity!r}: give it a line in QUANTITIES") from None
+
+
+def show(quantity: str, value: float, low: float = math.nan, high: float = math.nan, form: str = "all") -> str:
+    """A number as the project prints it everywhere: value and unit, and its interval where it has one.
+
+    Args:
+        quantity: of `QUANTITIES`.
+        value, low, high: NaN for what is not known.
+        form: `all`, or one of `value`, `interval`, `low` and `high`, each with its unit.
+    """
+    about = known(quantity)
+    unit = "" if math.isnan(value) else about.unit
+    interval = "" if math.isnan(low) else f"[{about.text(low)}, {about.text(high)}]"
+    if form == "interval":
+        return interval + unit
+    if form in ("low", "high"):
+        return about.text(low if form == "low" else high) + unit
+    text = about.text(value) + unit
+    return f"{text} {interval}" if interval and form == "all" else text
+
+
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `compare` or `headline` for the eye: value and interval in one column, with a unit."""
+    """A table of results, or of `compare`, for the eye: value and interval in one column, with a unit."""
     out = pd.DataFrame({"quantity": table.quantity})
-    if "policy" in table:
+    if "policy" in table and (table.policy != "-").any():
         out["policy"] = table.policy
+    if "runs" in table:
         lost = table.diverged.fillna(0) if "diverged" in table else 0 * table.runs
         out["runs"] = [f"{runs}" + (f" ({n} diverged)" if n else "") for runs, n in zip(table.runs, lost, strict=True)]
-    out["value [95 % interval]"] = [
-        show(*row) for row in zip(table.quantity, table.value, table.low, table.high, strict=True)
-    ]
-    if "t_low" in table:
-        columns = (table.quantity, table.value, table.t_low, table.t_high)
-        texts = (show(*row) for row in zip(*columns, strict=True))
-        out["Student's interval"] = [text[text.index("[") :] if "[" in text else "" for text in texts]
+    out["value [95 % interval]"] = _shown(table, "value", "low", "high")
+    for name in ("method", "note"):
+        if name in table and table[name].notna().any():
+            out[name] = table[name].fillna("")
     if "verdict" in table:
-        columns = (table.quantity, table.published, table.published_low, table.published_high)
-        out["published"] = [show(*row) for row in zip(*columns, strict=True)]
+        out["published"] = _shown(table, "published", "published_low", "published_high")
         out.loc[table.verdict == "not published", "published"] = "-"
-        out["verdict"] = table.verdict
+        out["difference [95 %]"] = [
+            "" if math.isnan(row.difference) else _difference(row) for row in table.itertuples(index=False)
+        ]
+        out["verdict"] = [
+            row.verdict + (f" ({row.seeds:,.0f} seeds would)" if row.seeds > 0 else "")
+            for row in table.itertuples(index=False)
+        ]
     return out
+
+
+def _shown(table: pd.DataFrame, *columns: str) -> list[str]:
+    return [show(*row) for row in zip(table.quantity, *(table[name] for name in columns), strict=True)]
+
+
+def _difference(row: NamedTuple) -> str:
+    """The difference of two measurements of one quantity; of rates it is a factor."""
+    about = known(row.quantity)
+    form = "x {:.2f}" if about.measure == "factor" else "{:+,.2f}" if about.scale == 100 else "{:+,.0f}"
+    scale = 1 if about.measure == "factor" else about.scale
+    value, low, high = (
+        form.format(scale * number) for number in (row.difference, row.difference_low, row.difference_high)
+    )
+    interval = "" if math.isnan(row.difference_low) else f" [{low}, {high}]"
+    return value + interval + (" points" if about.scale == 100 else "")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table for the eye as Markdown."""
+    return table.astype(str).to_markdown(index=False, disable_numparse=True)
 
 
 def read_reference(path: str | Path) -> pd.DataFrame:
@@ -47,58 +162,9 @@ def read_reference(path: str | Path) -> pd.DataFrame:
         raise AnalysisError(f"reference={path}: two values of {row.quantity} {row.policy} from {row.source}")
     if table.source.astype(str).str.startswith("this study").any():
         raise AnalysisError(f"reference={path}: only this study's own column is called 'this study'")
+    for quantity in table.quantity:
+        known(quantity)
     return table
-
-
-def beside(table: pd.DataFrame, reference: str | Path, source: str) -> pd.DataFrame:
-    """What others published beside our own values: one row a quantity and policy, one column a source.
-
-    Args:
-        table: columns `quantity`, `policy`, `value`; rows that nobody else has are left out.
-        reference: CSV as `read_reference` takes it.
-        source: what our own column is called, `this study` and more.
-    """
-    others = read_reference(reference)
-    keys = ["quantity", "policy"]
-    ours = table.merge(others[keys].drop_duplicates(), on=keys).assign(source=source)[[*keys, "source", "value"]]
-    pivot = pd.concat([ours, others]).pivot(index=keys, columns="source", values="value")
-    return pivot.reindex(columns=[source, *others.source.unique()]).reset_index().rename_axis(columns=None)
-
-
-def readable_beside(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `beside` for the eye; `-` where a source says nothing."""
-    out = table.copy()
-    for source in table.columns[2:]:
-        pairs = zip(table.quantity, table[source], strict=True)
-        out[source] = ["-" if pd.isna(value) else show(quantity, value, np.nan, np.nan) for quantity, value in pairs]
-    return out
-
-
-def show(quantity: str, value: float, low: float, high: float) -> str:
-    """A number with its interval as the project prints it everywhere: percent, iterations or plain."""
-    quantity = quantity.split()[0]  # in `compare` the policy follows
-    if "difference" in quantity:
-        form, unit = "{:+.2f}", " points"
-    elif "accuracy" in quantity or "share" in quantity:
-        form, unit = "{:.2f}", " %"
-    elif "iteration" in quantity:
-        form, unit = "{:,.0f}", ""
-    elif quantity.endswith("lr"):
-        form, unit = "{:.5f}", ""
-    else:
-        form, unit = "{:.2f}", ""
-    scale = 100 if unit else 1
-
-    def number(x: float) -> str:
-        if pd.isna(x):
-            return "never" if quantity.startswith("crossing") else "-"
-        if x == float("inf"):
-            return "more"
-        # A rate below a thousandth would keep too few digits behind the point.
-        return f"{x:.3g}" if quantity.endswith("lr") and 0 < x < 1e-3 else form.format(x * scale)
-
-    text = number(value) + (unit if not pd.isna(value) else "")
-    return text if pd.isna(low) else f"{text} [{number(low)}, {number(high)}]"
 
 
 def speed_table(table: pd.DataFrame, network: str) -> pd.DataFrame:

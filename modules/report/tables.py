@@ -1,11 +1,12 @@
-"""Tables from the CSVs of runs: means with intervals, and the iterations one policy needs for another's accuracy.
+"""Tables from the CSVs of runs: means and differences, each with its interval and the method behind it.
 
-Nothing here trains or draws. Intervals are 95 % throughout; statistics are scipy's.
+Nothing here trains or draws. Intervals are 95 % throughout, by the one method of `modules.statistics`.
 """
 
 import io
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,16 +14,33 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from modules.checks import RunError
+from modules import statistics
+from modules.checks import RunError, short
+from modules.data.splits import FOLDS
 from modules.range_test import diverged_as_chance, suggest_bounds
 from modules.runs.files import COLUMNS, RunFiles, atomic_write
 from modules.runs.spec import Spec, spec
-from modules.statistics import AnalysisError
+from modules.statistics import AnalysisError, Estimate
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 LEAST_BOOTSTRAP = 5  # runs
-TABLE_COLUMNS = ["quantity", "policy", "runs", "diverged", "value", "std", "low", "high", "t_low", "t_high"]
+TABLE_COLUMNS = [
+    *("quantity", "policy", "runs", "diverged", "value", "std", "error", "df", "low", "high", "method", "note")
+]
+#: How two arms are compared, and what a table calls it. Pairs are for a shared prefix and for precision.
+METHODS = {"welch": "Welch", "pooled": "pooled", "pairs": "pairs", "blocks": "blocks"}
+
+
+def table_of(rows: Iterable[dict]) -> pd.DataFrame:
+    """Rows as a table of results: the columns are `TABLE_COLUMNS`, whatever the rows have."""
+    return pd.DataFrame(list(rows), columns=TABLE_COLUMNS).astype({"runs": "Int64", "diverged": "Int64"})
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A written table, with a quantity and a policy (`-` where it has none) in every row."""
+    table = pd.read_csv(path).rename(columns={"bound": "quantity"})
+    return table if "policy" in table else table.assign(policy="-")
 
 
 def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.DataFrame:
@@ -33,8 +51,9 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
         specs: read these runs only; by default all.
 
     Returns:
-        Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), then those of
-        the CSVs: `iteration`, `lr`, `train_loss`, `val_loss`, `val_acc` (0 to 1).
+        Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), `fold` (of
+        its test images, where the run has one), `test_acc` (on the test images at its end, where its JSON has it), then
+        those of the CSVs: `iteration`, `lr`, `train_loss`, `val_loss`, `val_acc` (0 to 1).
 
     Raises:
         AnalysisError: no complete run, or runs that do not belong together.
@@ -69,6 +88,8 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             "diverged": record["diverged"],
             "seconds": record["seconds"],
             "label": record["data"]["label"],
+            "fold": settings.seed % FOLDS if settings.split == "folds" else None,
+            "test_acc": record.get("test", {}).get("accuracy", math.nan),
         }
         tables.append(table.assign(**run)[[*run, *table.columns]])
     if not tables:
@@ -89,6 +110,18 @@ def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
     return kept.pivot(index="iteration", columns="seed", values="val_acc").dropna()
 
 
+def final_accuracies(runs: pd.DataFrame, policy: str) -> pd.Series:
+    """Accuracy on the test images at the end of each of a policy's runs, by seed; diverged runs are left out.
+
+    A run whose rows are of validation images has it in its JSON; else it is the last row's.
+    """
+    last = curves(runs, policy).iloc[-1:].max()
+    if "test_acc" not in runs:
+        return last
+    at_end = runs[runs.policy == policy].groupby("seed").test_acc.first().reindex(last.index)
+    return at_end.where(at_end.notna(), last)
+
+
 def other_policy(runs: pd.DataFrame, baseline: str) -> str:
     """The one policy among these runs that is not the baseline.
 
@@ -103,30 +136,17 @@ def other_policy(runs: pd.DataFrame, baseline: str) -> str:
     return others[0]
 
 
-def interval_of_mean(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> dict[str, float]:
-    """Mean, standard deviation, and two 95 % intervals of the mean of `values` `[runs]`; of no run at all: NaN.
+def row_of(found: Estimate, method: str, least: float = -math.inf, most: float = math.inf) -> dict[str, object]:
+    """An estimate as part of a table's row; intervals end where the values can, at `least` and `most`."""
+    low, high = (float(np.clip(end, least, most)) for end in found.interval())
+    numbers = {"value": found.value, "error": found.error, "df": found.df, "low": low, "high": high}
+    return {"method": method if found.df > 0 else None, **numbers}
 
-    `low`, `high` are the percentile bootstrap's over runs. With five runs it is known to be too narrow (it covers
-    nearer 85 % than 95 %), so `t_low`, `t_high`, Student's interval, stand beside it. With fewer it can name little but
-    the lowest and the highest run, so Student's stands in both places. One run has no interval: NaN. Intervals end
-    where the values can: at `least` and `most`.
-    """
-    values = np.asarray(values, dtype=float)
-    out = dict.fromkeys(("value", "std", "low", "high", "t_low", "t_high"), np.nan)
-    if len(values):
-        out["value"] = values.mean()
-    if len(values) > 1:
-        out["std"] = values.std(ddof=1)
-        if values.std() > 0:
-            student = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
-            student = np.clip(student, least, most)
-            out.update(t_low=student[0], t_high=student[1])
-        if len(values) >= LEAST_BOOTSTRAP:
-            boot = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
-            out.update(low=boot.confidence_interval.low, high=boot.confidence_interval.high)
-        else:
-            out.update(low=out["t_low"], high=out["t_high"])
-    return out
+
+def mean_row(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> dict[str, object]:
+    """The mean of `values` `[runs]` with Student's interval, as part of a table's row."""
+    found = statistics.mean(values)
+    return {**row_of(found, "Student", least, most), "std": found.error * math.sqrt(len(values))}
 
 
 def over_runs(statistic: Callable[..., float], *counts: int, paired: bool = False) -> np.ndarray:
@@ -174,8 +194,7 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             evaluations), `seconds` (of training, evaluations included).
 
     Returns:
-        Columns `quantity`, `policy`, `runs`, `diverged`, `value`, `std`, `low`, `high`, `t_low`, `t_high`; accuracies
-        are on the test images, 0 to 1.
+        A table with `TABLE_COLUMNS`; accuracies are on the test images, 0 to 1.
     """
     rows = []
     for quantity in quantities:
@@ -186,25 +205,120 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             if quantity == "iterations":
                 row["value"] = np.nan if curve.empty else float(curve.index[-1])
             elif quantity == "seconds":
-                row.update(interval_of_mean(found[~found.diverged].groupby("seed").seconds.first(), 0))
+                row.update(mean_row(found[~found.diverged].groupby("seed").seconds.first(), 0))
             else:
-                accuracy = curve.iloc[-1:].max() if quantity == "final_accuracy" else curve.max()
-                row.update(interval_of_mean(accuracy, 0, 1))
+                accuracy = final_accuracies(runs, policy) if quantity == "final_accuracy" else curve.max()
+                row.update(mean_row(accuracy, 0, 1))
             rows.append(row)
-    return pd.DataFrame(rows, columns=TABLE_COLUMNS).astype({"diverged": "Int64"})
+    return table_of(rows)
 
 
-def final_difference(runs: pd.DataFrame, policy: str, baseline: str) -> dict:
-    """By how much one policy's final accuracy exceeds another's, in pairs of runs with the same seed.
+def check_compare(compare: Sequence, variants: Sequence[str]) -> None:
+    """Refuse what `differences` could not do with a study's entries; as there, and `variants` are all arms.
+
+    Raises:
+        RunError: an entry that names no two variants, an unknown method, or a pair that was there before.
+    """
+    names = ", ".join(map(str, variants))
+    arms, pairs = pooled_arms(compare), pairs_of(compare)
+    if not isinstance(arms, list) or not all(arm in variants for arm in arms):
+        raise RunError(f"compare: pooled: variants of {names} are needed, not {short(arms)}")
+    seen = set()
+    for pair in pairs:
+        if not (pair.keys() >= {"a", "b"} and pair["a"] in variants and pair["b"] in variants):
+            raise RunError(f"compare: two variants of {names} are needed, not {short(pair.get('entry', pair))}")
+        if unknown := pair.keys() - {"a", "b", "method", "note"}:
+            raise RunError(f"compare: a, b, method and note are known, not {', '.join(map(str, sorted(unknown)))}")
+        if (method := pair.get("method", "welch")) not in METHODS:
+            raise RunError(f"compare: method={short(method)}: one of {', '.join(METHODS)} is needed")
+        if method == "pooled" and not arms:
+            raise RunError("compare: method='pooled' needs an entry {pooled: [...]} with the variants to pool")
+        if (key := (pair["a"], pair["b"])) in seen:
+            raise RunError(f"compare: {' - '.join(key)} stands there twice")
+        seen.add(key)
+
+
+def pooled_arms(compare: Iterable) -> list[str]:
+    """The arms that the entry `{pooled: [...]}` names, whose variance is taken together; none without one."""
+    return next((entry["pooled"] for entry in compare if isinstance(entry, dict) and "pooled" in entry), [])
+
+
+def pairs_of(compare: Iterable) -> list[dict]:
+    """The pairs among a study's entries, each with `a` and `b`, and what else is said of it."""
+    pairs = []
+    for entry in compare:
+        if isinstance(entry, list | tuple) and len(entry) == 2:
+            pairs.append(dict(zip("ab", entry, strict=True)))
+        elif not isinstance(entry, dict):
+            pairs.append({"entry": entry})
+        elif "pooled" not in entry:
+            pairs.append(entry)
+    return pairs
+
+
+def differences(runs: pd.DataFrame, compare: Iterable) -> pd.DataFrame:
+    """By how much final accuracies differ, one pair of arms a row.
+
+    Args:
+        runs: as `read_runs` gives them.
+        compare: pairs `[a, b]`, or `{a: ..., b: ..., method: welch, pooled, pairs or blocks, note: ...}`, and
+            `{pooled: [...]}`, the arms whose variance `pooled` takes together; a study names them all before its
+            results are known.
+    """
+    rows = []
+    for pair in pairs_of(compare):
+        row = final_difference(runs, pair["a"], pair["b"], pair.get("method", "welch"), pooled_arms(compare))
+        rows.append({**row, "note": pair.get("note")})
+    return table_of(rows)
+
+
+def final_difference(
+    runs: pd.DataFrame, policy: str, baseline: str, method: str = "welch", pooled: Sequence[str] = ()
+) -> dict[str, object]:
+    """By how much one policy's final accuracy exceeds another's.
+
+    Args:
+        runs: as `read_runs` gives them.
+        policy, baseline: two arms.
+        method, pooled: as for `difference_of`; arms by their names.
 
     Returns:
-        A row for a table like `by_policy`'s; without a seed that both finished, its numbers are NaN.
+        A row for a table like `by_policy`'s; without runs to compare, its numbers are NaN.
     """
-    a, b = curves(runs, policy), curves(runs, baseline)
-    seeds = [seed for seed in a.columns if seed in b.columns]
-    values = a[seeds].iloc[-1] - b[seeds].iloc[-1] if seeds else []
-    row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": len(seeds)}
-    return row | interval_of_mean(values, -1, 1)
+    ends = {arm: final_accuracies(runs, arm) for arm in dict.fromkeys((policy, baseline, *pooled))}
+    folds = runs.groupby("seed").fold.first() if "fold" in runs else None
+    count, found = difference_of(ends[policy], ends[baseline], method, [ends[arm] for arm in pooled], folds)
+    row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": count}
+    return row | row_of(found, METHODS[method], -1, 1)
+
+
+def difference_of(
+    a: pd.Series,
+    b: pd.Series,
+    method: str = "welch",
+    pooled: Sequence[pd.Series] = (),
+    folds: pd.Series | None = None,
+) -> tuple[int, Estimate]:
+    """The difference of two arms and how many runs an arm it is of: the fewer.
+
+    Args:
+        a, b: one value a run, by seed.
+        method: of `METHODS`.
+        pooled: the same of the arms whose variance is pooled.
+        folds: the fold of each seed's test images, for `blocks`.
+
+    Raises:
+        AnalysisError: `blocks` of runs without folds.
+    """
+    if method == "pairs":
+        shared = a.index.intersection(b.index)
+        return len(shared), statistics.paired_difference(a[shared], b[shared])
+    count = min(len(a), len(b))
+    if method == "blocks":
+        if folds is None or folds.isna().any():
+            raise AnalysisError("method='blocks': these runs have no folds")
+        return count, statistics.blocked_difference(a, folds[a.index], b, folds[b.index])
+    return count, statistics.difference(a, b, statistics.pooled_sd(pooled) if method == "pooled" else None)
 
 
 def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The whole study: check every notebook's parameters, run the notebooks through papermill, compare, publish, HTML.
 
-python -m modules reproduce --study digits [--results FOLDER] [-p NAME VALUE ...]
+python -m modules reproduce --study digits [--results FOLDER] [--strict] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER]
 python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER]
 python -m modules html
@@ -12,14 +12,15 @@ import time
 from pathlib import Path
 
 from modules.checks import at_root
-from modules.report.comparison import compare
+from modules.report.comparison import REPRODUCED, compare, counts
 from modules.report.formatting import readable
+from modules.report.notes import write_notes
 from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study.notebooks import conclude, execute
-from modules.study.parameters import check, parameters, published_folder
+from modules.study.parameters import check, parameters, published_folder, study_notes
 from modules.study.publishing import publish
 
 
@@ -30,11 +31,16 @@ def html_pages() -> Path:
     return pages.html_pages()
 
 
-def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> None:
-    """Check, run all notebooks, and print what came out beside what is published."""
+def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> bool:
+    """Check, run all notebooks, and print what came out beside what is published.
+
+    Returns:
+        Whether every number that is judged is the same bytes as the published one, or equivalent.
+    """
     results = results or Path("results") / Path(study).stem
     plan = parameters(study, results, overrides)
     check(plan)
+    notes = study_notes(study)
     with writing(results):
         for part in ("tables", "figures"):
             sweep(results / part)
@@ -43,6 +49,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             for name in plan:
                 print(f"\n== {name}", flush=True)
                 execute(name, plan, results)
+        write_notes(notes, results)
         if (published := published_folder(results)).is_dir():
             conclude(study, results, published, published.name)
         comparison = compare(results, published)
@@ -50,10 +57,12 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             write(comparison, results / "tables" / "comparison.csv")
             print(f"\nThis run beside {published}:\n")
             print(readable(comparison).to_string(index=False))
+        print(f"\nVerdicts: {counts(comparison)}")
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")
         if Path("results").resolve() in results.resolve().parents:
             print(f"As web pages: {html_pages()}")
+    return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 
 def verify_all(place: Path, rows: int, data_dir: str | None) -> int:
@@ -73,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("reproduce", help="run a study's notebooks and compare with what is published")
     run.add_argument("--study", required=True, help="a file of studies/, without .yaml; or the path of one")
     run.add_argument("--results", type=Path, help="results folder; by default results/<study>")
+    run.add_argument("--strict", action="store_true", help="exit with 1 unless all is the same bytes or equivalent")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
     promote.add_argument("--study", required=True, help="the study it is of")
@@ -86,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     at_root()
     try:
         if options.command == "reproduce":
-            reproduce(options.study, options.results, dict(options.p))
+            good = reproduce(options.study, options.results, dict(options.p))
+            return int(options.strict and not good)
         elif options.command == "publish":
             publish(options.study, options.results or Path("results") / options.study)
         elif options.command == "verify":

@@ -1,21 +1,25 @@
 """The numbers in README.md and in the ledger of claims: written from the published tables, between markers.
 
 A whole table stands between `<!-- headline:digits -->`, table and study, and `<!-- end -->`. A single number stands
-behind `<!-- digits/headline final_accuracy fixed -->`: study, table, quantity, and policy (`-` where it has none).
+behind `<!-- digits/headline final_accuracy fixed -->`: study, table, quantity, and policy (`-` where it has none; of a
+table of notes, the note's name). With its interval, where it has one; `<!-- ... fixed : value -->` is the number alone,
+and so are `interval`, `low`, `high`, `runs`, `note`, and any other column of the table, such as `gap`.
 """
 
+import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from modules.report.formatting import readable, show, speed_table
+from modules.report.formatting import FORMS, markdown, readable, show, speed_table
+from modules.report.tables import read_table
+from modules.statistics import AnalysisError
 from modules.study.parameters import PUBLISHED
 
 DOCUMENTS = (Path("README.md"), PUBLISHED / "README.md")
 WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
-SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w -]+?) -->)(.*?)(<!-- end -->)")
+SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w .-]+?)(?: : (\w+))? -->)(.*?)(<!-- end -->)")
 
 
 class DocumentError(ValueError):
@@ -29,32 +33,56 @@ def table(path: Path, kind: str, name: str) -> str:
         path: the table's CSV.
         kind: a table of a study, or `speed` of a network.
         name: the study's, or the network's.
+
+    Raises:
+        DocumentError: there is no such table.
     """
     if kind == "speed":
-        found = speed_table(pd.read_csv(path), name)
+        found = speed_table(_read(path, pd.read_csv), name)
+        if found.empty:
+            raise DocumentError(f"{path} has no network {name}")
     else:
-        found = readable(pd.read_csv(path).rename(columns={"bound": "quantity"})).astype(str)
-    rows = [list(found.columns), ["---"] * len(found.columns), *found.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        found = readable(_read(path, read_table))
+    return markdown(found)
 
 
-def number(path: Path, quantity: str, policy: str) -> str:
-    """One number of a published table, with Student's interval where it has one: of few runs the bootstrap's is narrow.
+def _read(path: Path, read: object) -> pd.DataFrame:
+    if not path.exists():
+        raise DocumentError(f"a marker names {path}, which does not exist")
+    return read(path)
+
+
+def number(path: Path, quantity: str, policy: str, form: str = "all") -> str:
+    """One number of a published table.
 
     Args:
         path: the table's CSV.
         quantity, policy: of one of its rows; `-` where it has no policies.
+        form: of `formatting.FORMS`, or a column.
 
     Raises:
-        DocumentError: the table has no such row.
+        DocumentError: the table has no such row, or the row no such number.
     """
-    found = pd.read_csv(path).rename(columns={"bound": "quantity"})
-    found = found[(found.quantity == quantity) & (found.get("policy", "-") == policy)]
+    found = _read(path, read_table)
+    found = found[(found.quantity == quantity) & (found.policy == policy)]
     if len(found) != 1:
-        raise DocumentError(f"{path} has no row {quantity} {policy}")
+        raise DocumentError(f"{path} has {'no' if found.empty else 'more than one'} row {quantity} {policy}")
     row = found.iloc[0]
-    ends = ("low", "high") if pd.isna(row.get("t_low", np.nan)) else ("t_low", "t_high")
-    return show(quantity, row["value"], *row[list(ends)])
+    if form not in FORMS and form not in found:
+        raise DocumentError(f"{path}: {quantity} {policy} has no {form}")
+    try:
+        if form in ("runs", "note", "method", "reproduced", "pooled_reproduced"):
+            said = row.get(form)
+            text = "" if pd.isna(said) else f"{said:.0f}" if form == "runs" else str(said)
+        elif form in FORMS:
+            text = show(quantity, row["value"], row.get("low", math.nan), row.get("high", math.nan), form)
+        else:
+            text = show("accuracy_difference" if form == "gap" else quantity, row[form])
+    except AnalysisError as error:
+        raise DocumentError(f"{path}: {error}") from error
+    if text.strip(" %points") in ("", "-"):
+        raise DocumentError(f"{path}: {quantity} {policy} has no {'value' if form == 'all' else form} here")
+    return text
 
 
 def filled(text: str, results: dict[str, Path] | None = None) -> str:
@@ -65,7 +93,7 @@ def filled(text: str, results: dict[str, Path] | None = None) -> str:
         results: folders to take a study's tables from, by its name, in place of those that are published.
 
     Raises:
-        DocumentError: a table has no such row.
+        DocumentError: a marker that names a study, a table, a row or a form that does not exist, or is none.
     """
 
     def place(study: str, name: str) -> Path:
@@ -74,16 +102,26 @@ def filled(text: str, results: dict[str, Path] | None = None) -> str:
     def whole(found: re.Match) -> str:
         start, kind, name, _, end = found.groups()
         path = PUBLISHED / "benchmarks" / "throughput.csv" if kind == "speed" else place(name, kind)
-        return f"{start}\n{table(path, kind, name)}\n{end}" if path.exists() else found[0]
+        return f"{start}\n{table(path, kind, name)}\n{end}"
 
     def single(found: re.Match) -> str:
-        start, study, name, quantity, policy, _, end = found.groups()
-        path = place(study, name)
-        return f"{start}{number(path, quantity, policy)}{end}" if path.exists() else found[0]
+        start, study, name, quantity, policy, form, _, end = found.groups()
+        return f"{start}{number(place(study, name), quantity, policy, form or 'all')}{end}"
 
+    ends = text.count("<!-- end -->")
+    if ends != len(WHOLE.findall(text)) + len(SINGLE.findall(text)):
+        rest = SINGLE.sub("", WHOLE.sub("", text))
+        near = rest[: rest.find("<!-- end -->")].splitlines()[-1:] or [""]
+        raise DocumentError(f"no marker that can be read before an end: ...{near[0][-80:]!r}")
     return SINGLE.sub(single, WHOLE.sub(whole, text))
 
 
 def updated(results: dict[str, Path] | None = None) -> dict[Path, str]:
-    """The documents' texts as they should be; arguments and errors as for `filled`."""
-    return {path: filled(path.read_text(), results) for path in DOCUMENTS}
+    """The documents' texts as they should be; arguments and errors as for `filled`, which name the document."""
+    texts = {}
+    for path in DOCUMENTS:
+        try:
+            texts[path] = filled(path.read_text(), results)
+        except DocumentError as error:
+            raise DocumentError(f"{path}: {error}") from error
+    return texts

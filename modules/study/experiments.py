@@ -304,9 +304,7 @@ def policies(
         raise RunError("policies=[]: at least one is needed")
     _check_reference(reference)
     variants = [entry["variant"] for entry in policies if isinstance(entry, dict) and "variant" in entry]
-    for pair in compare:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(variant in variants for variant in pair)):
-            raise RunError(f"compare: two variants of {', '.join(map(str, variants))} are needed, not {short(pair)}")
+    tables.check_compare(compare, variants)
     parts = {"policies": all_specs("policies", policies), "ablation": all_specs("ablation", ablation)}
     if range_test is not None:
         lengths = {key: value for key, value in range_test.items() if key in ("iterations", "evaluate_every")}

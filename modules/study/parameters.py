@@ -8,6 +8,7 @@ from typing import NamedTuple
 import yaml
 
 from modules.checks import did_you_mean, short
+from modules.report.notes import check_notes
 from modules.runs.spec import Spec
 from modules.study import experiments
 
@@ -141,6 +142,18 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     for name, values in plan.items():
         values.update({key: place for key, place in places.items() if key in known[name]})
     return plan
+
+
+def study_notes(study: str) -> dict[str, list]:
+    """The notes in a study's file, by experiment; none without any.
+
+    Raises:
+        StudyError: as `read_study`.
+        RunError: a note that says too little, or too much.
+    """
+    notes = read_study(study)["notes"]
+    check_notes(notes)
+    return notes
 
 
 def parsed(text: object, kinds: tuple[str, ...] = ()) -> object:

@@ -90,7 +90,7 @@ def _check_complete(study: str, results: Path) -> None:
             raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
     for name, table in TABLES.items():
         path = results / "tables" / f"{name}.csv"
-        if table.keys and path.exists():
+        if table.compared and path.exists():
             counted = pd.read_csv(path)
             policy = counted.get("policy", pd.Series("range_test", counted.index))
             counted = counted[~policy.str.contains(" - ")].groupby(policy).runs.first()
