@@ -37,6 +37,8 @@ from modules.runs.files import RunFiles
 from modules.runs.spec import Spec, spec
 from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
+from modules.study.rate_finders import Task
+from modules.study.rate_finders import tasks as tasks_of
 from modules.study.tournament import Registration, Tournament
 
 Runs = dict[str, list[Spec]]
@@ -522,6 +524,41 @@ def tournament(
     return found
 
 
+@_checked
+def rate_finders(
+    tasks: list,
+    grid_factor: float,
+    grid_seeds: int,
+    ramps: int,
+    ramp_lengths: list,
+    min_lr: float,
+    max_lr: float,
+    halvings: int,
+    data_dir: str | None,
+    workers: int | None,
+    results_dir: str,
+) -> list[Task]:
+    """Notebook 9: the tasks of the benchmark of rate finders, each with its grid, its ramps and its halvings.
+
+    Raises:
+        RunError, DataError: a parameter is wrong, or a folder holds other runs.
+    """
+    common = dict(
+        grid_factor=grid_factor,
+        grid_seeds=grid_seeds,
+        ramps=ramps,
+        ramp_lengths=ramp_lengths,
+        low=min_lr,
+        high=max_lr,
+        halvings=halvings,
+        data_dir=data_dir,
+    )
+    found = tasks_of(tasks, results_dir, common)
+    for task in found:
+        task.check(workers)
+    return found
+
+
 def cyclical_rates(base_lr: float, max_lr: float, step_size: int, iterations: int) -> list[float]:
     """The learning rates of a run that cycles, one an iteration."""
     clr = CyclicLR(torch.optim.SGD([torch.zeros(1)], lr=1), base_lr, max_lr, step_size)
@@ -539,4 +576,5 @@ CHECKS: dict[str, Callable] = {
     "06_best_lr": best_lr,
     "07_mlp_mnist": mlp,
     "08_tournament": tournament,
+    "09_rate_finders": rate_finders,
 }
