@@ -133,8 +133,20 @@ def kill(process):
 
 
 def gone(processes, seconds=30):
-    """Whether all processes have ended within some seconds."""
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
+    """Whether all processes have ended within some seconds; one whose parent has not asked how has ended, too."""
+    deadline = time.monotonic() + seconds
+    while any(_runs(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _runs(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(condition, seconds=180):
