@@ -25,7 +25,6 @@ from modules.report import crossing as crossings
 from modules.report.tables import METHODS, curves, difference_of, pooled_arms, read_runs, row_of, table_of, write
 from modules.statistics import AnalysisError
 
-
 NAME = re.compile(r"[\w .-]+")
 
 
