@@ -356,7 +356,7 @@ def test_accuracy_on_test_images_comes_from_the_record_where_rows_are_of_others(
     ("compare", "message"),
     [
         (["a"], "two variants of a, b, c are needed, not 'a'"),
-        ([["a", "d"]], "two variants of a, b, c are needed"),
+        ([["a", "d"]], "two variants of a, b, c are needed, not \\['a', 'd'\\]"),
         ([["a", "b"], {"a": "a", "b": "b"}], "a - b stands there twice"),
         ([{"a": "a", "b": "b", "methods": "welch"}], "a, b, method and note are known, not methods"),
         ([{"a": "a", "b": "b", "method": "t"}], "method='t': one of welch, pooled, pairs, blocks"),

@@ -112,6 +112,8 @@ def crossed(folder, rows, run, shares):
     [
         ({19000: 0.01, 20000: 0.98, 21000: 0.01}, 20000, "equivalent"),
         ({21000: 1.0}, 21000, "equivalent"),  # one evaluation is the margin
+        ({22000: 1.0}, 22000, "differs"),
+        ({18000: 1.0}, 18000, "differs"),
         ({24000: 0.5, 25000: 0.5}, 24000, "differs"),
         ({16000: 0.3, 20000: 0.4, 24000: 0.3}, 20000, "not resolved"),
         ({"inf": 1.0}, np.nan, "differs"),

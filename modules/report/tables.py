@@ -220,13 +220,16 @@ def check_compare(compare: Sequence, variants: Sequence[str]) -> None:
         RunError: an entry that names no two variants, an unknown method, or a pair that was there before.
     """
     names = ", ".join(map(str, variants))
-    arms, pairs = pooled_arms(compare), pairs_of(compare)
+    arms = pooled_arms(compare)
     if not isinstance(arms, list) or not all(arm in variants for arm in arms):
         raise RunError(f"compare: pooled: variants of {names} are needed, not {short(arms)}")
     seen = set()
-    for pair in pairs:
+    for entry in compare:
+        pair = next(iter(pairs_of([entry])), None)
+        if pair is None:  # it names the arms to pool
+            continue
         if not (pair.keys() >= {"a", "b"} and pair["a"] in variants and pair["b"] in variants):
-            raise RunError(f"compare: two variants of {names} are needed, not {short(pair.get('entry', pair))}")
+            raise RunError(f"compare: two variants of {names} are needed, not {short(entry)}")
         if unknown := pair.keys() - {"a", "b", "method", "note"}:
             raise RunError(f"compare: a, b, method and note are known, not {', '.join(map(str, sorted(unknown)))}")
         if (method := pair.get("method", "welch")) not in METHODS:
@@ -250,7 +253,7 @@ def pairs_of(compare: Iterable) -> list[dict]:
         if isinstance(entry, list | tuple) and len(entry) == 2:
             pairs.append(dict(zip("ab", entry, strict=True)))
         elif not isinstance(entry, dict):
-            pairs.append({"entry": entry})
+            pairs.append({})
         elif "pooled" not in entry:
             pairs.append(entry)
     return pairs
