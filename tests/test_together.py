@@ -1,12 +1,15 @@
 """Runs trained together: what a run alone would be, whoever shares the group, through kills and divergence."""
 
 import json
+import multiprocessing
+import time
 
 import pandas as pd
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError
+from modules.runs import together as runs_together
 from modules.runs.files import RunFiles
 from modules.runs.parallel import run_all
 from modules.runs.together import divided, train_together
@@ -188,3 +191,26 @@ def test_a_diverged_run_says_how_far_it_came_as_it_does_alone(tmp_path):
     records = [json.loads((folder / "run-seed2.json").read_text()) for folder in (alone, together)]
     assert records[0]["diverged"] is records[1]["diverged"] is True
     assert records[0]["iterations"] == records[1]["iterations"]
+
+
+def _train_saving_often(specs, folder):
+    runs_together.CHECKPOINT_SECONDS = 0.0
+    train_together(specs, folder)
+
+
+def test_a_group_killed_at_work_goes_on_to_the_same_bytes(tmp_path):
+    specs = [dense(seed, iterations=2000, evaluate_every=20) for seed in (1, 2)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    victim = multiprocessing.get_context("spawn").Process(target=_train_saving_often, args=(specs, parts))
+    victim.start()
+    while not list(parts.glob(".partial/together-*.pt")) and victim.is_alive():
+        time.sleep(0.01)
+    victim.kill()
+    victim.join()
+    assert not list(parts.glob("*.csv"))
+    train_together(specs, parts)
+    train_together(specs, whole)
+    for spec in specs:
+        assert (parts / f"{spec.name}.csv").read_bytes() == (whole / f"{spec.name}.csv").read_bytes()
+    assert not (parts / ".partial").exists()

@@ -23,7 +23,7 @@ from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
-from modules.runs.together import divided, train_together
+from modules.runs.together import divided, train_together, why_not
 from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"
@@ -90,7 +90,10 @@ def run_all(
                 done[spec.name] = state["iteration"] if state else 0
             place = Path(data_dir or default_data_dir()).resolve()  # a cluster's workers may have other defaults
             # By all runs, whatever is left of them: a group is then the same after a stop, and finds its checkpoint.
-            alone, groups = divided(specs, "cuda" if torch.cuda.is_available() else "cpu")
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+            alone, groups = divided(specs, kind)
+            if kind == "cuda" and alone:
+                print(f"one after another: {alone[0].name} and its like cannot be stacked, {why_not(alone[0])}")
             _run(
                 [spec for spec in alone if spec.name in done],
                 [group for group in groups if any(spec.name in done for spec in group)],
