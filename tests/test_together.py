@@ -1,15 +1,20 @@
 """Runs trained together: what a run alone would be, whoever shares the group, through kills and divergence."""
 
 import json
+import multiprocessing
+import time
 
 import pandas as pd
 import pytest
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError
+from modules.runs import together as runs_together
 from modules.runs.files import RunFiles
-from modules.runs.together import train_together
+from modules.runs.parallel import run_all
+from modules.runs.together import divided, train_together
 from modules.runs.training import train
+from modules.runs.verification import verify
 
 DENSE = dict(
     dataset="digits-8x8", model="dense-64-64-64", batch_size=16, split="folds", iterations=40, evaluate_every=20
@@ -124,3 +129,88 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path, specs, message):
     with pytest.raises(RunError, match=message):
         train_together(specs, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_runs_are_faster_together_on_a_processor_and_every_stackable_one_on_a_gpu():
+    convolutions = [small(seed=seed, model="lenet", dataset="digits") for seed in (1, 2)]
+    statistics = small(seed=3, model="wide_resnet-10-1")
+    fine = [dense(seed) for seed in range(23)]
+    coarse = dense(1, batch_size=8, variant="coarse")
+    alone, groups = divided([*convolutions, statistics, *fine, coarse], "cpu")
+    assert alone == [*convolutions, statistics]
+    assert groups == [fine[:20], fine[20:], [coarse]]
+    alone, groups = divided([*convolutions, statistics, *fine, coarse], "cuda")
+    assert alone == [statistics]
+    assert groups == [convolutions, fine, [coarse]]
+
+
+def test_many_runs_use_it_and_verify_too(tmp_path, capsys):
+    specs = [*(dense(seed) for seed in range(1, 4)), small()]
+    files = run_all(specs, tmp_path, workers=1)
+    records = [json.loads(file.json.read_text()) for file in files]
+    assert [record.get("together") for record in records] == [3, 3, 3, None]
+    output = capsys.readouterr()
+    assert "4 runs complete, 4 of them trained now" in output.out
+    assert "run-seed3: accuracy" in output.out
+    assert "100%" in output.err
+    assert not (tmp_path / ".partial").exists()
+    for rows in (1, 2):
+        assert verify(files[0].csv, rows) is None
+
+
+def test_a_group_killed_while_it_wrote_its_runs_goes_on_whole(tmp_path):
+    specs = [dense(seed) for seed in range(1, 4)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    train_together(specs, whole)
+    train_together(specs, parts, stop_after=20)
+    for suffix in (".json", ".csv"):  # the first of them was written before the kill
+        (parts / f"run-seed1{suffix}").write_bytes((whole / f"run-seed1{suffix}").read_bytes())
+    train_together(specs, parts)
+    for spec in specs:
+        assert (parts / f"{spec.name}.csv").read_bytes() == (whole / f"{spec.name}.csv").read_bytes()
+    assert not (parts / ".partial").exists()
+
+
+def test_a_damaged_checkpoint_of_a_group_is_said_and_the_runs_start_over(tmp_path, capsys):
+    specs = [dense(seed) for seed in range(1, 4)]
+    train_together(specs, tmp_path, stop_after=20)
+    (checkpoint,) = (tmp_path / ".partial").iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    train_together(specs, tmp_path)
+    assert "could not be read (BadZipFile): set aside, its 3 runs start from the beginning" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.csv"))) == 3
+
+
+def test_a_diverged_run_says_how_far_it_came_as_it_does_alone(tmp_path):
+    wild = dense(2, policy=dict(name="exp", lr=1.0, gamma=100.0))
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir(), together.mkdir()
+    train(wild, alone)
+    train_together([wild, dense(1)], together)
+    records = [json.loads((folder / "run-seed2.json").read_text()) for folder in (alone, together)]
+    assert records[0]["diverged"] is records[1]["diverged"] is True
+    assert records[0]["iterations"] == records[1]["iterations"]
+
+
+def _train_saving_often(specs, folder):
+    runs_together.CHECKPOINT_SECONDS = 0.0
+    train_together(specs, folder)
+
+
+def test_a_group_killed_at_work_goes_on_to_the_same_bytes(tmp_path):
+    specs = [dense(seed, iterations=2000, evaluate_every=20) for seed in (1, 2)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    victim = multiprocessing.get_context("spawn").Process(target=_train_saving_often, args=(specs, parts))
+    victim.start()
+    while not list(parts.glob(".partial/together-*.pt")) and victim.is_alive():
+        time.sleep(0.01)
+    victim.kill()
+    victim.join()
+    assert not list(parts.glob("*.csv"))
+    train_together(specs, parts)
+    train_together(specs, whole)
+    for spec in specs:
+        assert (parts / f"{spec.name}.csv").read_bytes() == (whole / f"{spec.name}.csv").read_bytes()
+    assert not (parts / ".partial").exists()

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -23,6 +23,7 @@ from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
+from modules.runs.together import divided, train_together, why_not
 from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"
@@ -59,7 +60,8 @@ def run_all(
 ) -> list[RunFiles]:
     """Train every run that is not complete yet; complete ones are left alone, unfinished ones go on.
 
-    Everything that can be wrong is looked for before the first run starts.
+    Everything that can be wrong is looked for before the first run starts. Runs that are faster together than one
+    after another (`together.divided`) are trained in groups.
 
     Args:
         specs: the runs; names must differ.
@@ -87,7 +89,20 @@ def run_all(
                 state = RunFiles(held, spec.name).saved(spec, fingerprints[spec.dataset])
                 done[spec.name] = state["iteration"] if state else 0
             place = Path(data_dir or default_data_dir()).resolve()  # a cluster's workers may have other defaults
-            _run(pending, held.resolve(), place, workers, fingerprints, done)
+            # By all runs, whatever is left of them: a group is then the same after a stop, and finds its checkpoint.
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+            alone, groups = divided(specs, kind)
+            if kind == "cuda" and alone:
+                print(f"one after another: {alone[0].name} and its like cannot be stacked, {why_not(alone[0])}")
+            _run(
+                [spec for spec in alone if spec.name in done],
+                [group for group in groups if any(spec.name in done for spec in group)],
+                _Progress(pending, done),
+                held.resolve(),
+                place,
+                workers,
+                fingerprints,
+            )
         for spec, file in zip(specs, files, strict=True):
             file.check(spec, fingerprints[spec.dataset])
     print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
@@ -286,49 +301,61 @@ def _quiet() -> Iterator[None]:
 
 
 def _run(
-    specs: Sequence[Spec], folder: Path, data_dir: Path, workers: int | None, fingerprints: dict, done: dict[str, int]
+    alone: Sequence[Spec],
+    groups: Sequence[Sequence[Spec]],
+    progress: "_Progress",
+    folder: Path,
+    data_dir: Path,
+    workers: int | None,
+    fingerprints: dict,
 ) -> None:
     from dask.system import CPU_COUNT
     from distributed import as_completed
 
     failures = []
     workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
-    with _quiet(), cluster(min(workers, len(specs)), workers) as client, _Progress(specs, done) as progress:
+    with _quiet(), progress, cluster(min(workers, len(alone) + len(groups)), workers) as client:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
-        twins = _twins(specs, folder)
+        twins = _twins(alone, folder)
         later = {twin.name for twin in twins.values()}
 
-        def submit(spec: Spec):
+        def submit(work: Callable, runs: Sequence[Spec], *arguments):
             return client.submit(
-                _train,
-                spec,
+                work,
+                runs,
                 folder,
                 data_dir,
-                fingerprints[spec.dataset],
-                twins.get(spec.name),
+                fingerprints[runs[0].dataset],
+                *arguments,
                 # Never the key of an earlier client's task, which the scheduler may still have with other settings.
-                key=f"{spec.name}-{uuid4().hex}",
+                key=f"{runs[0].name}-{uuid4().hex}",
                 pure=False,
                 retries=1,
                 # Longest first: a short run at the end leaves the fewest cores idle.
-                priority=spec.iterations,
+                priority=runs[0].iterations,
             )
 
-        futures = {submit(spec): spec for spec in specs if spec.name not in later}
+        def submit_alone(spec: Spec):
+            return submit(_train, [spec], twins.get(spec.name))
+
+        futures = {submit(_train_group, group): group for group in groups}
+        futures |= {submit_alone(spec): [spec] for spec in alone if spec.name not in later}
         ended = as_completed(futures)
         for future in ended:
-            spec = futures[future]
-            if twin := twins.get(spec.name):
-                futures[begun := submit(twin)] = twin
+            runs = futures[future]
+            if twin := twins.get(runs[0].name):
+                futures[begun := submit_alone(twin)] = [twin]
                 ended.add(begun)
             if future.status == "finished":
-                progress.done(spec, future.result())
+                for spec, outcome in zip(runs, future.result(), strict=True):
+                    progress.done(spec, outcome)
             elif future.status != "error":
                 raise RunError(
                     "the connection to the scheduler was lost: the same command goes on from the last evaluations"
                 )
             else:
-                failures.append(f"{spec.name} failed: {first_line(future.exception())}")
+                others = f" and {len(runs) - 1} trained with it" if len(runs) > 1 else ""
+                failures.append(f"{runs[0].name}{others} failed: {first_line(future.exception())}")
     if failures:
         raise RunError("; ".join(failures))
 
@@ -344,8 +371,34 @@ def _twins(specs: Sequence[Spec], folder: Path) -> dict[str, Spec]:
     return found
 
 
-def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str, twin: Spec | None) -> str:
+def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str, twin: Spec | None) -> list[str]:
     """On a worker: train one run and say in a line how it ended."""
+    (spec,), say = runs, _teller()
+
+    def report(iteration: int, accuracy: float | None) -> None:
+        say({"name": spec.name, "iteration": iteration, "accuracy": accuracy})
+
+    return [_outcome(train(spec, folder, data_dir, report=report, fingerprint=fingerprint, twin=twin))]
+
+
+def _train_group(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str) -> list[str]:
+    """On a worker: train runs together and say of each in a line how it ended."""
+    say = _teller()
+
+    def report(iteration: int, accuracies: dict[str, float | None]) -> None:
+        for name, accuracy in accuracies.items():
+            say({"name": name, "iteration": iteration, "accuracy": accuracy})
+
+    paths = train_together(runs, folder, data_dir, report=report, fingerprint=fingerprint)
+    return [_outcome(path) for path in paths]
+
+
+def _teller() -> Callable[[dict], None]:
+    """On a worker: what sends the driver an event, and ends the task that nobody waits for any more.
+
+    Raises:
+        RunError: the worker has several threads.
+    """
     from distributed import Status, get_worker
 
     worker = get_worker()
@@ -354,13 +407,17 @@ def _train(spec: Spec, folder: Path, data_dir: Path, fingerprint: str, twin: Spe
         # Two runs in one process would change each other's number of threads, and with it their bytes.
         raise RunError(f"a worker has {worker.state.nthreads} threads: start workers with --nthreads 1")
 
-    def report(iteration: int, accuracy: float | None) -> None:
+    def say(event: dict) -> None:
         task = worker.state.tasks.get(key)
         if worker.status not in (Status.running, Status.paused) or task is None or task.state == "cancelled":
             raise Abandoned("client or scheduler is gone, nobody waits for this run")
-        worker.log_event(TOPIC, {"name": spec.name, "iteration": iteration, "accuracy": accuracy})
+        worker.log_event(TOPIC, event)
 
-    path = train(spec, folder, data_dir, report=report, fingerprint=fingerprint, twin=twin)
+    return say
+
+
+def _outcome(path: Path) -> str:
+    """How a complete run ended, in a line."""
     rows = path.read_text().splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
     if last is None:
@@ -409,6 +466,8 @@ class _Progress:
 
     def done(self, spec: Spec, outcome: str) -> None:
         """A run ended: count what its last event left out, and keep a line about it."""
+        if spec.name not in self.at:  # complete before, and in a group with others that were not
+            return
         with self.lock:
             self.running.pop(spec.name, None)
             self.bar.update(spec.iterations - self.at.pop(spec.name))

@@ -5,12 +5,17 @@ do. Runs that differ only in seed, policy and rate do the same operations on oth
 `[runs, ...]` and one operation serves them all. Same specification, same images in the same order, same initial weights
 and same files as a run alone. The last digits differ from it, as sums are taken in another order, and the record says
 so. What a run's numbers are does not depend on who shares its group.
+
+Dense layers with ReLU between them are batched matrix products with their gradient written out, which takes half the
+time of `vmap` and autograd; every other network goes through these.
 """
 
 import hashlib
 import io
 import time
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +38,7 @@ from modules.runs.training import build, check, described, one_thread, plain_opt
 #: What may differ between runs that are trained together.
 OWN = {"seed": 0, "policy": None, "variant": None, "test_at_end": False, "registration": None}
 CHECKPOINT_SECONDS = 20.0
+GROUP = {"cpu": 20, "cuda": 40}  # runs; more gain nothing: on a CPU their weights leave the cache
 EVALUATED_AT_ONCE = 100_000  # images of all runs
 
 #: Called with the iterations done by each run, and each run's last accuracy or None.
@@ -57,6 +63,38 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
+def is_dense(spec: Spec) -> bool:
+    """Whether the run's network is dense layers with ReLU between them: on a CPU, those gain from company."""
+    with torch.device("meta"):
+        return _dense(models.build(spec.model, 1, 32)) is not None
+
+
+def _dense(network: nn.Module) -> int | None:
+    """How many dense layers a network is a chain of, with ReLU between them; None where it is something else."""
+    kinds = [type(layer) for layer in network.children()]
+    count = kinds.count(nn.Linear)
+    chain = [nn.Flatten, *[nn.Linear, nn.ReLU] * count][:-1]
+    return count if isinstance(network, nn.Sequential) and kinds == chain else None
+
+
+def divided(specs: Sequence[Spec], kind: str) -> tuple[list[Spec], list[list[Spec]]]:
+    """The runs that are faster alone on a device, and groups of those that are faster together.
+
+    A run alone in its group is trained like the others, so its bytes do not depend on which runs are left to do.
+
+    Args:
+        specs: the runs.
+        kind: `cpu` or `cuda`.
+    """
+    alone, groups = [], {}
+    for spec in specs:
+        # Convolutions keep a core busy by themselves.
+        pays = why_not(spec) is None and (kind == "cuda" or is_dense(spec))
+        (groups.setdefault(common(spec), []) if pays else alone).append(spec)
+    size = GROUP[kind]
+    return alone, [runs[at : at + size] for runs in groups.values() for at in range(0, len(runs), size)]
+
+
 class _Stack:
     """The stacked state of a group: weights and optimizer state `[runs, ...]`, rows and rates of each run."""
 
@@ -64,31 +102,36 @@ class _Stack:
         self.specs, self.device, one = specs, device, specs[0]
         networks = [self._fresh(spec, dataset) for spec in specs]
         named = [dict(network.named_parameters()) for network in networks]
-        self.weights = {
-            name: torch.stack([weights[name].detach() for weights in named]).to(device).requires_grad_()
-            for name in named[0]
-        }
         self.network = build(one, dataset).to("meta")
+        self.layers = _dense(self.network)
+        # All weights of a run in one row: an update is then three operations, not three a parameter.
+        rows = [torch.cat([weight.detach().flatten() for weight in weights.values()]) for weights in named]
+        self.flat = torch.stack(rows).to(device)
+        self.gradient = torch.zeros_like(self.flat)
+        self.shapes = {name: weight.shape for name, weight in named[0].items()}
+        # Leaves of autograd's graphs that share the memory of the rows.
+        self.weights = {name: view.detach().requires_grad_() for name, view in self._views(self.flat)}
+        self.gradients = dict(self._views(self.gradient))
         groups = models.parameter_groups(networks[0], one.bias_lr_mult, one.multipliers, one.weight_decay)
-        place = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
-        self.group_of = [place[id(parameter)] for parameter in named[0].values()]
-        self.decay = [groups[number].get("weight_decay", one.weight_decay) for number in self.group_of]
-        self.moments = {
-            kind: [torch.zeros_like(w) for w in self.weights.values()]
-            for kind in (("momentum",) if one.optimizer == "sgd" else ("mean", "square"))
-        }
+        self.decay = [group.get("weight_decay", one.weight_decay) for group in groups]
+        self.pieces = self._pieces(groups, list(named[0].values()))
+        kinds = ("momentum",) if one.optimizer == "sgd" else ("mean", "square")
+        self.moments = {kind: torch.zeros_like(self.flat) for kind in kinds}
         # Runs of one policy share its rates; they are stepped anew after a stop, which takes no time.
         self.policies = list(dict.fromkeys(spec.policy for spec in specs))
-        self.which = torch.tensor([self.policies.index(spec.policy) for spec in specs], device=device)
+        self.policy_of = [self.policies.index(spec.policy) for spec in specs]
+        self.which = torch.tensor(self.policy_of, device=device)
         self.optimizers = [plain_optimizer(one, [self._stub(group) for group in groups]) for _ in self.policies]
         self.schedulers = [
             policy.scheduler(optimizer, one.iterations)
             for policy, optimizer in zip(self.policies, self.optimizers, strict=True)
         ]
+        for optimizer in self.optimizers:
+            optimizer.step()  # once, as schedulers warn of optimizers that never took a step
         self.iteration, self.seconds = 0, 0.0
         self.starts: dict[str, list[str]] = {}
         self.rows: list[list[list]] = [[] for _ in specs]
-        self.ended = [False] * len(specs)
+        self.ended: list[int | None] = [None] * len(specs)  # the iterations done by runs that have diverged
 
     @staticmethod
     def _fresh(spec: Spec, dataset: Dataset) -> nn.Module:
@@ -107,30 +150,88 @@ class _Stack:
 
     def advance(self) -> None:
         """Step every policy."""
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            optimizer.step()
+        for scheduler in self.schedulers:
             scheduler.step()
+
+    def _views(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """By name, each parameter's `[runs, ...]` within the rows."""
+        start = 0
+        for name, shape in self.shapes.items():
+            yield name, flat[:, start : start + shape.numel()].view(-1, *shape)
+            start += shape.numel()
+
+    @staticmethod
+    def _pieces(groups: list[dict], parameters: list[nn.Parameter]) -> list[tuple[slice, int]]:
+        """Stretches of the rows whose parameters are of one group, with that group's number."""
+        group_of = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
+        pieces, start = [], 0
+        for parameter in parameters:
+            stop, group = start + parameter.numel(), group_of[id(parameter)]
+            if pieces and pieces[-1][1] == group:
+                pieces[-1] = slice(pieces[-1][0].start, stop), group
+            else:
+                pieces.append((slice(start, stop), group))
+            start = stop
+        return pieces
 
     def logits(self, inputs: Tensor) -> Tensor:
         """`[runs, B, C, H, W]` to `[runs, B, classes]`."""
+        if self.layers:
+            return self._chain(inputs)[-1]
         return vmap(lambda weights, x: functional_call(self.network, weights, (x,)))(self.weights, inputs)
 
-    def update(self, gradients: Sequence[Tensor], rates: Tensor) -> None:
-        """The optimizer's step; `rates` `[groups, runs]`."""
-        with torch.no_grad():
-            for number, (weight, gradient) in enumerate(zip(self.weights.values(), gradients, strict=True)):
-                rate = rates[self.group_of[number]].view(-1, *[1] * (weight.ndim - 1))
-                if self.decay[number]:
-                    gradient.add_(weight, alpha=self.decay[number])
-                weight.addcmul_(self._step(number, gradient), rate, value=-1)
+    def _chain(self, inputs: Tensor) -> list[Tensor]:
+        """What goes into each dense layer, `[runs, B, features]`, and the logits."""
+        values, weights = [inputs.flatten(2)], list(self.weights.values())
+        for number in range(self.layers):
+            weight, bias = weights[2 * number : 2 * number + 2]
+            out = torch.baddbmm(bias[:, None], values[-1], weight.mT)
+            values.append(out.relu_() if number < self.layers - 1 else out)
+        return values
 
-    def _step(self, number: int, gradient: Tensor) -> Tensor:
-        """What a weight moves by, at a rate of 1: torch's SGD with momentum, or its Adam."""
+    def backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Each run's mean cross entropy `[runs]`; its gradient goes to `gradient`."""
+        if self.layers:
+            with torch.no_grad():
+                return self._dense_backward(inputs, labels)
+        losses = F.cross_entropy(self.logits(inputs).flatten(0, 1), labels.flatten(), reduction="none")
+        losses = losses.view(labels.shape).mean(1)
+        found = torch.autograd.grad(losses.sum(), list(self.weights.values()))
+        for place, gradient in zip(self.gradients.values(), found, strict=True):
+            place.copy_(gradient)
+        return losses.detach()
+
+    def _dense_backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        values, weights, gradients = self._chain(inputs), [*self.weights.values()], [*self.gradients.values()]
+        delta = values.pop().log_softmax(2)
+        where = labels[..., None]
+        losses = delta.gather(2, where).squeeze(2).mean(1).neg_()
+        # Of the loss by the logits: softmax less one at the label, shared by the batch.
+        delta = delta.exp_().scatter_add_(2, where, torch.full_like(where, -1, dtype=delta.dtype)).div_(labels.shape[1])
+        for number in range(2 * self.layers - 2, -1, -2):
+            value = values.pop()
+            torch.bmm(delta.mT, value, out=gradients[number])
+            torch.sum(delta, 1, out=gradients[number + 1])
+            if number:
+                delta = torch.bmm(delta, weights[number]).mul_(value > 0)
+        return losses
+
+    @torch.no_grad()
+    def update(self, rates: Tensor) -> None:
+        """The optimizer's step; `rates` `[groups, runs]`."""
+        for piece, group in self.pieces:
+            weight, gradient = self.flat[:, piece], self.gradient[:, piece]
+            if self.decay[group]:
+                gradient.add_(weight, alpha=self.decay[group])
+            weight.addcmul_(self._step(piece, gradient), rates[group][:, None], value=-1)
+
+    def _step(self, piece: slice, gradient: Tensor) -> Tensor:
+        """What weights move by, at a rate of 1: torch's SGD with momentum, or its Adam."""
         if "momentum" in self.moments:
             # torch starts the buffer at the first gradient: the same as momentum times nothing, plus the gradient.
-            moment = self.moments["momentum"][number]
+            moment = self.moments["momentum"][:, piece]
             return torch.add(gradient, moment, alpha=self.specs[0].momentum, out=moment)
-        mean, square = (self.moments[kind][number] for kind in ("mean", "square"))
+        mean, square = (self.moments[kind][:, piece] for kind in ("mean", "square"))
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         done = self.iteration + 1
@@ -145,18 +246,15 @@ class _Stack:
             "starts": self.starts,
             "rows": self.rows,
             "ended": self.ended,
-            "weights": self.weights,
+            "weights": self.flat,
             "moments": self.moments,
         }
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint."""
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state["weights"][name])
-            for kind, moments in self.moments.items():
-                for moment, saved in zip(moments, state["moments"][kind], strict=True):
-                    moment.copy_(saved)
+        self.flat.copy_(state["weights"])
+        for kind, moment in self.moments.items():
+            moment.copy_(state["moments"][kind])
         self.seconds, self.starts, self.rows, self.ended = (
             state[key] for key in ("seconds", "starts", "rows", "ended")
         )
@@ -254,18 +352,49 @@ def train_together(
     for spec in specs:
         files[spec.name].check(spec, dataset.fingerprint)
     check(specs[0], dataset)
-    pending = [spec for spec in specs if not files[spec.name].complete]
-    if pending:
+    with ExitStack() as held:
+        for spec in sorted(specs, key=lambda spec: spec.name):  # in one order, so that no two wait for each other
+            if not files[spec.name].complete:
+                held.enter_context(files[spec.name].training())
+        pending = [spec for spec in specs if not files[spec.name].complete]
+        if not pending:
+            return [files[spec.name].csv for spec in specs]
+        # A group that was killed while it wrote its runs' files goes on whole.
+        whole = _checkpoint(folder, specs, dataset.fingerprint)
+        group = specs if whole.exists() else pending
         with one_thread(), torch.inference_mode(False):
-            _train(pending, files, dataset, device, report or (lambda done, accuracies: None), stop_after)
+            _train(group, files, dataset, device, report or (lambda done, accuracies: None), stop_after)
     return [files[spec.name].csv for spec in specs]
 
 
-def _checkpoint(files: dict[str, RunFiles], specs: Sequence[Spec], fingerprint: str) -> Path:
+def rows_so_far(spec: Spec, folder: str | Path, fingerprint: str) -> list[list]:
+    """The rows of a run that was stopped, where it was the only one of its group."""
+    return torch.load(_checkpoint(folder, [spec], fingerprint), weights_only=True, map_location="cpu")["rows"][0]
+
+
+def _checkpoint(folder: str | Path, specs: Sequence[Spec], fingerprint: str) -> Path:
     """Where the group's checkpoint is: named after everything that decides it, so another group's is never taken."""
     asked = "\n".join([fingerprint, *(spec.model_dump_json() for spec in specs)])
-    name = hashlib.sha256(asked.encode()).hexdigest()[:16]
-    return files[specs[0].name].checkpoint.with_name(f"together-{name}.pt")
+    return Path(folder) / ".partial" / f"together-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.pt"
+
+
+def _saved(path: Path, runs: int, device: torch.device) -> dict | None:
+    """A group's checkpoint; one that is damaged is set aside, which is said in a line."""
+    try:
+        # torch does not look at the archive's own checksums.
+        if zipfile.ZipFile(path).testzip():
+            raise ValueError("a checksum does not match")
+        return torch.load(path, weights_only=True, map_location=device)
+    except FileNotFoundError:
+        return None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the damage leads to
+        aside = path.parents[1] / ".set-aside" / path.name
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
+        print(f"{path} could not be read ({type(error).__name__}): set aside, its {runs} runs start from the beginning")
+        return None
 
 
 def _train(
@@ -278,9 +407,9 @@ def _train(
 ) -> None:
     one = specs[0]
     stack, images = _Stack(specs, dataset, device), _Images(specs, dataset, device)
-    checkpoint = _checkpoint(files, specs, dataset.fingerprint)
-    if checkpoint.exists():
-        stack.restore(torch.load(checkpoint, weights_only=True, map_location=device))
+    checkpoint = _checkpoint(files[one.name].csv.parent, specs, dataset.fingerprint)
+    if state := _saved(checkpoint, len(specs), device):
+        stack.restore(state)
     counts = [len(data.split.train) for data in images.data]
     orders = [
         batches(count, one.batch_size, spec.seed, stack.iteration) for count, spec in zip(counts, specs, strict=True)
@@ -289,17 +418,15 @@ def _train(
     last: list[tuple[float, Tensor]] | None = None
     remember(stack.starts, device)
     started = reported = saved = time.monotonic()
-    while stack.iteration < one.iterations and not all(stack.ended):
+    while stack.iteration < one.iterations and None in stack.ended:
         rates = stack.rates()
-        for run, spec in enumerate(specs):
-            if not max(rates[stack.policies.index(spec.policy)]) < LARGEST_RATE:
-                stack.ended[run] = True
+        if not all(max(own) < LARGEST_RATE for own in rates):
+            for run, policy in enumerate(stack.policy_of):
+                if stack.ended[run] is None and not max(rates[policy]) < LARGEST_RATE:
+                    stack.ended[run] = stack.iteration
         inputs, labels = images.batch([next(order) for order in orders])
-        losses = F.cross_entropy(stack.logits(inputs).flatten(0, 1), labels.flatten(), reduction="none")
-        losses = losses.view(labels.shape).mean(1)
-        gradients = torch.autograd.grad(losses.sum(), list(stack.weights.values()))
-        stack.update(gradients, torch.tensor(rates, dtype=torch.float32, device=device)[stack.which].T)
-        loss_sum += losses.detach()
+        loss_sum += stack.backward(inputs, labels)
+        stack.update(torch.tensor(rates, dtype=torch.float32, device=device)[stack.which].T)
         stack.advance()
         since += 1
         stack.iteration += 1
@@ -327,15 +454,18 @@ def _train(
     for run, spec in enumerate(specs):
         parts = images.data[run].split
         sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test_labels)}
-        iterations = stack.rows[run][-1][0] if stack.ended[run] and stack.rows[run] else stack.iteration
+        if files[spec.name].complete:  # before the group was killed
+            continue
+        diverged = stack.ended[run] is not None
+        iterations = stack.ended[run] if diverged else stack.iteration
         # A run's seconds are its share of the group's.
-        about = record(spec, dataset, sizes, stack.starts, iterations, stack.seconds / len(specs), stack.ended[run])
+        about = record(spec, dataset, sizes, stack.starts, iterations, stack.seconds / len(specs), diverged)
         about["together"] = len(specs)
-        if tested and _reads_test(spec) and not stack.ended[run]:
+        if tested and _reads_test(spec) and not diverged:
             about["test"] = described(*tested[run])
         files[spec.name].finish(stack.rows[run], about)
     checkpoint.unlink(missing_ok=True)
-    if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
+    with suppress(OSError):  # other runs are still in there, or it never was
         checkpoint.parent.rmdir()
 
 
@@ -348,17 +478,17 @@ def _write_rows(
 ) -> None:
     """A row for every run that has not ended; one that has diverged ends without disturbing the others."""
     for run, spec in enumerate(stack.specs):
-        if stack.ended[run]:
+        if stack.ended[run] is not None:
             continue
         val_loss, accuracy = (found[run][0], found[run][1].double().mean().item()) if found else (None, None)
         if not np.isfinite([train_losses[run], val_loss or 0]).all():
-            stack.ended[run] = True
+            stack.ended[run] = stack.iteration
             continue
-        rate = rates[stack.policies.index(spec.policy)][0]
+        rate = rates[stack.policy_of[run]][0]
         stack.rows[run].append([stack.iteration, rate, train_losses[run], val_loss, accuracy])
         factor = getattr(spec.policy, "stop_factor", None)
         if factor and climbed([row[2] for row in stack.rows[run]], factor):
-            stack.ended[run] = True
+            stack.ended[run] = stack.iteration
 
 
 def _save(path: Path, stack: _Stack) -> None:

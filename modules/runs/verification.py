@@ -12,6 +12,7 @@ from modules.data.datasets import load
 from modules.runs.files import RunFiles, as_csv
 from modules.runs.provenance import processor
 from modules.runs.spec import spec
+from modules.runs.together import rows_so_far, train_together
 from modules.runs.training import train
 
 
@@ -57,9 +58,17 @@ def verify(path: Path, rows: int = 1, data_dir: str | Path | None = None) -> str
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError(f"{path} was trained on {record['device']}: a GPU is needed to train it again")
     with tempfile.TemporaryDirectory() as folder:
-        train(asked, folder, data_dir, device, stop_after=rows * asked.evaluate_every)
-        again = RunFiles(folder, asked.name)
-        trained = again.read()[0] if again.complete else as_csv(again.saved(asked, fingerprint)["rows"])
+        again, stop = RunFiles(folder, asked.name), rows * asked.evaluate_every
+        if "together" in record:  # sums are taken in another order than alone; whoever shared the group changes nothing
+            train_together([asked], folder, data_dir, device, stop_after=stop)
+        else:
+            train(asked, folder, data_dir, device, stop_after=stop)
+        if again.complete:
+            trained = again.read()[0]
+        elif "together" in record:
+            trained = as_csv(rows_so_far(asked, folder, fingerprint))
+        else:
+            trained = as_csv(again.saved(asked, fingerprint)["rows"])
     for number, pair in enumerate(zip_longest(*(text.splitlines()[: 1 + rows] for text in (table, trained)))):
         if pair[0] != pair[1]:
             made, here = (
