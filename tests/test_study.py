@@ -102,7 +102,7 @@ def test_a_bad_note_is_named_before_any_work(tmp_path, monkeypatch, capsys):
 #: test_runs and test_bad_input.
 BAD = [
     (["--study", "nonsense"], "unknown study 'nonsense'"),
-    (["--study", "smoke", "-p", "dataset", "cifar100"], "dataset='cifar100'"),
+    (["--study", "smoke", "-p", "dataset", "cifar100"], "unknown dataset 'cifar100'"),
     (["--study", "smoke", "-p", "learning_rate", "0.1"], "'learning_rate' (value 0.1"),
     (["--study", "smoke", "-p", "dataset", "images", "-p", "data_dir", "nowhere"], "no folder nowhere/train"),
 ]

@@ -139,7 +139,7 @@ def test_a_grid_grows_beyond_its_edge_three_times_at_the_most(small, monkeypatch
 
 def test_unknown_arms_and_bad_registrations_are_refused(tmp_path):
     (tmp_path / "design.yaml").write_text("setting: {}")
-    with pytest.raises(RunError, match=r"design.yaml.*: alphas, arms, final"):
+    with pytest.raises(RunError, match="alphas, arms, final"):
         Registration.read(tmp_path / "design.yaml")
     with pytest.raises(RunError, match="cannot be read"):
         Registration.read(tmp_path / "nowhere.yaml")

@@ -543,6 +543,16 @@ def rate_finders(
     Raises:
         RunError, DataError: a parameter is wrong, or a folder holds other runs.
     """
+    for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+        positive(name, value)
+    for name, value in (("grid_seeds", grid_seeds), ("ramps", ramps), ("halvings", halvings)):
+        whole(name, value, most=1000)
+    if min_lr >= max_lr:
+        raise RunError(f"min_lr must be below max_lr: min_lr={min_lr!r}, max_lr={max_lr!r}")
+    if not 1.01 <= grid_factor <= 1000:
+        raise RunError(f"grid_factor={grid_factor!r}: a factor from 1.01 to 1000 is needed")
+    if not (ramp_lengths and all(type(length) is int and 0 <= length <= 10**6 for length in ramp_lengths)):
+        raise RunError(f"ramp_lengths={short(ramp_lengths)}: whole numbers are needed, 0 for two epochs")
     common = dict(
         grid_factor=grid_factor,
         grid_seeds=grid_seeds,
