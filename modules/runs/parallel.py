@@ -28,6 +28,7 @@ from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"
 WANTED = "clr-workers"
+SHOWN = 4  # running runs behind the progress bar; a group has twenty
 
 #: Where a study's notebooks find its cluster: the address of its scheduler.
 SHARED = "CLR_STUDY_CLUSTER"
@@ -460,7 +461,9 @@ class _Progress:
             if name not in self.at:  # it has finished
                 return
             self.running[name] = f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
-            self.bar.set_postfix_str(", ".join(self.running.values()), refresh=False)
+            shown = list(self.running.values())[:SHOWN]
+            more = [f"{len(self.running) - SHOWN} more"] if len(self.running) > SHOWN else []
+            self.bar.set_postfix_str(", ".join(shown + more), refresh=False)
             self.bar.update(iteration - self.at[name])
             self.at[name] = iteration
 
