@@ -213,6 +213,29 @@ RULES: dict[str, Rule] = {
 }
 
 
+#: What `suggest_rate` divides by, for each schedule: chosen on the digits tasks of notebook 9, ramps of 400 iterations.
+DIVISORS = {"constant": 10, "linear": 5, "cycle": 7}
+
+
+def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str) -> float:
+    """A share of the rate of the lowest smoothed loss, which depends on what the rate is for.
+
+    A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
+    divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
+    from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`).
+
+    Args:
+        lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged.
+        schedule: `constant`, `linear` (to zero) or `cycle` (its top).
+
+    Returns:
+        The rate; NaN for no answer.
+    """
+    if schedule not in DIVISORS:
+        raise ValueError(f"schedule must be one of {', '.join(DIVISORS)}, not {schedule!r}")
+    return 10 * RULES["fastai minimum"](lr, loss) / DIVISORS[schedule]
+
+
 # What any rule must beat. They read no ramp.
 
 

@@ -3,12 +3,15 @@
 import warnings
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
+from modules.range_test import best_rate
 from modules.report import figures
 from modules.report.crossing import crossing, factor_curve
 from modules.report.tables import curves
+from modules.statistics import AnalysisError
 
 
 def runs(seeds=(1, 2), diverged=(), **by_policy):
@@ -85,3 +88,38 @@ def test_a_factor_over_its_target():
         figure = figures.factors(curve, "toy")
     assert figure.axes[0].lines[1].get_xydata().tolist() == [[0.5, 1.0]]
     plt.close(figure)
+
+
+def own_curve(points=50):
+    """A table as `range_test` returns it: the loss falls, and rises again where accuracy falls."""
+    lr = np.geomspace(1e-6, 10, points)
+    x = np.log10(lr)
+    accuracy = np.interp(x, [-6, -3, -1, 0, 1], [0.1, 0.1, 0.9, 0.3, 0.1])
+    empty = np.full(points, np.nan)
+    return pd.DataFrame(
+        dict(iteration=range(points), lr=lr, train_loss=2.5 - 2 * accuracy, val_loss=empty, accuracy=accuracy)
+    )
+
+
+def test_a_curve_of_one_s_own_is_drawn_in_one_call_with_what_is_read_off_it():
+    figure = figures.range_test(own_curve())
+    loss, accuracy = figure.axes
+    labels = [text.get_text() for axes in (loss, accuracy) for text in axes.get_legend().get_texts()]
+    assert any(label.startswith("lowest loss at 0.") for label in labels)
+    assert {label.split()[0] for label in labels} >= {"base_lr", "max_lr"}
+    assert loss.get_xscale() == "log"
+
+
+def test_a_curve_without_an_answer_says_why():
+    curve = own_curve().assign(train_loss=1.0, accuracy=0.1)
+    figure = figures.range_test(curve.assign(lr=np.linspace(0.001, 0.04, 50)), label="mine")
+    assert figure.axes[0].get_xscale() == "linear"
+    assert "the loss does not fall clear of its noise" in figure.axes[-1].get_xlabel()
+    assert "accuracy does not rise" in figure.axes[-1].get_xlabel()
+    assert len(figures.range_test(own_curve().assign(accuracy=np.nan)).axes) == 1
+
+
+def test_sweep_does_not_take_a_table_for_three_runs():
+    curve = own_curve()
+    with pytest.raises(AnalysisError, match="range_test\\(curve\\)"):
+        figures.sweep(curve.set_index("lr"), best_rate(curve.lr, curve.train_loss), "")

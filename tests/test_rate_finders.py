@@ -15,6 +15,7 @@ from modules.rate_finders import (
     in_rows,
     random_rate,
     successive_halving,
+    suggest_rate,
 )
 
 POINTS = 400
@@ -73,6 +74,16 @@ def test_the_accuracy_s_peak():
     assert accuracy_peak(lr, accuracy) == pytest.approx(0.1, rel=0.5)
     ended = np.where(lr > 0.1, np.nan, accuracy)
     assert accuracy_peak(lr, ended) == pytest.approx(0.1, rel=0.7)  # the mean of five rows feels the fall early
+
+
+def test_the_rate_suggested_depends_on_what_it_is_for():
+    rates = [suggest_rate(LR, ramp(2), schedule) for schedule in ("constant", "cycle", "linear")]
+    assert rates == sorted(rates)
+    assert rates[2] / rates[0] == pytest.approx(2)
+    assert rates[0] == RULES["fastai minimum"](LR, ramp(2))
+    assert np.isnan(suggest_rate(LR, np.full(POINTS, np.nan), "linear"))
+    with pytest.raises(ValueError, match="schedule must be one of constant, linear, cycle, not 'cosine'"):
+        suggest_rate(LR, ramp(2), "cosine")
 
 
 def test_what_is_no_rule():

@@ -44,7 +44,13 @@ def test_the_winner_s_curse_is_not_in_the_oracle():
 
 
 def suggested(rates, rule="a", ramp="400 iterations", task="t"):
-    return pd.DataFrame(dict(task=task, rule=rule, ramp=ramp, seed=range(len(rates)), rate=rates))
+    return pd.DataFrame(dict(task=task, rule=rule, ramp=ramp, seed=range(len(rates)), rate=rates, only=None))
+
+
+def test_a_rate_that_is_for_one_schedule_is_asked_of_no_other():
+    landscapes = {("t", "linear"): landscape(), ("t", "cycle"): landscape(top=-1.0)}
+    found = regret.regrets(suggested([RATES[10]]).assign(only="cycle"), landscapes)
+    assert found.schedule.tolist() == ["cycle"]
 
 
 def test_the_table_counts_what_has_no_answer_and_what_is_a_catastrophe():

@@ -18,6 +18,8 @@ DRAWS = 2000
 CATASTROPHE = 0.05  # of accuracy
 MOST_SPLITS = 500
 TRAINED = ("suggest_bounds, both",)  # rules whose suggestions, two numbers, were trained with themselves
+CHOSEN_HERE = "suggest_rate"  # whose divisors were chosen on the digits tasks: on them its regret flatters it
+FEW = 0.1  # of the ramps may be without an answer for a rule that is advised
 KEYS = ["task", "schedule", "ramp", "rule"]
 
 
@@ -95,7 +97,8 @@ def regrets(suggestions: pd.DataFrame, landscapes: Mapping[tuple[str, str], Land
     """The regret of each suggestion, for each schedule.
 
     Args:
-        suggestions: `task`, `rule`, `ramp` (iterations it may use), `seed`, `rate` (NaN for no answer).
+        suggestions: `task`, `rule`, `ramp` (iterations it may use), `seed`, `rate` (NaN for no answer), `only`: the
+            schedule that a rate is for, where it is not for all.
         landscapes: by task and schedule.
 
     Returns:
@@ -103,7 +106,8 @@ def regrets(suggestions: pd.DataFrame, landscapes: Mapping[tuple[str, str], Land
     """
     parts = []
     for (task, schedule), landscape in landscapes.items():
-        found = suggestions[suggestions.task == task].assign(schedule=schedule, regret=np.nan)
+        meant = suggestions.only.isna() | (suggestions.only == schedule)
+        found = suggestions[meant & (suggestions.task == task)].assign(schedule=schedule, regret=np.nan)
         answered = found.rate.notna()
         found.loc[answered, "regret"] = landscape.regret(found.rate[answered].to_numpy())
         parts.append(found)
@@ -201,13 +205,16 @@ def profile(found: pd.DataFrame, most: float = 0.1, steps: int = 201) -> pd.Data
 def advice(table: pd.DataFrame, schedule: str) -> str:
     """One line: the rule and the ramp of the least mean regret over all tasks, and which others may be as good.
 
+    Of the rules that answered on nine ramps of ten; `suggest_rate` is left out, as it was chosen on some of the tasks.
+
     Args:
         table: as `regret_table` gives it.
         schedule: of the trainings.
     """
-    whole = table[(table.task == "all") & (table.schedule == schedule) & table.value.notna() & (table.no_answer == 0)]
+    whole = table[(table.task == "all") & (table.schedule == schedule) & table.value.notna()]
+    whole = whole[(whole.no_answer <= FEW) & (whole.rule != CHOSEN_HERE)]
     if whole.empty:
-        return f"{schedule}: no rule answered on every ramp of every task."
+        return f"{schedule}: no rule answered on nine ramps of ten."
     best = whole.loc[whole.value.idxmin()]
     near = whole[(whole.low <= best.high) & (whole.index != best.name)].sort_values("value")
     others = [f"{row.rule} ({row.ramp}, {row.value:.2f})" for row in near.itertuples()][:4]
@@ -216,4 +223,6 @@ def advice(table: pd.DataFrame, schedule: str) -> str:
         f"{schedule}: {best.rule} on a ramp of {best.ramp} costs {best.value:.2f} points "
         f"[{best.low:.2f}, {best.high:.2f}] on average over {tasks} tasks, {best.worst:.1f} at worst"
     )
+    if best.no_answer:
+        text += f", and gives no answer on {best.no_answer:.0%} of the ramps"
     return text + (f"; not told apart from it: {', '.join(others)}." if others else "; every other rule costs more.")

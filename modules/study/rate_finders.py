@@ -21,8 +21,9 @@ from modules.rate_finders import (
     halving_lengths,
     random_rate,
     successive_halving,
+    suggest_rate,
 )
-from modules.report.regret import TRAINED, Landscape
+from modules.report.regret import CHOSEN_HERE, TRAINED, Landscape
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, spec
@@ -222,17 +223,19 @@ class Task:
         for label, length in self.lengths.items():
             for seed in self._seeds(self.ramps):
                 read = {of: self._read_ramp(length, seed, of) for of in ("loss", "accuracy")}
-                rows += [(label, name, seed, rule(*read[rule.of])) for name, rule in RULES.items()]
-                rows.append((label, RANDOM, seed, random_rate(self.low, self.high, seed)))
+                rows += [(label, name, seed, rule(*read[rule.of]), None) for name, rule in RULES.items()]
+                for schedule in SCHEDULES:
+                    rows.append((label, CHOSEN_HERE, seed, suggest_rate(*read["loss"], schedule), schedule))
+                rows.append((label, RANDOM, seed, random_rate(self.low, self.high, seed), None))
             for seed in self._seeds(self.halvings):
                 losses = [self._read(self.halving(rate, seed))[0] for rate in self.candidates]
                 longest = self.halving(self.candidates[0], seed).iterations
                 table = np.stack(
                     [run.set_index("iteration").train_loss.reindex(range(1, longest + 1)) for run in losses], axis=1
                 )
-                rows.append((label, HALVING, seed, successive_halving(self.candidates, table, length)))
-            rows.append((label, DEFAULT, 0, default_rate(self.settings.get("optimizer", "sgd"))))
-        return pd.DataFrame(rows, columns=["ramp", "rule", "seed", "rate"]).assign(task=self.name)
+                rows.append((label, HALVING, seed, successive_halving(self.candidates, table, length), None))
+            rows.append((label, DEFAULT, 0, default_rate(self.settings.get("optimizer", "sgd")), None))
+        return pd.DataFrame(rows, columns=["ramp", "rule", "seed", "rate", "only"]).assign(task=self.name)
 
     def bounded_regrets(self, landscapes: Mapping[tuple[str, str], Landscape]) -> pd.DataFrame:
         """The regret of cycles between both suggested bounds, against the best cycle from a quarter of a rate to it.
