@@ -13,7 +13,7 @@ from modules.runs.files import atomic_write
 from modules.study.documents import number
 from modules.study.parameters import NOTEBOOKS, StudyError, read_study
 
-CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w -]+)\}")
+CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 
 def execute(name: str, plan: dict[str, dict], results: Path) -> None:
