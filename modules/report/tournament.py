@@ -9,7 +9,8 @@ import pandas as pd
 
 from modules.statistics import AnalysisError, Estimate, difference, holm, mean
 
-FITTED = 5  # rates nearest the best that the parabola is fitted to
+FITTED = 5  # rates nearest the best that the parabola is fitted to ...
+CLOSE = 0.02  # ... where their mean accuracy is that close to the best's: a collapse says nothing of the top
 ROBUST = 4  # a factor: rates within it of the best one count for robustness
 CHANCE = 0.1  # what a run counts as that diverged, with ten classes
 
@@ -23,7 +24,8 @@ class Choice:
         best: the tested rate with the best mean validation accuracy.
         edge: -1 or 1 where `best` is the lowest or the highest rate tested, else 0.
         parabola: its coefficients in log2(rate), highest power first; None where it has no top.
-        error: root mean square of what the parabola says other choices, from resampled tuning seeds, would have cost.
+        error: root mean square of what other choices, from resampled tuning seeds, would have cost, by straight lines
+            between the tested rates' mean accuracies.
         robustness: mean validation accuracy over the tested rates within a factor of `ROBUST` of the best, less that
             at the best.
     """
@@ -50,15 +52,15 @@ def choose(accuracies: Mapping[float, Sequence[float]]) -> Choice:
     if len(rates) < 3 or len({len(accuracies[rate]) for rate in rates}) != 1:
         raise AnalysisError(f"three rates or more, with as many seeds each, are needed to choose one, not {rates}")
     values = np.array([accuracies[rate] for rate in rates])
-    chosen, best, parabola = _top(rates, values.mean(axis=1))
+    means = values.mean(axis=1)
+    chosen, best, parabola = _top(rates, means)
     drawn, costs = np.random.default_rng(0), []
     for _ in range(400 if values.shape[1] > 1 else 0):
         # Seeds are drawn anew at every rate: they are runs of their own.
         picks = drawn.integers(values.shape[1], size=values.shape)
         other = _top(rates, np.take_along_axis(values, picks, axis=1).mean(axis=1))[0]
-        costs.append(_height(parabola, chosen) - _height(parabola, other) if parabola else _step(rates, values, other))
+        costs.append(_between(rates, means, chosen) - _between(rates, means, other))
     near = (rates <= best * ROBUST * (1 + 1e-9)) & (rates >= best / ROBUST * (1 - 1e-9))
-    means = values.mean(axis=1)
     return Choice(
         rate=chosen,
         best=best,
@@ -74,6 +76,9 @@ def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float, tuple[floa
     best = float(rates[means.argmax()])
     distance = np.abs(np.log2(rates) - math.log2(best))
     near = np.sort(np.argsort(distance, kind="stable")[:FITTED])
+    near = near[means[near] >= means.max() - CLOSE]
+    if len(near) < 3:
+        return best, best, None
     x = np.log2(rates[near])
     square, slope, level = np.polyfit(x, means[near], 2)
     if not square < 0:
@@ -82,14 +87,9 @@ def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float, tuple[floa
     return 2**top, best, (float(square), float(slope), float(level))
 
 
-def _height(parabola: tuple[float, float, float], rate: float) -> float:
-    return float(np.polyval(parabola, math.log2(rate)))
-
-
-def _step(rates: np.ndarray, values: np.ndarray, other: float) -> float:
-    """Where there is no parabola: what another rate would have cost, by the tested rates' means."""
-    means = values.mean(axis=1)
-    return float(means.max() - np.interp(math.log2(other), np.log2(rates), means))
+def _between(rates: np.ndarray, means: np.ndarray, rate: float) -> float:
+    """The mean accuracy at a rate, on straight lines between those of the tested rates."""
+    return float(np.interp(math.log2(rate), np.log2(rates), means))
 
 
 def contrast(a: Sequence[float], b: Sequence[float], a_error: float = 0.0, b_error: float = 0.0) -> Estimate:

@@ -27,6 +27,7 @@ from modules.runs.together import divided, train_together, why_not
 from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"
+SAID_ONE_BY_ONE = 3  # of a group's runs: a line about each of hundreds would bury what matters
 WANTED = "clr-workers"
 SHOWN = 4  # running runs behind the progress bar; a group has twenty
 
@@ -348,8 +349,7 @@ def _run(
                 futures[begun := submit_alone(twin)] = [twin]
                 ended.add(begun)
             if future.status == "finished":
-                for spec, outcome in zip(runs, future.result(), strict=True):
-                    progress.done(spec, outcome)
+                progress.done(runs, future.result())
             elif future.status != "error":
                 raise RunError(
                     "the connection to the scheduler was lost: the same command goes on from the last evaluations"
@@ -467,11 +467,18 @@ class _Progress:
             self.bar.update(iteration - self.at[name])
             self.at[name] = iteration
 
-    def done(self, spec: Spec, outcome: str) -> None:
-        """A run ended: count what its last event left out, and keep a line about it."""
-        if spec.name not in self.at:  # complete before, and in a group with others that were not
-            return
-        with self.lock:
-            self.running.pop(spec.name, None)
-            self.bar.update(spec.iterations - self.at.pop(spec.name))
-        self.bar.write(f"{spec.name}: {outcome}")
+    def done(self, runs: Sequence[Spec], outcomes: Sequence[str]) -> None:
+        """Runs ended: count what their last events left out, and keep a line about each, or one about a group."""
+        new = []
+        for spec, outcome in zip(runs, outcomes, strict=True):
+            if spec.name not in self.at:  # complete before, and in a group with others that were not
+                continue
+            with self.lock:
+                self.running.pop(spec.name, None)
+                self.bar.update(spec.iterations - self.at.pop(spec.name))
+            new.append((spec.name, outcome))
+        if len(new) > SAID_ONE_BY_ONE:
+            self.bar.write(f"{len(new)} runs trained together, {new[0][0]} to {new[-1][0]}")
+            new = [(name, outcome) for name, outcome in new if outcome.endswith("diverged")]
+        for name, outcome in new:
+            self.bar.write(f"{name}: {outcome}")
