@@ -28,6 +28,7 @@ def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
 def test_a_notebooks_check_is_one_call_with_its_parameters_in_order(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     (cell,) = [cell.source for cell in notebook.cells if "check" in cell.metadata.get("tags", [])]
+    assert len([line for line in cell.splitlines() if line]) <= 5
     (call,) = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
     assert getattr(experiments, call.func.attr) is experiments.CHECKS[name]
     asked = inspect.signature(experiments.CHECKS[name]).parameters
