@@ -1,6 +1,7 @@
 """The notebooks and studies as they lie in the repository, and which values reach which notebook."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     for parameter in papermill.inspect_notebook(str(path)).values():
         assert len(parameter["help"]) >= 10, parameter
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_a_notebook_imports_exists(name):
+    """Long before the notebook gets there."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    for cell in notebook.cells:
+        for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("modules"):
+                for one in node.names:
+                    if not hasattr(importlib.import_module(node.module), one.name):
+                        importlib.import_module(f"{node.module}.{one.name}")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
