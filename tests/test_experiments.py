@@ -174,7 +174,7 @@ def test_policies_side_by_side(asked):
         (dict(policies=[entry("a"), entry("a")]), "two runs have the same name: a-seed1"),
         (dict(policies=[entry("a", seed=1)]), "policies: seed cannot differ between the entries"),
         (dict(ablation=[entry("a", data="digits")]), "data='digits': no such setting"),
-        (dict(compare=[["a", "c"]]), r"compare: two variants of a, b are needed, not {'a': 'a', 'b': 'c'}"),
+        (dict(compare=[["a", "c"]]), r"compare: two variants of a, b are needed, not \['a', 'c'\]"),
         (dict(range_test=dict(min_lr=0.1)), "max_lr"),
         (dict(reference="Makefile"), "reference=Makefile: a CSV"),
     ],

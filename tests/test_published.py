@@ -14,7 +14,13 @@ from modules.runs.spec import Spec
 from modules.study import notebooks, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"digits": (1297, 1), "mnist": (60_000, 1), "fashion-mnist": (60_000, 1), "images": (50_000, 3)}
+SIZES = {
+    "digits": (1297, 1),
+    "digits-8x8": (1297, 1),
+    "mnist": (60_000, 1),
+    "fashion-mnist": (60_000, 1),
+    "images": (50_000, 3),
+}
 JPEG = {"dataset": "images", "data_dir": "data/cifar10-jpeg"}
 
 

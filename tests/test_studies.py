@@ -1,6 +1,7 @@
 """The notebooks and studies as they lie in the repository, and which values reach which notebook."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -25,9 +26,22 @@ def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_a_notebook_imports_exists(name):
+    """Long before the notebook gets there."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    for cell in notebook.cells:
+        for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("modules"):
+                for one in node.names:
+                    if not hasattr(importlib.import_module(node.module), one.name):
+                        importlib.import_module(f"{node.module}.{one.name}")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebooks_check_is_one_call_with_its_parameters_in_order(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     (cell,) = [cell.source for cell in notebook.cells if "check" in cell.metadata.get("tags", [])]
+    assert len([line for line in cell.splitlines() if line]) <= 5
     (call,) = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
     assert getattr(experiments, call.func.attr) is experiments.CHECKS[name]
     asked = inspect.signature(experiments.CHECKS[name]).parameters
