@@ -442,6 +442,7 @@ def forest(differences: pd.DataFrame, reference: str, margin: float, title: str)
     errors = [100 * (rows.value - rows.low), 100 * (rows.high - rows.value)]
     axes.errorbar(100 * rows.value, range(len(rows)), xerr=errors, fmt="o", capsize=3, color=COLOURS[0])
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows.name])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set(title=title, xlabel=f"test accuracy less that of {reference.replace('_', ' ')}, points")
     figure.tight_layout()
     return figure
@@ -470,9 +471,11 @@ def tuning_curves(curves: pd.DataFrame, rates: Mapping[str, float], title: str) 
         )
         if arm in rates:
             height = np.interp(np.log(rates[arm]), np.log(line.index), line)
-            axes.plot(rates[arm], height, marker="*", markersize=13, color=colour)
+            axes.plot(rates[arm], height, marker="*", markersize=15, color=colour, markeredgecolor="white", zorder=3)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.4g}")
+    # Where training collapses there is nothing to choose: the picture is of what lies near the best.
+    axes.set_ylim(max(means.min(), means.max() - 0.15) - 0.01, means.max() + 0.01)
+    axes.xaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(title=title, xlabel="peak learning rate", ylabel="validation accuracy at the end")
     _legend_below(axes, 4)
