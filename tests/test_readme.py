@@ -1,10 +1,11 @@
-"""README's code runs, its links lead somewhere, its numbers are those of the CSVs."""
+"""The texts: the code of the READMEs runs, links lead somewhere, numbers are those of the CSVs."""
 
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from toys import make_images
 
 from modules.runs.files import RunFiles
@@ -13,25 +14,52 @@ from modules.study.parameters import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+TEXTS = sorted(
+    path.relative_to(ROOT)
+    for folder in (".", ".github", "benchmarks", "binder", "modules", "notebooks", "studies", PUBLISHED, "tests")
+    for path in (ROOT / folder).glob("*.md")
+)
+
+
+def test_readme_is_one_page_with_its_commands_on_the_first():
+    assert len(README.encode()) <= 12 * 1024
+    first = README.splitlines()[:40]
+    assert any(line.startswith("    make reproduce") for line in first)
+    assert any(line.startswith("    make test") for line in first)
+    assert any(line.startswith("![") for line in first)
+
+
+def test_readme_has_few_intervals():
+    assert len(re.findall(r"\[[-+\d.,]+, [-+\d.,]+\]", README)) < 25
 
 
 def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(code, "README.md", "exec"), names)
+    names: dict = {"__name__": "snippets"}
+    for path in (Path("modules/README.md"), Path("README.md")):
+        for code in re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL):
+            if "model" in names:  # each snippet's reader has one that is not trained yet
+                names["model"].apply(
+                    lambda module: module.reset_parameters() if list(module.parameters(False)) else None
+                )
+            exec(compile(code, str(path), "exec"), names)
     assert len(names["lr"]) == len(names["acc"]) == len(names["loader"])
-    pattern = r"base_lr (\S+), max_lr (\S+)\nlowest training loss at (\S+)\naccuracy (\S+)"
-    base_lr, max_lr, least, accuracy = map(float, re.search(pattern, capsys.readouterr().out).groups())
+    pattern = r"lowest training loss at (\S+)\nbase_lr (\S+), max_lr (\S+)\naccuracy (\S+)"
+    least, base_lr, max_lr, accuracy = map(float, re.search(pattern, capsys.readouterr().out).groups())
     assert 1e-5 < base_lr < max_lr < 1
     assert max_lr < least < 10
     assert accuracy > 0.75
+    assert 0 < names["rate"] < 10
+    assert names["stairs"].get_last_lr() == [0.1]
+    images, labels = names["read_noise"](tmp_path)[0][0]
+    assert names["perceptron"](1, 32, 10)(torch.from_numpy(images).float()).shape == (len(labels), 10)
 
 
 def test_the_command_for_your_images_is_accepted(tmp_path):
     """And asks for the bounds of their own range test, and for nobody's numbers beside theirs."""
     images = make_images(tmp_path / "images", count=60, size=32)
-    command = re.search(r'STUDY=cifar10 RESULTS=results/mine \\\n\s+PARAMS="(.*)"', README)[1]
+    text = (ROOT / "studies" / "README.md").read_text()
+    command = re.search(r'STUDY=cifar10 RESULTS=results/mine \\\n\s+PARAMS="(.*)"', text)[1]
     overrides = dict(re.findall(r"-p (\S+) (\S+)", command))
     plan = parameters.parameters("cifar10", tmp_path / "results", {**overrides, "data_dir": str(images)})
     parameters.check(plan)
@@ -44,6 +72,17 @@ def test_numbers_are_those_of_the_published_results():
     texts = {path: (ROOT / path).read_text() for path in documents.DOCUMENTS}
     assert all("<!-- end -->" in text for text in texts.values())
     assert documents.updated() == texts
+
+
+def test_every_text_with_a_number_between_markers_is_filled():
+    assert {path for path in TEXTS if "<!-- end -->" in (ROOT / path).read_text()} == set(documents.DOCUMENTS)
+
+
+@pytest.mark.parametrize("path", documents.DOCUMENTS, ids=str)
+def test_no_line_of_prose_begins_with_a_marker(path):
+    """Markdown would end the paragraph there, and show the rest of the line as it is written."""
+    text = documents.WHOLE.sub("", (ROOT / path).read_text())
+    assert re.findall(r"^ *<!--.*", text, re.MULTILINE) == []
 
 
 START = "<!-- cifar10-jpeg/headline crossing_iteration triangular -->"
@@ -122,9 +161,21 @@ def test_a_note_without_a_number_cannot_be_quoted(tmp_path):
         documents.filled("<!-- mine/notes accuracy lost --><!-- end -->", {"mine": tmp_path})
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=str)
+def test_links_lead_somewhere(path):
+    lost = []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / path).read_text()):
+        file, _, heading = target.partition("#")
+        found = (ROOT / path.parent / file) if file else ROOT / path
+        if not found.exists() or (heading and heading not in anchors(found.read_text())):
+            lost.append(target)
+    assert lost == []
 
 
 def test_links_between_published_notebooks_lead_somewhere():

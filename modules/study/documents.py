@@ -1,4 +1,4 @@
-"""The numbers in README.md and in the ledger of claims: written from the published tables, between markers.
+"""The numbers in README.md and in the pages of results: written from the published tables, between markers.
 
 A whole table stands between `<!-- headline:digits -->`, table and study, and `<!-- end -->`. A single number stands
 behind `<!-- digits/headline final_accuracy fixed -->`: study, table, quantity, and policy (`-` where it has none; of a
@@ -17,7 +17,12 @@ from modules.report.tables import read_table
 from modules.statistics import AnalysisError
 from modules.study.parameters import PUBLISHED
 
-DOCUMENTS = (Path("README.md"), PUBLISHED / "README.md")
+#: The pages of results, in `results/published/`.
+PAGES = ("README", "caffe-quick", "headline", "papers-table", "caffe-setting", "fashion-mnist", "mnist", "claims")
+DOCUMENTS = (
+    *(Path(folder, "README.md") for folder in (".", "benchmarks", "studies")),
+    *(PUBLISHED / f"{page}.md" for page in PAGES),
+)
 WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
 SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w .-]+?)(?: : (\w+))? -->)(.*?)(<!-- end -->)")
 

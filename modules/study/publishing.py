@@ -53,7 +53,7 @@ def publish(study: str, results: Path) -> None:
         atomic_write(IMAGES / target.name / figure, (target / "figures" / figure).read_bytes())
     for path, text in texts.items():
         atomic_write(path, text)
-    print(f"published {target}, {len(images)} figures in {IMAGES}, numbers in {' and '.join(map(str, texts))}")
+    print(f"published {target}, {len(images)} figures in {IMAGES}, numbers in {len(texts)} documents")
 
 
 def _folders(results: Path) -> set[str]:
