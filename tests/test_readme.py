@@ -1,6 +1,7 @@
 """The texts: the code of the READMEs runs, links lead somewhere, numbers are those of the CSVs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +67,24 @@ def test_the_command_for_your_images_is_accepted(tmp_path):
     asked = plan["03_headline_experiment"]
     assert (asked["dataset"], asked["base_lr"], asked["max_lr"]) == ("images", None, None)
     assert plan["04_headline_figures"]["reference"] is None
+
+
+COMMAND = re.compile(r"\bmake (reproduce|best-lr)((?: +[A-Z]+=(?:\"[^\"]*\"|[^\s`\"]+))+)")
+
+
+def test_the_commands_of_the_texts_are_accepted(tmp_path):
+    """A study or a parameter that has another name now is noticed."""
+    asked = 0
+    for path in TEXTS:
+        for command, settings in COMMAND.findall((ROOT / path).read_text().replace("\\\n", " ")):
+            given = dict(pair.split("=", 1) for pair in shlex.split(settings))
+            words = shlex.split(given.get("PARAMS", ""))
+            study = given.get("STUDY", "digits" if command == "reproduce" else "best-lr")
+            if study not in ("mine.yaml", "..."):
+                overrides = dict(zip(words[1::3], words[2::3], strict=True))
+                assert parameters.parameters(study, tmp_path, overrides)
+                asked += 1
+    assert asked > 10
 
 
 def test_numbers_are_those_of_the_published_results():
