@@ -32,7 +32,8 @@ def named(name, data_dir=None):
 
 
 STUDIES = [
-    ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp"}),
+    ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation"}),
+    ("caffe-quick", "cifar10-jpeg-quick", JPEG, {"policies", "ablation", "policies_range_test"}),
     ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
     ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),
     ("cifar10", "cifar10-jpeg", JPEG, {"range_test", "headline"}),
