@@ -5,14 +5,11 @@ Nothing here trains or draws. Intervals are 95 % throughout, by the one method o
 
 import io
 import math
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from modules import statistics
 from modules.checks import RunError, short
@@ -22,9 +19,6 @@ from modules.runs.files import COLUMNS, RunFiles, atomic_write
 from modules.runs.spec import Spec, spec
 from modules.statistics import AnalysisError, Estimate
 
-CONFIDENCE = 0.95
-RESAMPLES = 9999
-LEAST_BOOTSTRAP = 5  # runs
 TABLE_COLUMNS = [
     *("quantity", "policy", "runs", "diverged", "value", "std", "error", "df", "low", "high", "method", "note")
 ]
@@ -147,40 +141,6 @@ def mean_row(values: Sequence[float], least: float = -math.inf, most: float = ma
     """The mean of `values` `[runs]` with Student's interval, as part of a table's row."""
     found = statistics.mean(values)
     return {**row_of(found, "Student", least, most), "std": found.error * math.sqrt(len(values))}
-
-
-def over_runs(statistic: Callable[..., float], *counts: int, paired: bool = False) -> np.ndarray:
-    """A statistic's values over bootstrap resamples of runs; none, `[0]`, with fewer than five runs.
-
-    Args:
-        statistic: given the indices of the runs that were drawn, a tuple for each of `counts`.
-        counts: how many runs there are, of one policy or of several.
-        paired: draw the same runs of all policies.
-    """
-    if min(counts) < LEAST_BOOTSTRAP:
-        return np.empty(0)
-    cached = lru_cache(maxsize=None)(statistic)
-    # Of its own interval, which is not used here, scipy would say that it cannot hold infinities or be of width 0.
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        return stats.bootstrap(
-            tuple(np.arange(count) for count in counts),
-            lambda *drawn: cached(*(tuple(sorted(runs.astype(int))) for runs in drawn)),
-            n_resamples=RESAMPLES,
-            paired=paired,
-            vectorized=False,
-            method="percentile",
-            rng=0,
-        ).bootstrap_distribution
-
-
-def percentiles(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of resampled values, each end one of them; of no values: NaN."""
-    if not len(values):
-        return np.nan, np.nan
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, (tail, 1 - tail), method="inverted_cdf")
-    return float(low), float(high)
 
 
 def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
