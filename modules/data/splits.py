@@ -28,6 +28,11 @@ class Split:
     test_images: np.ndarray
     test_labels: np.ndarray
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many images train, choose and test."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test_labels)}
+
     def channel_mean(self) -> np.ndarray:
         """Mean of the training pixels scaled to [0, 1], float32 `[C]`; summed in integers, so exact on any machine."""
         sums = self._sum().sum(axis=(1, 2))

@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from modules import models
 from modules.checks import RunError
 from modules.data.batches import Data, batches
-from modules.data.datasets import Dataset, load
+from modules.data.datasets import Dataset
 from modules.data.splits import split
 from modules.range_test import LARGEST_RATE, climbed
 from modules.runs.files import RunFiles, atomic_write
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
-from modules.runs.training import build, check, described, one_thread, plain_optimizer
+from modules.runs.training import build, check, data_for, described, one_thread, plain_optimizer
 
 #: What may differ between runs that are trained together.
 OWN = {"seed": 0, "policy": None, "variant": None, "test_at_end": False, "registration": None}
@@ -345,9 +345,7 @@ def train_together(
         raise RunError("runs that are trained together may differ in seed, policy and variant alone")
     if why := why_not(specs[0]):
         raise RunError(f"{specs[0].name} cannot be trained together with others: {why}")
-    dataset = load(specs[0].dataset, data_dir)
-    if fingerprint not in (None, dataset.fingerprint):
-        raise RunError(f"{specs[0].dataset} in {data_dir} are other data here than where the runs were asked for")
+    dataset = data_for(specs[0], data_dir, fingerprint)
     files = {spec.name: RunFiles(folder, spec.name) for spec in specs}
     for spec in specs:
         files[spec.name].check(spec, dataset.fingerprint)
@@ -452,14 +450,13 @@ def _train(
     tested = _evaluate(stack, images, "test") if any(map(_reads_test, specs)) else None
     stack.seconds += time.monotonic() - started
     for run, spec in enumerate(specs):
-        parts = images.data[run].split
-        sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test_labels)}
         if files[spec.name].complete:  # before the group was killed
             continue
         diverged = stack.ended[run] is not None
         iterations = stack.ended[run] if diverged else stack.iteration
         # A run's seconds are its share of the group's.
-        about = record(spec, dataset, sizes, stack.starts, iterations, stack.seconds / len(specs), diverged)
+        sizes, seconds = images.data[run].split.sizes, stack.seconds / len(specs)
+        about = record(spec, dataset, sizes, stack.starts, iterations, seconds, diverged)
         about["together"] = len(specs)
         if tested and _reads_test(spec) and not diverged:
             about["test"] = described(*tested[run])

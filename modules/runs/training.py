@@ -157,9 +157,7 @@ def train(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     files = RunFiles(folder, spec.name)
-    dataset = load(spec.dataset, data_dir)
-    if fingerprint not in (None, dataset.fingerprint):
-        raise RunError(f"{spec.dataset} in {data_dir} are other data here than where the run was asked for")
+    dataset = data_for(spec, data_dir, fingerprint)
     check(spec, dataset)
     files.check(spec, dataset.fingerprint)
     if files.complete:
@@ -169,6 +167,19 @@ def train(
             files.check(spec, dataset.fingerprint)
             return files.csv
         return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after, twin)
+
+
+def data_for(spec: Spec, data_dir: str | Path | None, fingerprint: str | None) -> Dataset:
+    """A run's data set.
+
+    Raises:
+        RunError: it is other data than `fingerprint` says.
+        DataError: it cannot be read.
+    """
+    dataset = load(spec.dataset, data_dir)
+    if fingerprint not in (None, dataset.fingerprint):
+        raise RunError(f"{spec.dataset} in {data_dir} are other data here than where the run was asked for")
+    return dataset
 
 
 def check(spec: Spec, dataset: Dataset) -> None:
@@ -329,9 +340,7 @@ def _train(
     state.seconds += time.monotonic() - started
     if spec.keep_weights:
         files.keep(model.state_dict())
-    count = data.split
-    counts = {"train": len(count.train), "validation": len(count.validation), "test": len(count.test_labels)}
-    about = record(spec, dataset, counts, state.starts, state.iteration, state.seconds, diverged)
+    about = record(spec, dataset, data.split.sizes, state.starts, state.iteration, state.seconds, diverged)
     files.finish(state.rows, about | ({"forked": state.forked} if state.forked else {}) | ends)
     return files.csv
 
