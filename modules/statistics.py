@@ -1,6 +1,7 @@
 """The study's statistics, one method for everything; intervals are 95 % unless their name says otherwise.
 
-* A mean over runs: Student's interval (`mean`).
+* A mean over runs: Student's interval (`mean`). Where runs are tested on folds that together are all images, the folds
+  are no sample: what varies is a run within its fold (`blocked_mean`).
 * A difference between two arms: Welch's (`difference`), or the variance pooled over arms that were named beforehand
   (`pooled_sd`, `difference`). Runs of one seed are not taken as pairs: seeds explain nothing of the results here
   (intraclass correlation 0.07 and less). Pairs (`paired_difference`) are for runs that share a prefix or a precision's
@@ -81,6 +82,29 @@ def mean(values: Sequence[float]) -> Estimate:
     if len(values) == 1:
         return Estimate(float(values[0]), math.nan, 0)
     return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
+
+
+def blocked_mean(values: Sequence[float], blocks: Sequence[int]) -> Estimate:
+    """The mean over blocks of each block's mean, its error from the runs' deviation within blocks.
+
+    Args:
+        values: `[runs]`.
+        blocks: the block of each run, `[runs]`.
+
+    Raises:
+        AnalysisError: values that are not finite, or a block for each run is missing.
+    """
+    values, blocks = _finite(values), np.asarray(blocks)
+    if len(values) != len(blocks):
+        raise AnalysisError("a block for each run is needed")
+    if not len(values):
+        return NOTHING
+    parts = [values[blocks == block] for block in np.unique(blocks)]
+    value = float(np.mean([part.mean() for part in parts]))
+    if len(values) == len(parts):
+        return Estimate(value, math.nan, 0)
+    sd, df = pooled_sd(parts)
+    return Estimate(value, sd * math.sqrt(sum(1 / len(part) for part in parts)) / len(parts), df)
 
 
 def pooled_sd(arms: Sequence[Sequence[float]]) -> tuple[float, int]:
@@ -287,11 +311,21 @@ class Resamples:
         return values @ (self.counts.T / self.counts.shape[1])
 
 
-def resamples(runs: int) -> Resamples:
+def resamples(runs: int, blocks: Sequence[int] | None = None) -> Resamples:
     """Every resample of up to `EXACT_RUNS` runs with its probability; `DRAWS` of them, always the same, of more.
 
     Five runs have 126 different resamples: to list them is exact, and cheaper than to draw thousands.
+
+    Args:
+        runs: how many there are.
+        blocks: the block of each run, where runs are resampled within their block only.
     """
+    if blocks is not None and len(set(blocks)) > 1:
+        rng, counts = np.random.default_rng(0), np.zeros((DRAWS, runs), dtype=int)
+        for block in sorted(set(blocks)):
+            inside = np.flatnonzero(np.asarray(blocks) == block)
+            counts[:, inside] = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), DRAWS)
+        return Resamples(counts, np.full(DRAWS, 1 / DRAWS))
     if runs > EXACT_RUNS:
         counts = np.random.default_rng(0).multinomial(runs, np.full(runs, 1 / runs), DRAWS)
         return Resamples(counts, np.full(DRAWS, 1 / DRAWS))

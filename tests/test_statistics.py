@@ -52,6 +52,23 @@ def test_blocks_take_what_a_fold_costs_out_of_the_noise():
     assert blocked.df == 80 - 6
 
 
+def test_folds_are_all_images_so_their_differences_are_no_noise_of_a_mean():
+    folds = np.arange(40) % 5
+    cost, rng = np.array([0, 0.05, -0.05, 0.1, -0.1])[folds], np.random.default_rng(8)
+
+    def interval():
+        return statistics.blocked_mean(rng.normal(0.9, 0.01, 40) + cost, folds).interval()
+
+    assert covered(interval, 0.9) == pytest.approx(0.95, abs=0.02)
+    assert statistics.blocked_mean(np.full(40, 0.9) + cost, folds) == pytest.approx((0.9, 0, 35))
+    # Blocks of other sizes count the same; one block is a plain mean; one run a block leaves no noise to see.
+    assert statistics.blocked_mean([1, 1, 1, 4], [0, 0, 0, 1]).value == 2.5
+    assert statistics.blocked_mean(A, [3] * 5) == pytest.approx(statistics.mean(A))
+    assert statistics.blocked_mean(A, range(5)).df == 0
+    with pytest.raises(AnalysisError, match="a block for each run"):
+        statistics.blocked_mean(A, [1])
+
+
 def test_with_one_block_the_difference_is_students():
     found = statistics.blocked_difference(A, [0] * 5, B, [0] * 8)
     assert found.interval() == pytest.approx(tuple(stats.ttest_ind(A, B).confidence_interval()))
@@ -138,6 +155,13 @@ def test_of_many_runs_resamples_are_drawn_and_always_the_same():
     first, again = statistics.resamples(40), statistics.resamples(40)
     assert (first.counts == again.counts).all()
     assert (first.counts.sum(axis=1) == 40).all()
+
+
+def test_runs_with_folds_are_resampled_within_them():
+    folds = np.arange(20) % 5
+    found = statistics.resamples(20, folds)
+    assert all((found.counts[:, folds == fold].sum(axis=1) == 4).all() for fold in range(5))
+    assert found.counts.std(axis=0).min() > 0.5
 
 
 def test_quantiles_count_what_never_came_and_end_at_values():

@@ -32,6 +32,10 @@ TABLES = {
     "ablation": Table("05_policies", ("ablation",), always=False),
     "best_lr": Table("06_best_lr", ("best_lr_sweep", "best_lr")),
     "mlp": Table("07_mlp_mnist", ("mlp",)),
+    **{
+        name: Table("08_tournament" + name.removeprefix("tournament").replace("_", "-"), (name, f"{name}_tuning"))
+        for name in ("tournament", "tournament_short")
+    },
 }
 
 #: What a comparison may say of a number, the reassuring first.

@@ -9,7 +9,7 @@ import pandas as pd
 
 from modules import statistics
 from modules.report.formatting import show
-from modules.report.tables import by_policy, curves, final_difference, table_of
+from modules.report.tables import METHODS, blocks, by_policy, curves, final_difference, table_of
 from modules.statistics import DRAWS
 
 TIE = 1e-9  # a tie counts as reached, so it must not depend on how a mean is rounded
@@ -34,6 +34,7 @@ class Crossing:
             (`difference`, `low`, `high`), whether it is `in_set`, and the `step` between evaluations.
         symmetric: iterations of both, so of the baseline until it first has its best mean, as a factor, with the
             interval of its resamples.
+        method: how the ends of the set were found.
     """
 
     target: float
@@ -45,6 +46,7 @@ class Crossing:
     never: float
     table: pd.DataFrame = field(repr=False, compare=False)
     symmetric: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    method: str | None = None
 
     @property
     def ratio(self) -> tuple[float, float, float]:
@@ -57,7 +59,8 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
 
     Said twice, as a set. The *shares* are the exact distribution over resampled runs, each arm's independently; the
     target is taken anew in every resample, so its own uncertainty is in them. The *confidence set* inverts Welch's
-    test: an evaluation is in it unless the challenger is below the target there, or above it at an earlier one.
+    test: an evaluation is in it unless the challenger is below the target there, or above it at an earlier one. Runs
+    that are tested on folds are resampled within them, and compared by blocks.
 
     Args:
         baseline, challenger: accuracies as `curves` gives them, `[iterations, seeds]`; without a run of either nothing
@@ -71,11 +74,12 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
         nothing = pd.DataFrame(columns=SET_COLUMNS)
         return Crossing(target, best_at, math.nan, math.nan, math.nan, length, math.nan, nothing)
     base, chall = baseline.to_numpy(), challenger.to_numpy()
+    folds = blocks(baseline), blocks(challenger)
     at = _first(chall.mean(axis=1)[:, None], np.array([target]), steps)[0]
 
     rows, reached = [], False
     for step, values in zip(steps, chall, strict=True):
-        found = statistics.difference(values, baseline.loc[best_at])
+        found = _difference(values, baseline.loc[best_at], folds)
         low, high = found.interval()
         inside = found.df > 0 and not reached and high >= -TIE
         reached |= low > 0
@@ -88,7 +92,7 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
 
     never, ends = math.nan, (math.nan, math.nan)
     if known:
-        pairs = _pairs(base.shape[1], chall.shape[1])
+        pairs = _pairs(baseline, challenger)
         mean, other = base @ pairs.first.T, chall @ pairs.second.T
         drawn = _first(other[:, pairs.j], mean.max(axis=0)[pairs.i], steps)
         shares = statistics.shares(drawn, pairs.weights)
@@ -112,6 +116,7 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
         never,
         table[table.in_set | (table.share > 0)].reindex(columns=SET_COLUMNS).reset_index(drop=True),
         (best_at / at if np.isfinite(at) else math.nan, *ends),
+        f"{METHODS['welch' if None in folds else 'blocks']}, inverted" if known else None,
     )
 
 
@@ -129,9 +134,16 @@ class Pairs(NamedTuple):
     weights: np.ndarray
 
 
-def _pairs(first: int, second: int) -> Pairs:
-    """All pairs of resamples of so many runs, or some of them, where there are too many to list."""
-    a, b = statistics.resamples(first), statistics.resamples(second)
+def _difference(a: np.ndarray, b: np.ndarray, folds: tuple[list[int] | None, list[int] | None]) -> statistics.Estimate:
+    """The difference of two arms at an evaluation each: Welch's, or by blocks where both have folds."""
+    if None in folds:
+        return statistics.difference(a, b)
+    return statistics.blocked_difference(a, folds[0], b, folds[1])
+
+
+def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> Pairs:
+    """All pairs of resamples of two arms' runs, or some of them, where there are too many to list."""
+    a, b = (statistics.resamples(curve.shape[1], blocks(curve)) for curve in (first, second))
     if len(a.weights) * len(b.weights) <= MOST_PAIRS:
         i, j = (index.ravel() for index in np.indices((len(a.weights), len(b.weights))))
         weights = a.weights[i] * b.weights[j]
@@ -139,7 +151,7 @@ def _pairs(first: int, second: int) -> Pairs:
         rng = np.random.default_rng(0)
         i, j = (rng.choice(len(some.weights), DRAWS, p=some.weights) for some in (a, b))
         weights = np.full(DRAWS, 1 / DRAWS)
-    return Pairs(a.counts / first, b.counts / second, i, j, weights)
+    return Pairs(a.counts / first.shape[1], b.counts / second.shape[1], i, j, weights)
 
 
 def _first(means: np.ndarray, targets: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -162,7 +174,7 @@ def factor_curve(baseline: pd.DataFrame, challenger: pd.DataFrame) -> pd.DataFra
     rows = []
     if not (baseline.empty or challenger.empty):
         best, start = baseline.mean(axis=1).max(), max(side.mean(axis=1).iloc[0] for side in (baseline, challenger))
-        pairs = _pairs(baseline.shape[1], challenger.shape[1])
+        pairs = _pairs(baseline, challenger)
         for target in [*np.arange(math.floor(100 * start) + 1, 100 * best) / 100, best]:
             found = factor_at(baseline, challenger, target, pairs)
             rows.append({**found, "factor": found["value"]})
@@ -184,7 +196,7 @@ def factor_at(baseline: pd.DataFrame, challenger: pd.DataFrame, target: float, p
         `high` over independently resampled runs, NaN with one run.
     """
     took, drawn, targets = [], [], np.array([target])
-    pairs = pairs or _pairs(baseline.shape[1], challenger.shape[1])
+    pairs = pairs or _pairs(baseline, challenger)
     for side, weights, which in ((baseline, pairs.first, pairs.i), (challenger, pairs.second, pairs.j)):
         steps, values = side.index.to_numpy(dtype=float), side.to_numpy()
         took.append(float(_first(values.mean(axis=1)[:, None], targets, steps)[0]))
@@ -216,7 +228,8 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     compared = pd.concat([runs[runs.policy == policy] for policy in both])
     rows = by_policy(compared, ("iterations", "final_accuracy", "best_accuracy")).to_dict("records")
     if not (both[baseline].empty or both[challenger].empty):
-        rows.append(final_difference(runs, challenger, baseline))
+        folds = all(blocks(curve) is not None for curve in both.values())
+        rows.append(final_difference(runs, challenger, baseline, "blocks" if folds else "welch"))
     cross = crossing(both[baseline], both[challenger])
     best = {"policy": baseline, "runs": both[baseline].shape[1]}
     of = {"policy": challenger, "runs": both[challenger].shape[1]}
@@ -226,10 +239,14 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
         {
             "quantity": "crossing_iteration",
             **of,
-            **_set(cross.iteration, cross.low, cross.high),
-            "note": set_in_words(cross),
+            **set_row(cross),
         },
-        {"quantity": "crossing_ratio", **of, **_set(*cross.ratio)},
+        {
+            "quantity": "crossing_ratio",
+            **of,
+            **dict(zip(("value", "low", "high"), cross.ratio, strict=True)),
+            "method": cross.method,
+        },
         {
             "quantity": "symmetric_ratio",
             **of,
@@ -241,8 +258,10 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     return table_of(rows)
 
 
-def _set(value: float, low: float, high: float) -> dict[str, object]:
-    return {"value": value, "low": low, "high": high, "method": None if math.isnan(low) else "Welch, inverted"}
+def set_row(cross: Crossing) -> dict[str, object]:
+    """A crossing with the ends of its set, and the set in words, as part of a table's row."""
+    ends = {"value": cross.iteration, "low": cross.low, "high": cross.high}
+    return {**ends, "method": cross.method, "note": set_in_words(cross)}
 
 
 def best_mean_row(curve: pd.DataFrame) -> dict[str, object]:
@@ -253,13 +272,17 @@ def best_mean_row(curve: pd.DataFrame) -> dict[str, object]:
     found = {"value": float(curve.mean(axis=1).max())}
     if count < 2:
         return found
-    sample = statistics.resamples(count)
+    folds = blocks(curve)
+    df = count - len(set(folds or [0]))
+    if not df:
+        return found
+    sample = statistics.resamples(count, folds)
     best = sample.means(curve.to_numpy()).max(axis=0)
     # Resampled means spread less than means of other runs would, by this factor.
-    spread = math.sqrt(np.cov(best, aweights=sample.weights, ddof=0) * count / (count - 1))
-    estimate = statistics.Estimate(found["value"], spread, count - 1)
+    spread = math.sqrt(np.cov(best, aweights=sample.weights, ddof=0) * count / df)
+    estimate = statistics.Estimate(found["value"], spread, df)
     low, high = estimate.interval()
-    return {**found, "error": spread, "df": count - 1, "low": low, "high": high, "method": "resampled"}
+    return {**found, "error": spread, "df": df, "low": low, "high": high, "method": "resampled"}
 
 
 def set_in_words(cross: Crossing) -> str | None:

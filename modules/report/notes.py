@@ -22,7 +22,18 @@ from modules import statistics
 from modules.checks import RunError, did_you_mean, short
 from modules.range_test import best_rate, suggest_bounds
 from modules.report import crossing as crossings
-from modules.report.tables import METHODS, curves, difference_of, pooled_arms, read_runs, row_of, table_of, write
+from modules.report.tables import (
+    METHODS,
+    best,
+    curves,
+    difference_of,
+    mean_row,
+    pooled_arms,
+    read_runs,
+    row_of,
+    table_of,
+    write,
+)
 from modules.statistics import AnalysisError
 
 NAME = re.compile(r"[\w .-]+")
@@ -56,8 +67,10 @@ class Runs:
         term = _term(term)
         curve = self.curve(term)
         if term.get("at") == "best":
-            return curve.max()
-        return curve.loc[evaluations(curve, term.get("at", "end"))].mean()
+            return best(curve)
+        found = curve.loc[evaluations(curve, term.get("at", "end"))].mean()
+        found.attrs = curve.attrs
+        return found
 
     def records(self, experiment: str | None = None, arm: str = "*") -> list[dict]:
         """The JSON of each run of an experiment."""
@@ -102,8 +115,7 @@ def _both(note: dict) -> tuple[dict, dict]:
 
 def _accuracy(note: dict, runs: Runs) -> dict:
     values = runs.values({"at": note.get("at", "end"), **_term(note["a"])})
-    found = statistics.mean(values)
-    return {"runs": len(values), **row_of(found, "Student", 0, 1), "std": found.error * math.sqrt(len(values))}
+    return {"runs": len(values), **mean_row(values, 0, 1)}
 
 
 def _least(note: dict, runs: Runs) -> dict:
@@ -180,8 +192,7 @@ def _best_mean_at(note: dict, runs: Runs) -> dict:
 def _crossing(note: dict, runs: Runs) -> dict:
     challenger = runs.curve(note["a"])
     cross = crossings.crossing(runs.curve(note["b"]), challenger)
-    ends = {"low": cross.low, "high": cross.high, "method": "Welch, inverted", "note": crossings.set_in_words(cross)}
-    return {"runs": challenger.shape[1], "value": cross.iteration, **ends}
+    return {"runs": challenger.shape[1], **crossings.set_row(cross)}
 
 
 def _share(note: dict, runs: Runs) -> dict:

@@ -94,6 +94,8 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
 def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
     """Test accuracy of one policy's runs, iterations down, seeds across; diverged runs are left out.
 
+    Where runs are tested on folds, `attrs["folds"]` has each seed's.
+
     Raises:
         AnalysisError: no run of the policy.
     """
@@ -101,7 +103,24 @@ def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
     if found.empty:
         raise AnalysisError(f"no run with the policy {policy!r}")
     kept = found[~found.diverged]
-    return kept.pivot(index="iteration", columns="seed", values="val_acc").dropna()
+    curve = kept.pivot(index="iteration", columns="seed", values="val_acc").dropna()
+    if "fold" in found and found.fold.notna().all():
+        curve.attrs["folds"] = found.groupby("seed").fold.first().to_dict()
+    return curve
+
+
+def blocks(accuracies: pd.DataFrame | pd.Series | Sequence[float]) -> list[int] | None:
+    """The fold of each run of a curve `[iterations, seeds]`, or of numbers by seed; None where runs have no folds."""
+    folds = getattr(accuracies, "attrs", {}).get("folds")
+    if folds is None:
+        return None
+    return [folds[seed] for seed in (accuracies.columns if accuracies.ndim == 2 else accuracies.index)]
+
+
+def mean_of(values: Sequence[float]) -> tuple[Estimate, str]:
+    """The mean of `values` `[runs]` and its method: by blocks, where they are by seed and their runs have folds."""
+    folds = blocks(values)
+    return (statistics.mean(values), "Student") if folds is None else (statistics.blocked_mean(values, folds), "blocks")
 
 
 def final_accuracies(runs: pd.DataFrame, policy: str) -> pd.Series:
@@ -109,11 +128,20 @@ def final_accuracies(runs: pd.DataFrame, policy: str) -> pd.Series:
 
     A run whose rows are of validation images has it in its JSON; else it is the last row's.
     """
-    last = curves(runs, policy).iloc[-1:].max()
-    if "test_acc" not in runs:
-        return last
-    at_end = runs[runs.policy == policy].groupby("seed").test_acc.first().reindex(last.index)
-    return at_end.where(at_end.notna(), last)
+    curve = curves(runs, policy)
+    last = curve.iloc[-1:].max()
+    if "test_acc" in runs:
+        at_end = runs[runs.policy == policy].groupby("seed").test_acc.first().reindex(last.index)
+        last = at_end.where(at_end.notna(), last)
+    last.attrs = curve.attrs
+    return last
+
+
+def best(curve: pd.DataFrame) -> pd.Series:
+    """The highest evaluation of each run of a curve, by seed."""
+    found = curve.max()
+    found.attrs = curve.attrs
+    return found
 
 
 def other_policy(runs: pd.DataFrame, baseline: str) -> str:
@@ -138,9 +166,9 @@ def row_of(found: Estimate, method: str, least: float = -math.inf, most: float =
 
 
 def mean_row(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> dict[str, object]:
-    """The mean of `values` `[runs]` with Student's interval, as part of a table's row."""
-    found = statistics.mean(values)
-    return {**row_of(found, "Student", least, most), "std": found.error * math.sqrt(len(values))}
+    """The mean of `values` `[runs]` with its interval, by the method of `mean_of`, as part of a table's row."""
+    found, method = mean_of(values)
+    return {**row_of(found, method, least, most), "std": found.error * math.sqrt(len(values))}
 
 
 def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
@@ -167,8 +195,9 @@ def by_policy(runs: pd.DataFrame, quantities: tuple[str, ...]) -> pd.DataFrame:
             elif quantity == "seconds":
                 row.update(mean_row(found[~found.diverged].groupby("seed").seconds.first(), 0))
             else:
-                accuracy = final_accuracies(runs, policy) if quantity == "final_accuracy" else curve.max()
-                row.update(mean_row(accuracy, 0, 1))
+                row.update(
+                    mean_row(final_accuracies(runs, policy) if quantity == "final_accuracy" else best(curve), 0, 1)
+                )
             rows.append(row)
     return table_of(rows)
 
@@ -249,8 +278,7 @@ def final_difference(
         A row for a table like `by_policy`'s; without runs to compare, its numbers are NaN.
     """
     ends = {arm: final_accuracies(runs, arm) for arm in dict.fromkeys((policy, baseline, *pooled))}
-    folds = runs.groupby("seed").fold.first() if "fold" in runs else None
-    count, found = difference_of(ends[policy], ends[baseline], method, [ends[arm] for arm in pooled], folds)
+    count, found = difference_of(ends[policy], ends[baseline], method, [ends[arm] for arm in pooled])
     row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": count}
     return row | row_of(found, METHODS[method], -1, 1)
 
@@ -260,7 +288,6 @@ def difference_of(
     b: pd.Series,
     method: str = "welch",
     pooled: Sequence[pd.Series] = (),
-    folds: pd.Series | None = None,
 ) -> tuple[int, Estimate]:
     """The difference of two arms and how many runs an arm it is of: the fewer.
 
@@ -268,7 +295,6 @@ def difference_of(
         a, b: one value a run, by seed.
         method: of `METHODS`.
         pooled: the same of the arms whose variance is pooled.
-        folds: the fold of each seed's test images, for `blocks`.
 
     Raises:
         AnalysisError: `blocks` of runs without folds.
@@ -278,9 +304,10 @@ def difference_of(
         return len(shared), statistics.paired_difference(a[shared], b[shared])
     count = min(len(a), len(b))
     if method == "blocks":
-        if folds is None or folds.isna().any():
+        folds = blocks(a), blocks(b)
+        if None in folds:
             raise AnalysisError("method='blocks': these runs have no folds")
-        return count, statistics.blocked_difference(a, folds[a.index], b, folds[b.index])
+        return count, statistics.blocked_difference(a, folds[0], b, folds[1])
     return count, statistics.difference(a, b, statistics.pooled_sd(pooled) if method == "pooled" else None)
 
 

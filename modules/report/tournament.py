@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from modules.statistics import AnalysisError, Estimate, difference, holm, mean
+from modules.report.tables import blocks, difference_of, mean_of, mean_row, table_of
+from modules.statistics import AnalysisError, Estimate, difference, holm
 
 FITTED = 5  # rates nearest the best that the parabola is fitted to ...
 CLOSE = 0.02  # ... where their mean accuracy is that close to the best's: a collapse says nothing of the top
@@ -93,13 +94,13 @@ def _between(rates: np.ndarray, means: np.ndarray, rate: float) -> float:
 
 
 def contrast(a: Sequence[float], b: Sequence[float], a_error: float = 0.0, b_error: float = 0.0) -> Estimate:
-    """The difference of two arms, its standard error Welch's with the tuning's added.
+    """The difference of two arms, its standard error Welch's, or by blocks, with the tuning's added.
 
     Args:
-        a, b: test accuracies `[seeds]`.
+        a, b: test accuracies `[seeds]`; where runs are tested on folds, as `Tournament.accuracies` gives them.
         a_error, b_error: of the arms' `Choice`.
     """
-    found = difference(a, b)
+    found = difference(a, b) if blocks(a) is None else difference_of(a, b, "blocks")[1]
     return found._replace(error=math.sqrt(found.error**2 + a_error**2 + b_error**2))
 
 
@@ -140,18 +141,18 @@ def two_by_two(cells: Mapping[tuple[bool, bool], Sequence[float]]) -> dict[str, 
         "interaction": lambda swing, anneal: 1 if swing == anneal else -1,
     }
     return {
-        name: _combined([(sign(*cell), np.asarray(values, dtype=float)) for cell, values in cells.items()])
+        name: _combined([(sign(*cell), mean_of(values)[0]) for cell, values in cells.items()])
         for name, sign in signs.items()
     }
 
 
-def _combined(parts: list[tuple[float, np.ndarray]]) -> Estimate:
+def _combined(parts: list[tuple[float, Estimate]]) -> Estimate:
     """A weighted sum of means with Welch's and Satterthwaite's error and degrees of freedom."""
-    value = sum(weight * values.mean() for weight, values in parts)
-    variances = [weight**2 * values.var(ddof=1) / len(values) for weight, values in parts]
+    value = sum(weight * found.value for weight, found in parts)
+    variances = [(weight * found.error) ** 2 for weight, found in parts]
     total = sum(variances)
-    spread = sum(part**2 / (len(values) - 1) for part, (_, values) in zip(variances, parts, strict=True))
-    return Estimate(float(value), math.sqrt(total), total**2 / spread if spread else sum(len(v) - 1 for _, v in parts))
+    spread = sum(part**2 / found.df for part, (_, found) in zip(variances, parts, strict=True))
+    return Estimate(float(value), math.sqrt(total), total**2 / spread if spread else sum(e.df for _, e in parts))
 
 
 def arms_table(accuracies: Mapping[str, Sequence[float]], choices: Mapping[str, Choice]) -> pd.DataFrame:
@@ -162,16 +163,16 @@ def arms_table(accuracies: Mapping[str, Sequence[float]], choices: Mapping[str, 
         choices: of the tuned arms.
 
     Returns:
-        Columns `arm`, `rate` (NaN where it was given), `edge`, `runs`, `value`, `std`, `low`, `high`, `robustness`.
+        Columns `arm`, `rate` (NaN where it was given), `edge`, `runs`, `value`, `std`, `error`, `df`, `low`, `high`,
+        `method`, `robustness`.
     """
     rows = []
     for arm, values in accuracies.items():
-        found, choice = mean(values), choices.get(arm)
-        low, high = found.interval()
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        choice = choices.get(arm)
         rate, edge, robustness = (choice.rate, choice.edge, choice.robustness) if choice else (math.nan, 0, math.nan)
-        rows.append([arm, rate, edge, len(values), found.value, std, low, high, robustness])
-    columns = ["arm", "rate", "edge", "runs", "value", "std", "low", "high", "robustness"]
+        about = {"arm": arm, "rate": rate, "edge": edge, "runs": len(values), "robustness": robustness}
+        rows.append(about | mean_row(values, 0, 1))
+    columns = ["arm", "rate", "edge", "runs", "value", "std", "error", "df", "low", "high", "method", "robustness"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -192,7 +193,8 @@ def differences_table(
         margin, alpha: as for `verdicts`.
 
     Returns:
-        Columns `kind` (`primary`, `effect` or `arm`), `name`, `value`, `low`, `high` (95 %), `p`, `verdict`.
+        Columns `kind` (`primary`, `effect` or `arm`), `name`, `value`, `error`, `df`, `low`, `high` (95 %), `p`,
+        `verdict`.
     """
 
     def against(a: str, b: str) -> Estimate:
@@ -213,9 +215,42 @@ def differences_table(
         others = (arm for arm, values in accuracies.items() if arm != reference and len(values) > 1)
         rows += [["arm", arm, against(arm, reference), ""] for arm in others]
     return pd.DataFrame(
-        [[kind, name, e.value, *e.interval(), e.p_value(), verdict] for kind, name, e, verdict in rows],
-        columns=["kind", "name", "value", "low", "high", "p", "verdict"],
+        [[kind, name, *e, *e.interval(), e.p_value(), verdict] for kind, name, e, verdict in rows],
+        columns=["kind", "name", "value", "error", "df", "low", "high", "p", "verdict"],
     )
+
+
+#: What a table of results calls the effects of the two-by-two; of each arm with and without.
+EFFECTS = {"swing": "swing - none", "anneal": "anneal - none", "interaction": "swing with anneal - swing without"}
+
+
+def results_table(arms: pd.DataFrame, differences: pd.DataFrame, primary: Mapping, reference: str) -> pd.DataFrame:
+    """A tournament's numbers in the form of every other table: accuracies, differences, rates and their robustness.
+
+    Args:
+        arms: of `arms_table`.
+        differences: of `differences_table`.
+        primary, reference: as there.
+
+    Returns:
+        A table with `tables.TABLE_COLUMNS`; a primary difference has its verdict in the note, a rate whether it lies at
+        an edge of the grid.
+    """
+    rows = [{**row, "quantity": "final_accuracy", "policy": row["arm"]} for row in arms.to_dict("records")]
+    runs, method = arms.set_index("arm").runs, "blocks" if (arms.method == "blocks").any() else "Welch"
+    for row in differences.to_dict("records"):
+        name, pair = row["name"], primary.get(row["name"], (row["name"], reference))
+        if row["kind"] == "arm" and list(pair) in list(map(list, primary.values())):
+            continue  # it is a primary one
+        effect = row["kind"] == "effect"
+        about = {"quantity": "final_accuracy_difference", "policy": EFFECTS[name] if effect else " - ".join(pair)}
+        about |= {"runs": None if effect else runs[list(pair)].min(), "method": method}
+        rows.append(row | about | {"note": f"{name}: {row['verdict']}" if row["kind"] == "primary" else None})
+    edges = {-1: "the lowest rate tested", 1: "the highest rate tested"}
+    for row in arms[arms.rate.notna()].itertuples():
+        rows.append({"quantity": "lr", "policy": row.arm, "value": row.rate, "note": edges.get(row.edge)})
+        rows.append({"quantity": "robustness", "policy": row.arm, "value": row.robustness})
+    return table_of(rows)
 
 
 SAID = {

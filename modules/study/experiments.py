@@ -31,6 +31,7 @@ from modules.checks import (
 from modules.data import datasets
 from modules.range_test import best_rate
 from modules.report import tables
+from modules.report.comparison import TABLES
 from modules.report.formatting import read_reference
 from modules.runs import parallel
 from modules.runs.files import RunFiles
@@ -510,16 +511,19 @@ def tournament(
     data_dir: str | None,
     arms: list | None,
     train: bool,
+    name: str,
     workers: int | None,
     results_dir: str,
 ) -> Tournament:
-    """Notebook 8: the runs of a registration, in `tournament_tuning` and `tournament`, as it goes on.
+    """Notebook 8: the runs of a registration, in `<name>_tuning` and `<name>`, as it goes on.
 
     Raises:
         RunError, DataError: a parameter is wrong, or a folder holds other runs.
     """
+    if name not in (known := [key for key, table in TABLES.items() if table.notebook.startswith("08")]):
+        raise RunError(f"name={short(name)}: choose from {', '.join(known)}")
     design = Registration.read(registration)
-    found = Tournament(design, dataset, f"{results_dir}/tournament_tuning", f"{results_dir}/tournament", arms)
+    found = Tournament(design, dataset, f"{results_dir}/{name}_tuning", f"{results_dir}/{name}", arms)
     found.check(data_dir, workers)
     return found
 

@@ -11,7 +11,7 @@ import nbformat
 
 from modules.runs.files import atomic_write
 from modules.study.documents import number
-from modules.study.parameters import NOTEBOOKS, StudyError, read_study
+from modules.study.parameters import StudyError, read_study, source
 
 CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
@@ -39,7 +39,7 @@ def execute(name: str, plan: dict[str, dict], results: Path) -> None:
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
-                str(NOTEBOOKS / f"{name}.ipynb"),
+                str(source(name)),
                 str(unfinished),
                 plan[name],
                 kernel_name="python3",

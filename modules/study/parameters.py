@@ -41,6 +41,11 @@ class StudyError(ValueError):
     """Something asked of a study that cannot be done; the message is one line for the user."""
 
 
+def source(name: str) -> Path:
+    """The notebook behind a name; after a hyphen stands what tells apart several runs of one: `08_tournament-short`."""
+    return NOTEBOOKS / f"{name.partition('-')[0]}.ipynb"
+
+
 class Parameter(NamedTuple):
     """What a notebook's parameters cell declares of one parameter."""
 
@@ -52,7 +57,7 @@ def declared(name: str) -> dict[str, Parameter]:
     """The parameters of a notebook, by their names; its parameters cell is read, not run."""
     import papermill
 
-    found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+    found = papermill.inspect_notebook(str(source(name)))
     return {
         key: Parameter(ast.literal_eval(one["default"]), tuple(one["inferred_type_name"].split("|")))
         for key, one in found.items()
@@ -84,7 +89,7 @@ def read_study(study: str) -> dict[str, dict]:
         if part != "notes" and not isinstance(values, dict):
             raise StudyError(f"{file}: {part}: notebooks by name are needed, not {short(values)}")
         for name in values if part != "notes" else ():
-            if not (isinstance(name, str) and (NOTEBOOKS / f"{name}.ipynb").is_file()):
+            if not (isinstance(name, str) and source(name).is_file()):
                 raise StudyError(f"{file}: there is no notebook {short(name)} in {NOTEBOOKS}")
     for name, text in (found.get("conclusions") or {}).items():
         if not isinstance(text, str):
@@ -191,10 +196,10 @@ def check(plan: dict[str, dict]) -> None:
         StudyError: they were refused, with the notebook's name and why.
     """
     for name, values in plan.items():
-        if name in experiments.CHECKS:
+        if asked := experiments.CHECKS.get(source(name).stem):
             defaults = {key: parameter.default for key, parameter in declared(name).items()}
             try:
-                experiments.CHECKS[name](**{**defaults, **values})
+                asked(**{**defaults, **values})
             except experiments.Pending as error:
                 if "02_range_test" not in plan:
                     raise StudyError(f"{name}: {error}") from error

@@ -13,6 +13,7 @@ import yaml
 
 from modules.checks import RunError, short
 from modules.data.datasets import load
+from modules.data.splits import FOLDS
 from modules.report.tournament import CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
@@ -195,15 +196,21 @@ class Tournament:
             for seed in self.registration.seeds(arm, arm in open_arms)
         ]
 
-    def accuracies(self, arm: str, seeds: list[int] | None = None) -> list[float]:
-        """Test accuracies of an arm's final runs, in the order of their seeds; a run that diverged counts as chance."""
-        found = []
+    def accuracies(self, arm: str, seeds: list[int] | None = None) -> pd.Series:
+        """Test accuracies of an arm's final runs, by seed; a run that diverged counts as chance.
+
+        Where runs are tested on folds, `attrs["folds"]` has each seed's.
+        """
+        found = {}
         for seed in seeds or self.registration.seeds(arm, True):
             path = self.finals / f"{arm}-seed{seed}.json"
             if path.with_suffix(".csv").exists():
                 record = json.loads(path.read_text())
-                found.append(CHANCE if record["diverged"] else record["test"]["accuracy"])
-        return found
+                found[seed] = CHANCE if record["diverged"] else record["test"]["accuracy"]
+        series = pd.Series(found, dtype=float)
+        if self.registration.design.get("split") == "folds":
+            series.attrs["folds"] = {seed: seed % FOLDS for seed in found}
+        return series
 
     def undecided(self) -> set[str]:
         """The arms of the primary differences that the first look leaves open."""
@@ -219,7 +226,7 @@ class Tournament:
         said = verdicts(first, self.registration.design["margin"], self.registration.design["alphas"][0])
         return {arm for name, verdict in said.items() if verdict == "not resolved" for arm in primary[name]}
 
-    def final_accuracies(self) -> dict[str, list[float]]:
+    def final_accuracies(self) -> dict[str, pd.Series]:
         """`accuracies` of every arm."""
         return {arm: self.accuracies(arm) for arm in self.arms}
 
