@@ -57,6 +57,7 @@ QUANTITIES = {
     "seconds": TIMES,  # another machine's are no reproduction's business
     "hours": Quantity("{:.1f}"),
     "minutes": Quantity("{:.0f}"),
+    "described_difference": POINTS._replace(margin=None),
     "robustness": POINTS._replace(margin=None),
     "sd": POINTS._replace(form="{:.2f}"),
     "roughness": POINTS._replace(form="{:.1f}"),

@@ -243,7 +243,8 @@ def results_table(arms: pd.DataFrame, differences: pd.DataFrame, primary: Mappin
         if row["kind"] == "arm" and list(pair) in list(map(list, primary.values())):
             continue  # it is a primary one
         effect = row["kind"] == "effect"
-        about = {"quantity": "final_accuracy_difference", "policy": EFFECTS[name] if effect else " - ".join(pair)}
+        quantity = "final_accuracy_difference" if row["kind"] == "primary" else "described_difference"
+        about = {"quantity": quantity, "policy": EFFECTS[name] if effect else " - ".join(pair)}
         about |= {"runs": None if effect else runs[list(pair)].min(), "method": method}
         rows.append(row | about | {"note": f"{name}: {row['verdict']}" if row["kind"] == "primary" else None})
     edges = {-1: "the lowest rate tested", 1: "the highest rate tested"}
