@@ -25,6 +25,7 @@ LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the 
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
 MOST_POINTS = 50  # the fit tries every three of them
 LEAST_RUNS = 5  # of fewer the bootstrap's interval is far too narrow
+FITTED_RESAMPLES = 2_000  # of more than eight runs; the ends of an interval are measured rates, so more say no more
 FITTED_TOGETHER = 64  # curves, which bounds the fit's memory
 
 
@@ -485,7 +486,7 @@ def suggest_bounds(
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
     intervals = ((np.nan, np.nan), (np.nan, np.nan))
     if accuracy.shape[1] >= LEAST_RUNS:
-        drawn = resamples(accuracy.shape[1])
+        drawn = resamples(accuracy.shape[1], draws=FITTED_RESAMPLES)
         *ends, rising = pieces.fit(drawn.means(accuracy))
         # Resamples without a rise are left out, unless they are too many for that.
         if drawn.weights[rising].sum() >= (1 + CONFIDENCE) / 2:

@@ -311,24 +311,25 @@ class Resamples:
         return values @ (self.counts.T / self.counts.shape[1])
 
 
-def resamples(runs: int, blocks: Sequence[int] | None = None) -> Resamples:
-    """Every resample of up to `EXACT_RUNS` runs with its probability; `DRAWS` of them, always the same, of more.
+def resamples(runs: int, blocks: Sequence[int] | None = None, draws: int = DRAWS) -> Resamples:
+    """Every resample of up to `EXACT_RUNS` runs with its probability; of more runs some draws, always the same.
 
     Five runs have 126 different resamples: to list them is exact, and cheaper than to draw thousands.
 
     Args:
         runs: how many there are.
         blocks: the block of each run, where runs are resampled within their block only.
+        draws: how many, where not all are listed.
     """
     if blocks is not None and len(set(blocks)) > 1:
-        rng, counts = np.random.default_rng(0), np.zeros((DRAWS, runs), dtype=int)
+        rng, counts = np.random.default_rng(0), np.zeros((draws, runs), dtype=int)
         for block in sorted(set(blocks)):
             inside = np.flatnonzero(np.asarray(blocks) == block)
-            counts[:, inside] = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), DRAWS)
-        return Resamples(counts, np.full(DRAWS, 1 / DRAWS))
+            counts[:, inside] = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), draws)
+        return Resamples(counts, np.full(draws, 1 / draws))
     if runs > EXACT_RUNS:
-        counts = np.random.default_rng(0).multinomial(runs, np.full(runs, 1 / runs), DRAWS)
-        return Resamples(counts, np.full(DRAWS, 1 / DRAWS))
+        counts = np.random.default_rng(0).multinomial(runs, np.full(runs, 1 / runs), draws)
+        return Resamples(counts, np.full(draws, 1 / draws))
     chosen = combinations_with_replacement(range(runs), runs)
     counts = np.array([np.bincount(which, minlength=runs) for which in chosen])
     ways = np.array([math.factorial(runs) / math.prod(map(math.factorial, row)) for row in counts.tolist()])

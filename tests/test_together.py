@@ -208,6 +208,8 @@ def test_a_group_killed_at_work_goes_on_to_the_same_bytes(tmp_path):
         time.sleep(0.01)
     victim.kill()
     victim.join()
+    (saved,) = parts.glob(".partial/together-*.pt")
+    (saved.parent / f".{saved.name}.1.tmp").touch()  # as if it had been killed while it wrote
     assert not list(parts.glob("*.csv"))
     train_together(specs, parts)
     train_together(specs, whole)

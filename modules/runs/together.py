@@ -30,7 +30,7 @@ from modules.data.batches import Data, batches
 from modules.data.datasets import Dataset
 from modules.data.splits import split
 from modules.range_test import LARGEST_RATE, climbed
-from modules.runs.files import RunFiles, atomic_write
+from modules.runs.files import RunFiles, atomic_write, sweep
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
 from modules.runs.training import build, check, data_for, described, one_thread, plain_optimizer
@@ -203,17 +203,21 @@ class _Stack:
 
     def _dense_backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         values, weights, gradients = self._chain(inputs), [*self.weights.values()], [*self.gradients.values()]
-        delta = values.pop().log_softmax(2)
-        where = labels[..., None]
-        losses = delta.gather(2, where).squeeze(2).mean(1).neg_()
-        # Of the loss by the logits: softmax less one at the label, shared by the batch.
-        delta = delta.exp_().scatter_add_(2, where, torch.full_like(where, -1, dtype=delta.dtype)).div_(labels.shape[1])
+        # The cross entropy by hand: over ten classes it takes a third of log_softmax's time.
+        logits, where = values.pop(), labels[..., None]
+        logits.sub_(logits.amax(2, keepdim=True))
+        delta = logits.exp()
+        total = delta.sum(2, keepdim=True)
+        losses = total.log().sub_(logits.gather(2, where)).squeeze(2).mean(1)
+        # Its gradient by the logits: softmax less one at the label, shared by the batch.
+        delta.div_(total).scatter_add_(2, where, torch.full_like(where, -1, dtype=delta.dtype)).div_(labels.shape[1])
         for number in range(2 * self.layers - 2, -1, -2):
             value = values.pop()
             torch.bmm(delta.mT, value, out=gradients[number])
             torch.sum(delta, 1, out=gradients[number + 1])
             if number:
-                delta = torch.bmm(delta, weights[number]).mul_(value > 0)
+                # The gradient of ReLU in one pass, as autograd has it.
+                delta = torch.ops.aten.threshold_backward(torch.bmm(delta, weights[number]), value, 0)
         return losses
 
     @torch.no_grad()
@@ -406,6 +410,7 @@ def _train(
     one = specs[0]
     stack, images = _Stack(specs, dataset, device), _Images(specs, dataset, device)
     checkpoint = _checkpoint(files[one.name].csv.parent, specs, dataset.fingerprint)
+    sweep(checkpoint.parent, checkpoint.name)
     if state := _saved(checkpoint, len(specs), device):
         stack.restore(state)
     counts = [len(data.split.train) for data in images.data]
