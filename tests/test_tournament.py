@@ -65,6 +65,14 @@ def test_noise_between_tuning_seeds_is_an_error_of_the_choice():
     assert choose(parabola(0.0, noise=0.01)).error > choose(parabola(0.0, noise=0.001)).error > 0
 
 
+def test_what_a_fold_costs_at_every_rate_is_no_noise_of_the_choice():
+    cost, plain = np.array([0.0, 0.1, -0.1, 0.05, -0.05] * 4), parabola(0.0, noise=0.004, seeds=20)
+    folded = {rate: (np.array(values) + cost).tolist() for rate, values in plain.items()}
+    folds = [0, 1, 2, 3, 4] * 4
+    assert choose(folded, folds).error == pytest.approx(choose(plain).error, rel=0.3)
+    assert choose(folded).error > 3 * choose(folded, folds).error
+
+
 def test_a_choice_never_leaves_the_rates_that_were_tested():
     rising = {2.0**k: [0.7 + 0.01 * k - 0.0001 * k**2] * 2 for k in range(7)}
     assert choose(rising).rate == 64

@@ -39,12 +39,13 @@ class Choice:
     robustness: float
 
 
-def choose(accuracies: Mapping[float, Sequence[float]]) -> Choice:
+def choose(accuracies: Mapping[float, Sequence[float]], folds: Sequence[int] | None = None) -> Choice:
     """The rate that the registered rule chooses.
 
     Args:
         accuracies: validation accuracies of the tuning runs `[seeds]`, 0 to 1, by their rate; the same number of seeds
             at every rate.
+        folds: the fold of each seed, where runs have folds. All rates share them, so what a fold adds is no noise.
 
     Raises:
         AnalysisError: fewer than three rates, or another number of seeds at one of them.
@@ -56,10 +57,11 @@ def choose(accuracies: Mapping[float, Sequence[float]]) -> Choice:
     means = values.mean(axis=1)
     chosen, best, parabola = _top(rates, means)
     drawn, costs = np.random.default_rng(0), []
+    noise = values - _fold_effects(values, means, folds) if folds is not None else values
     for _ in range(400 if values.shape[1] > 1 else 0):
         # Seeds are drawn anew at every rate: they are runs of their own.
         picks = drawn.integers(values.shape[1], size=values.shape)
-        other = _top(rates, np.take_along_axis(values, picks, axis=1).mean(axis=1))[0]
+        other = _top(rates, np.take_along_axis(noise, picks, axis=1).mean(axis=1))[0]
         costs.append(_between(rates, means, chosen) - _between(rates, means, other))
     near = (rates <= best * ROBUST * (1 + 1e-9)) & (rates >= best / ROBUST * (1 - 1e-9))
     return Choice(
@@ -70,6 +72,14 @@ def choose(accuracies: Mapping[float, Sequence[float]]) -> Choice:
         error=math.sqrt(np.mean(np.square(costs))) if costs else math.nan,
         robustness=float(means[near].mean() - means.max()),
     )
+
+
+def _fold_effects(values: np.ndarray, means: np.ndarray, folds: Sequence[int]) -> np.ndarray:
+    """What each seed's fold adds to its accuracies `[rates, seeds]`, by the rates close to the best: `[seeds]`."""
+    close = values[means >= means.max() - CLOSE].mean(axis=0)
+    folds = np.asarray(folds)
+    effects = np.array([close[folds == fold].mean() for fold in folds])
+    return effects - effects.mean()
 
 
 def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float, tuple[float, float, float] | None]:

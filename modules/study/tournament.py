@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -179,7 +180,11 @@ class Tournament:
     def choices(self) -> dict[str, Choice]:
         """Each tuned arm's rate, once its tuning is complete."""
         grids = {arm: self.grid(arm) for arm in self.arms if self.registration.tuned(arm)}
-        return {arm: choose(grid) for arm, grid in grids.items() if grid}
+        return {arm: choose(grid, self._folds(self._tuning["seeds"])) for arm, grid in grids.items() if grid}
+
+    def _folds(self, seeds: Iterable[int]) -> list[int] | None:
+        """The fold of each seed, where runs are tested on folds."""
+        return [seed % FOLDS for seed in seeds] if self.registration.design.get("split") == "folds" else None
 
     def final(self, more: bool = False) -> list[Spec]:
         """The final runs of all arms whose rate is known.
@@ -208,8 +213,8 @@ class Tournament:
                 record = json.loads(path.read_text())
                 found[seed] = CHANCE if record["diverged"] else record["test"]["accuracy"]
         series = pd.Series(found, dtype=float)
-        if self.registration.design.get("split") == "folds":
-            series.attrs["folds"] = {seed: seed % FOLDS for seed in found}
+        if folds := self._folds(found):
+            series.attrs["folds"] = dict(zip(found, folds, strict=True))
         return series
 
     def undecided(self) -> set[str]:
