@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader
 from modules import models
 from modules.data.datasets import Dataset, load
 from modules.report import tables
+from modules.report.formatting import readable
 from modules.runs.files import atomic_write
 from modules.runs.provenance import processor, revision
-from modules.statistics import difference, mean, verdict
+from modules.statistics import difference, verdict
 
 AT = (4000, 8000)  # ends of the first two cycles
 MARGIN = 0.005
@@ -68,14 +69,13 @@ def compare(folder: Path, results: Path) -> pd.DataFrame:
     rows = []
     for at in AT:
         arms = {"plain loop": [run[str(at)] for run in plain], "study": ours.loc[at].tolist()}
-        found = {name: (mean(values), len(values)) for name, values in arms.items()}
+        for name, values in arms.items():
+            row = {"quantity": "accuracy", "policy": f"{name} at {at}", "runs": len(values)}
+            rows.append(row | tables.mean_row(values, 0, 1))
         apart = difference(arms["plain loop"], arms["study"])
-        found["plain loop - study"] = apart, len(plain)
-        for name, (estimate, runs) in found.items():
-            low, high = estimate.interval()
-            said = verdict(apart, MARGIN) if estimate is apart else ""
-            rows.append([at, name, runs, estimate.value, low, high, said])
-    return pd.DataFrame(rows, columns=["iteration", "loop", "runs", "value", "low", "high", "verdict"])
+        row = {"quantity": "accuracy_difference", "policy": f"plain loop - study at {at}", "runs": len(plain)}
+        rows.append(row | tables.row_of(apart, "Welch") | {"note": verdict(apart, MARGIN)})
+    return tables.table_of(rows)
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def main() -> None:
             atomic_write(path, json.dumps(about, indent=2) + "\n")
     table = compare(folder, results)
     tables.write(table, results / "tables" / "conventional_loop.csv")
-    print(table.to_string(index=False))
+    print(readable(table).to_string(index=False))
 
 
 if __name__ == "__main__":
