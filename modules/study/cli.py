@@ -19,7 +19,7 @@ from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
-from modules.study.notebooks import conclude, execute
+from modules.study.notebooks import conclude, execute, one_kernel
 from modules.study.parameters import check, parameters, published_folder, study_notes
 from modules.study.publishing import publish
 
@@ -45,10 +45,10 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for part in ("tables", "figures"):
             sweep(results / part)
         started = time.monotonic()
-        with shared_cluster():
+        with shared_cluster(), one_kernel() as kernel:
             for name in plan:
                 print(f"\n== {name}", flush=True)
-                execute(name, plan, results)
+                execute(name, plan, results, kernel)
         write_notes(notes, results)
         if (published := published_folder(results)).is_dir():
             conclude(study, results, published, published.name)

@@ -4,10 +4,13 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 
 from modules.runs.files import atomic_write
 from modules.study.documents import number
@@ -16,13 +19,27 @@ from modules.study.parameters import StudyError, read_study, source
 CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 
-def execute(name: str, plan: dict[str, dict], results: Path) -> None:
+@contextmanager
+def one_kernel() -> Iterator[AsyncKernelManager]:
+    """A kernel that runs a study's notebooks one after another: what takes seconds to import is imported once."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error when
+    # Ctrl-C ends them.
+    run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=50"])
+    try:
+        yield manager
+    finally:
+        run_sync(manager.shutdown_kernel)(now=True)
+
+
+def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernelManager) -> None:
     """Run one notebook of a plan through papermill into `<results>/notebooks/`, where it appears when it succeeded.
 
     Args:
         name: the notebook's.
         plan: the parameters of all notebooks of the study, by name.
         results: the results folder.
+        kernel: of `one_kernel`; nothing is left in it of the notebook before.
 
     Raises:
         StudyError: a cell failed; the message is the error's first line.
@@ -35,6 +52,7 @@ def execute(name: str, plan: dict[str, dict], results: Path) -> None:
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}")
+    _forget(kernel)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -47,9 +65,7 @@ def execute(name: str, plan: dict[str, dict], results: Path) -> None:
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 autosave_cell_every=0,
-                # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an
-                # error when Ctrl-C ends them.
-                extra_arguments=["--IPKernelApp.log_level=50"],
+                km=kernel,
             )
         except papermill.PapermillExecutionError as error:
             raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
@@ -61,6 +77,21 @@ def execute(name: str, plan: dict[str, dict], results: Path) -> None:
             atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4), plan)) + "\n")
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _forget(kernel: AsyncKernelManager) -> None:
+    """Empty a kernel's namespace and begin its count of cells anew; what is imported stays imported."""
+
+    async def reset() -> None:
+        client = kernel.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=60)
+            await client.execute_interactive("get_ipython().reset()", silent=True, timeout=60)
+        finally:
+            client.stop_channels()
+
+    run_sync(reset)()
 
 
 def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat.NotebookNode:
