@@ -228,8 +228,7 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     compared = pd.concat([runs[runs.policy == policy] for policy in both])
     rows = by_policy(compared, ("iterations", "final_accuracy", "best_accuracy")).to_dict("records")
     if not (both[baseline].empty or both[challenger].empty):
-        folds = all(blocks(curve) is not None for curve in both.values())
-        rows.append(final_difference(runs, challenger, baseline, "blocks" if folds else "welch"))
+        rows.append(final_difference(runs, challenger, baseline))
     cross = crossing(both[baseline], both[challenger])
     best = {"policy": baseline, "runs": both[baseline].shape[1]}
     of = {"policy": challenger, "runs": both[challenger].shape[1]}

@@ -259,25 +259,26 @@ def differences(runs: pd.DataFrame, compare: Iterable) -> pd.DataFrame:
     """
     rows = []
     for pair in pairs_of(compare):
-        row = final_difference(runs, pair["a"], pair["b"], pair.get("method", "welch"), pooled_arms(compare))
+        row = final_difference(runs, pair["a"], pair["b"], pair.get("method"), pooled_arms(compare))
         rows.append({**row, "note": pair.get("note")})
     return table_of(rows)
 
 
 def final_difference(
-    runs: pd.DataFrame, policy: str, baseline: str, method: str = "welch", pooled: Sequence[str] = ()
+    runs: pd.DataFrame, policy: str, baseline: str, method: str | None = None, pooled: Sequence[str] = ()
 ) -> dict[str, object]:
     """By how much one policy's final accuracy exceeds another's.
 
     Args:
         runs: as `read_runs` gives them.
         policy, baseline: two arms.
-        method, pooled: as for `difference_of`; arms by their names.
+        method, pooled: as for `difference_of`, arms by their names; by default Welch's, and blocks for runs with folds.
 
     Returns:
         A row for a table like `by_policy`'s; without runs to compare, its numbers are NaN.
     """
     ends = {arm: final_accuracies(runs, arm) for arm in dict.fromkeys((policy, baseline, *pooled))}
+    method = method or ("blocks" if all(blocks(end) is not None for end in ends.values()) else "welch")
     count, found = difference_of(ends[policy], ends[baseline], method, [ends[arm] for arm in pooled])
     row = {"quantity": "final_accuracy_difference", "policy": f"{policy} - {baseline}", "runs": count}
     return row | row_of(found, METHODS[method], -1, 1)

@@ -29,6 +29,7 @@ from modules.checks import (
     whole,
 )
 from modules.data import datasets
+from modules.data.splits import split
 from modules.range_test import best_rate
 from modules.report import tables
 from modules.report.comparison import TABLES
@@ -318,10 +319,16 @@ def policies(
     return parts
 
 
+def _train_count(data: datasets.Dataset, settings: dict) -> int:
+    """How many images a run trains on: of its split, if it has one of its own."""
+    return split(data, settings.get("split", "standard"), seed=1).sizes["train"]
+
+
 @_checked
 def best_lr(
     dataset: str,
     data_dir: str | None,
+    model: str | None,
     depth: int,
     width: int,
     kernel_initializer: str,
@@ -377,18 +384,20 @@ def best_lr(
         )
     check_folder("log_dir", log_dir)
     data = datasets.load(dataset, data_dir)
-    batches = len(data.train_labels) // batch_size  # in an epoch
+    count = _train_count(data, settings)
+    batches = count // batch_size  # in an epoch
     if batches < 1:
-        raise RunError(f"batch_size={batch_size} exceeds the {len(data.train_labels)} training images")
+        raise RunError(f"batch_size={batch_size} exceeds the {count} training images")
     wide = dict(depth=depth, width=width, kernel_initializer=kernel_initializer, activation=activation)
     wide |= dict(weight_decay=weight_decay, augment=augment)
-    if data.channels > 1:
+    if model is None and data.channels > 1:
         network = dict(model=f"wide_resnet-{depth}-{width}", init=kernel_initializer, activation=activation)
         network |= dict(weight_decay=weight_decay, augment=augment)
     elif changed := [f"{name}={value!r}" for name, value in wide.items() if value != WIDE[name]]:
-        raise RunError(f"{', '.join(changed)}: for the wide residual network only, and {dataset} gets LeNet")
+        taken = model or "LeNet"
+        raise RunError(f"{', '.join(changed)}: for the wide residual network only, and {dataset} gets {taken}")
     else:
-        network = dict(model="lenet", weight_decay=0.0)
+        network = dict(model=model or "lenet", weight_decay=0.0)
     network |= dict(dataset=dataset, optimizer=optimizer, batch_size=batch_size)
     network |= dict(momentum=momentum if optimizer == "sgd" else 0.0)
     network |= _free(settings, "evaluation", *network)
@@ -440,6 +449,7 @@ def sweep_losses(runs: Any) -> Any:
 def mlp(
     dataset: str,
     data_dir: str | None,
+    model: str,
     optimizer: str,
     constant_lr: float,
     base_lr: float,
@@ -464,15 +474,15 @@ def mlp(
         whole(name, count)
     for name, number in dict(constant_lr=constant_lr, base_lr=base_lr, max_lr=max_lr).items():
         positive(name, number)
-    count = len(datasets.load(dataset, data_dir).train_labels)
+    count = _train_count(datasets.load(dataset, data_dir), settings)
     if not small_batch < large_batch <= count:
         raise RunError(
             f"small_batch={small_batch}, large_batch={large_batch}: the first must be smaller, and neither may exceed "
             f"the {count} training images"
         )
     _check_reference(reference)
-    network = dict(model="mlp", init="glorot_uniform", momentum=0.0, weight_decay=0.0)
-    network |= _free(settings, "optimizer", "batch_size") | dict(dataset=dataset, optimizer=optimizer)
+    network = dict(init="glorot_uniform", momentum=0.0, weight_decay=0.0) | _free(settings, "optimizer", "batch_size")
+    network |= dict(model=model, dataset=dataset, optimizer=optimizer)
     clr = dict(name="triangular", base_lr=base_lr, max_lr=max_lr, step_size=step_size)
     sizes = {"small": small_batch, "large": large_batch}
     lengths = {size: epochs * (count // batch) for size, batch in sizes.items()}
