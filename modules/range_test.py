@@ -94,7 +94,7 @@ def range_test(
     """
     if evaluate_every is None:
         evaluate_every = max(1, iterations // 50)
-    _check(model, optimizer, loss_fn, forward, evaluate, validation)
+    _check(model, optimizer, loss_fn, batches, forward, evaluate, validation)
     _check_lengths(iterations, evaluate_every, accumulate, stop_factor)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
@@ -158,12 +158,21 @@ def range_test(
 
 
 def _check(
-    model: object, optimizer: object, loss_fn: object, forward: object, evaluate: object, validation: object
+    model: object,
+    optimizer: object,
+    loss_fn: object,
+    batches: object,
+    forward: object,
+    evaluate: object,
+    validation: object,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in trained for parameter in model.parameters() if parameter.requires_grad):
+        raise ValueError("the optimizer trains none of the model's parameters: is it another model's?")
     needed = inspect.signature(optimizer.step).parameters.get("closure")
     if needed and needed.default is inspect.Parameter.empty:
         raise ValueError(
@@ -172,6 +181,14 @@ def _check(
         )
     if (loss_fn is None) == (forward is None):
         raise ValueError("either a loss_fn(outputs, target) or a forward(model, batch) that gives the loss is needed")
+    if isinstance(loss_fn, type):
+        raise ValueError(f"loss_fn is a class: {loss_fn.__name__}() is a loss")
+    if loss_fn is not None and not callable(loss_fn):
+        raise ValueError(
+            f"loss_fn must be a function, not {type(loss_fn).__name__}: the order is loss_fn, then batches"
+        )
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise ValueError(f"batches must be e.g. a DataLoader, not {type(batches).__name__}")
     if evaluate is not None and validation is not None:
         raise ValueError("evaluate and validation are two ways to the same column: give one of them")
     if evaluate is not None and not callable(evaluate):
@@ -439,7 +456,7 @@ class Bounds:
 
 
 def suggest_bounds(
-    lr: np.ndarray, accuracy: np.ndarray, log: bool = False, skip_start: int = 0, skip_end: int = 0
+    lr: np.ndarray, accuracy: np.ndarray, log: bool | None = None, skip_start: int = 0, skip_end: int = 0
 ) -> Bounds:
     """Read `base_lr` and `max_lr` off a range test.
 
@@ -456,7 +473,8 @@ def suggest_bounds(
         lr: learning rates in increasing order, `[points]`.
         accuracy: accuracy at those rates, `[points]` or `[points, runs]`, 0 to 1; NaN from where a run has diverged,
             which counts as its first accuracy, chance: that is the fall the test looks for.
-        log: whether the ramp was exponential; pieces are then straight over log(lr).
+        log: whether the ramp was exponential; pieces are then straight over log(lr). By default the rates' spacing
+            says it.
         skip_start, skip_end: points to leave out at either end.
 
     Raises:
@@ -466,9 +484,14 @@ def suggest_bounds(
     lr, accuracy = _points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if len(lr) < 12:
         raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {len(lr)}")
+    if np.isnan(accuracy).all():
+        raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
     accuracy = diverged_as_chance(accuracy)
     if not np.isfinite(accuracy).all():
         raise AnalysisError("a range test needs finite accuracies, up to where a run diverges")
+    if log is None:
+        steps = [np.diff(lr), np.diff(np.log(lr))] if lr[0] > 0 else []
+        log = bool(steps) and np.argmin([step.std() / step.mean() for step in steps]) == 1
     given = x = np.log(lr) if log else lr
     if len(x) > MOST_POINTS:
         starts = np.arange(MOST_POINTS) * len(x) // MOST_POINTS

@@ -27,12 +27,16 @@ JPEG = {"dataset": "images", "data_dir": "data/cifar10-jpeg"}
 def named(name, data_dir=None):
     """A data set of the right size without its pixels: which runs are asked for depends on no more."""
     count, channels = SIZES[name]
-    images, labels = np.zeros((1, channels, 32, 32), dtype=np.uint8), np.zeros(count, dtype=np.int64)
-    return datasets.Dataset(name, name, images, labels, images, labels, ("0",), "")
+
+    def part(size):
+        pixels = np.zeros((1, channels, 32, 32), dtype=np.uint8)
+        return np.broadcast_to(pixels, (size, *pixels.shape[1:])), np.zeros(size, dtype=np.int64)
+
+    return datasets.Dataset(name, name, *part(count), *part(500), ("0",), "")
 
 
 STUDIES = [
-    ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation"}),
+    ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp"}),
     ("caffe-quick", "cifar10-jpeg-quick", JPEG, {"policies", "ablation", "policies_range_test"}),
     ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
     ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),

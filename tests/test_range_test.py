@@ -37,6 +37,34 @@ def test_known_knees_are_found_exactly_without_noise(after):
     assert (found.base_lr, found.max_lr) == pytest.approx((RISE, KNEE))
 
 
+def test_the_spacing_of_the_rates_says_whether_the_ramp_was_exponential():
+    rates = np.append(np.geomspace(1e-4, 1, 50), 1.05)  # the last row may come early
+    curve_over_log = curve("stays", np.log(rates), np.log(rates[12]), np.log(rates[30]))
+    found = suggest_bounds(rates, curve_over_log)
+    assert (found.base_lr, found.max_lr) == pytest.approx((rates[12], rates[30]), rel=0.2)
+    given = suggest_bounds(rates, curve_over_log, log=True)
+    assert (found.base_lr, found.max_lr) == (given.base_lr, given.max_lr)
+    assert suggest_bounds(LR, curve("slows")).max_lr == suggest_bounds(LR, curve("slows"), log=False).max_lr
+    with pytest.raises(AnalysisError, match="give range_test a validation"):
+        suggest_bounds(LR, np.full(40, np.nan))
+
+
+def test_what_was_exchanged_or_left_out_is_said():
+    model, data = torch.nn.Linear(2, 2), [(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))] * 2
+    optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.CrossEntropyLoss()
+    with pytest.raises(ValueError, match="the order is loss_fn, then batches"):
+        range_test(model, optimizer, data, loss)
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss\(\) is a loss"):
+        range_test(model, optimizer, torch.nn.CrossEntropyLoss, data)
+    with pytest.raises(ValueError, match="batches must be e.g. a DataLoader, not int"):
+        range_test(model, optimizer, loss, 3)
+    with pytest.raises(ValueError, match="trains none of the model's parameters"):
+        range_test(torch.nn.Linear(2, 2), optimizer, loss, data)
+    optimizer.param_groups.clear()
+    with pytest.raises(ValueError, match="trains none of the model's parameters"):
+        range_test(model, optimizer, loss, data)
+
+
 @pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize("seed", range(5))
 def test_known_knees_are_found_in_noise_of_five_runs(after, seed):

@@ -18,7 +18,17 @@ from modules.statistics import AnalysisError
 from modules.study.parameters import PUBLISHED
 
 #: The pages of results, in `results/published/`.
-PAGES = ("README", "caffe-quick", "headline", "papers-table", "caffe-setting", "fashion-mnist", "mnist", "claims")
+PAGES = (
+    "digits",
+    "README",
+    "caffe-quick",
+    "headline",
+    "papers-table",
+    "caffe-setting",
+    "fashion-mnist",
+    "mnist",
+    "claims",
+)
 DOCUMENTS = (
     *(Path(folder, "README.md") for folder in (".", "benchmarks", "studies")),
     *(PUBLISHED / f"{page}.md" for page in PAGES),
