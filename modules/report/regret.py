@@ -6,12 +6,14 @@ other half.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from modules.report.tables import table_of
 from modules.statistics import AnalysisError, quantiles
 
 DRAWS = 2000
@@ -164,6 +166,26 @@ def regret_table(found: pd.DataFrame, landscapes: Mapping[tuple[str, str], Lands
 def _points(value: float, resampled: np.ndarray) -> dict[str, float]:
     low, high = quantiles(resampled, np.full(len(resampled), 1 / len(resampled)))
     return {"value": 100 * value, "low": 100 * low, "high": 100 * high}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The means over all tasks in the form of every other table: `regret` of `<rule> <schedule> <ramp>`, 0 to 1.
+
+    Args:
+        table: as `regret_table` gives it.
+    """
+    whole = table[(table.task == "all") & table.value.notna()]
+    rows = [
+        {
+            "quantity": "regret",
+            "policy": re.sub(r"[^\w .-]+", "", f"{row.rule} {row.schedule} {row.ramp}".replace(" / ", " over ")),
+            "runs": row.ramps,
+            **{key: getattr(row, key) / 100 for key in ("value", "low", "high")},
+            "method": "resampled",
+        }
+        for row in whole.itertuples()
+    ]
+    return table_of(rows)
 
 
 def side_by_side(table: pd.DataFrame, schedule: str) -> pd.DataFrame:
