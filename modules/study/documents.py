@@ -27,6 +27,7 @@ PAGES = (
     "caffe-setting",
     "fashion-mnist",
     "mnist",
+    "rate-finders",
     "claims",
 )
 DOCUMENTS = (
