@@ -97,7 +97,8 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         near = panels[0, 1]
         kept = runs[(runs.policy == challenger) & ~runs.diverged & (runs.iteration >= cross.iteration / 2)]
         left, right = kept.iteration.min(), kept.iteration.max()
-        near.set(xlim=(left if left < right else 0, right), title=f"CLR reaches it at {cross.iteration:,.0f}")
+        title = f"CLR's mean first has it at {cross.iteration:,.0f} (stripe: 95 %)"
+        near.set(xlim=(left if left < right else 0, right), title=title)
         low, high = min(kept.val_acc.min(), cross.target), max(kept.val_acc.max(), cross.target)
         margin = 0.05 * (high - low) or 0.01  # one evaluation of one run may have no height
         near.set_ylim(low - margin, high + margin)
