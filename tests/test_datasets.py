@@ -115,6 +115,67 @@ def test_not_square_images_are_refused(tmp_path):
         load("images", folder)
 
 
+def photographs(folder, **counts):
+    """A folder of pictures of many sizes and kinds, `counts` of each class."""
+    rng = np.random.default_rng(0)
+    for shade, (name, count) in enumerate(counts.items(), start=1):
+        for index in range(count):
+            place = folder / name / ("holiday" if index % 2 else "")
+            place.mkdir(parents=True, exist_ok=True)
+            height, width = rng.integers(40, 300, 2)
+            mode, suffix = (("RGB", "jpg"), ("L", "JPEG"), ("RGBA", "png"), ("P", "png"))[index % 4]
+            Image.new("RGB", (width, height), (60 * shade,) * 3).convert(mode).save(place / f"{index}.{suffix}")
+    return folder
+
+
+def test_photographs_of_any_size_are_resized_and_a_fifth_is_held_out(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=20, dog=10)
+    data = load("images-32", folder)
+    assert data.train_images.shape == (24, 3, 32, 32)
+    assert (np.bincount(data.train_labels) == [16, 8]).all()
+    assert (np.bincount(data.test_labels) == [4, 2]).all()
+    assert data.held_out
+    assert data.label == "pets (folder of images, a fifth held out)"
+    assert abs(data.train_images[data.train_labels == 1].mean() - 120) < 2
+    assert load("images-32", folder).fingerprint == data.fingerprint  # from the cache
+    assert load("images-16", folder).size == 16
+
+
+def test_photographs_are_cropped_to_their_middle_and_turned_upright(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=5, dog=5)
+    pixels = np.zeros((300, 100, 3), dtype=np.uint8)
+    pixels[:80] = 255  # the sky
+    for place in ("train", "val"):
+        for name in ("cat", "dog"):
+            (folder / place / name).mkdir(parents=True)
+            lying = Image.fromarray(np.rot90(pixels))  # a camera held upright that says so
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            lying.save(folder / place / name / "1.jpg", exif=exif)
+            Image.fromarray(pixels).resize((1500, 4500)).save(folder / place / name / "2.jpg")
+    data = load("images-8", folder)
+    assert not data.held_out
+    assert (data.train_images < 20).all()
+    one = load("images-24", folder).train_images  # the middle third of the picture has no sky
+    assert (one < 20).all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "name", "message"),
+    [
+        (dict(cat=9, dog=4), "images-32", "dog has 4 images: 5 are needed, as there is no test/"),
+        (dict(cat=9), "images-32", r"a folder for each of two classes or more, found \['cat'\]"),
+        (dict(cat=9, dog=9), "images", "as the data set images-64 every image is resized and cropped to 64 x 64"),
+        (dict(cat=9, dog=9), "images-7", "dataset images-7: from 8 to 1024 pixels are possible"),
+        (dict(cat=9, dog=9), "images-<pixels>", "unknown dataset 'images-<pixels>': choose one of"),
+    ],
+)
+def test_folders_of_photographs_that_cannot_be_used_are_named(tmp_path, counts, name, message):
+    with pytest.raises(DataError, match=message) as error:
+        load(name, photographs(tmp_path, **counts))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("name", "place"), [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_files_are_read(tmp_path, name, place, suffix):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from modules.checks import short
-from modules.data.sources import SPLITS, DataError, source
+from modules.data.sources import SPLITS, DataError, Source, source
 
 CACHE_VERSION = 1
 
@@ -34,6 +34,7 @@ class Dataset:
         train_labels, test_labels: int64 arrays `[N]`.
         classes: class names, in label order.
         fingerprint: SHA-256 over shapes, pixels and labels of both splits.
+        held_out: the test images are a part of the training images of a folder that has none for testing.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dataset:
     test_labels: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str
+    held_out: bool = False
 
     @property
     def channels(self) -> int:
@@ -63,8 +65,9 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Load a data set, from its cache where there is one.
 
     Args:
-        name: one of `sources.SOURCES`. For `images`, `data_dir` holds `train/<class>/*` and `test/<class>/*`, PNG or
-            JPEG, all of one size.
+        name: one of `sources.SOURCES`. For `images`, `data_dir` holds `train/<class>/*` and `test/<class>/*`, all of
+            one size; for `images-64`, of any size: each is resized and cropped to 64 x 64. Without `test/` (or `val/`)
+            a fifth of each class is held out.
         data_dir: where the data lie or are downloaded to, and where the cache goes; by default `default_data_dir()`.
 
     Raises:
@@ -77,13 +80,14 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     files = origin.find(data_dir) if origin.find else None
     key = [CACHE_VERSION, *(files.stamp if files else [])]
     cache = data_dir / ".cache" / name
-    found = _open_cache(cache, name, key)
-    if found:
-        return found
-    splits, classes = files.read() if files else origin.read(data_dir)
-    arrays = _arrays(*splits)
-    _check(arrays, classes, name, data_dir)
-    return _write_cache(cache, name, key, arrays, classes, data_dir)
+    about = {"name": name, "held_out": bool(files and files.held_out)}
+    found = _open_cache(cache, key)
+    if found is None:
+        splits, classes = files.read() if files else origin.read(data_dir)
+        arrays = _arrays(*splits)
+        _check(arrays, classes, name, data_dir)
+        found = _write_cache(cache, key, arrays, classes)
+    return Dataset(**about, **found, label=_label(origin, found["fingerprint"], data_dir, about["held_out"]))
 
 
 Arrays = dict[str, np.ndarray]
@@ -97,11 +101,13 @@ def _fingerprint(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _label(name: str, fingerprint: str, data_dir: Path) -> str:
-    return source(name).label or KNOWN_IMAGES.get(fingerprint) or f"{data_dir.resolve().name} (folder of images)"
+def _label(origin: Source, fingerprint: str, data_dir: Path, held_out: bool) -> str:
+    folder = f"{data_dir.resolve().name} (folder of images{', a fifth held out' if held_out else ''})"
+    return origin.label or KNOWN_IMAGES.get(fingerprint) or folder
 
 
-def _open_cache(cache: Path, name: str, key: list) -> Dataset | None:
+def _open_cache(cache: Path, key: list) -> dict | None:
+    """The cached parts of a `Dataset`; None where there are none of this key."""
     try:
         meta = json.loads((cache / "meta.json").read_text())
         if meta["key"] != key:
@@ -109,20 +115,19 @@ def _open_cache(cache: Path, name: str, key: list) -> Dataset | None:
         arrays = {part: np.load(cache / f"{part}.npy", mmap_mode="r") for part in meta["parts"]}
     except (OSError, ValueError, KeyError, EOFError):
         return None
-    label = _label(name, meta["fingerprint"], cache.parent.parent)
-    return Dataset(name, label, **arrays, classes=tuple(meta["classes"]), fingerprint=meta["fingerprint"])
+    return {**arrays, "classes": tuple(meta["classes"]), "fingerprint": meta["fingerprint"]}
 
 
-def _write_cache(
-    cache: Path, name: str, key: list, arrays: Arrays, classes: tuple[str, ...], data_dir: Path
-) -> Dataset:
+def _write_cache(cache: Path, key: list, arrays: Arrays, classes: tuple[str, ...]) -> dict:
+    """Put the parts of a `Dataset` into the cache, and give them back from there where that is possible."""
     fingerprint = _fingerprint(arrays)
+    found = {**arrays, "classes": classes, "fingerprint": fingerprint}
     meta = {"key": key, "fingerprint": fingerprint, "classes": classes, "parts": sorted(arrays)}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=cache.parent))
+        new = Path(tempfile.mkdtemp(prefix=f"{cache.name}-", dir=cache.parent))
     except OSError:  # a read-only data directory: work from memory
-        return Dataset(name, _label(name, fingerprint, data_dir), **arrays, classes=classes, fingerprint=fingerprint)
+        return found
     try:
         for part, array in arrays.items():
             np.save(new / f"{part}.npy", array)
@@ -132,9 +137,7 @@ def _write_cache(
             new.rename(cache)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return _open_cache(cache, name, key) or Dataset(
-        name, _label(name, fingerprint, data_dir), **arrays, classes=classes, fingerprint=fingerprint
-    )
+    return _open_cache(cache, key) or found
 
 
 def _arrays(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> Arrays:

@@ -3,21 +3,30 @@
 import gzip
 import hashlib
 import os
+import re
 import socket
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modules.checks import short
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SPLITS = ("train", "test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_SIDE = 1024
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MIN_SIDE, MAX_SIDE = 8, 1024  # pixels
+HELD_OUT_FOLDERS = ("test", "val")  # the first of them that is there
+RESIZED = "as the data set images-64 every image is resized and cropped to 64 x 64"
+HANDS = 5  # without such a folder one of five images of each class is held out
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 #: Images `[N, H, W]` or `[N, H, W, 3]` and labels `[N]` of the training and of the test split; the classes' names.
@@ -150,10 +159,20 @@ def _idx_reader(what: str, folder: str, torchvision_name: str, system: Path | No
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Per split, one (path, label) for each image, sorted; `stamp` changes when a file does."""
+    """The image files of a folder, by what they are for.
+
+    Attributes:
+        files: per split, one (path, label) for each image, sorted.
+        classes: the classes' names, in label order.
+        held_out: the folder has no test images of its own: a part of its images was held out for them.
+        size: what every image is resized and cropped to, in pixels; None for images that are all of one size.
+        stamp: changes when a file does.
+    """
 
     files: dict[str, list[tuple[Path, int]]]
     classes: tuple[str, ...]
+    held_out: bool
+    size: int | None
     stamp: list
 
     def read(self) -> Read:
@@ -167,32 +186,35 @@ class ImageFiles:
     def _split(self, split: str) -> tuple[list[np.ndarray], np.ndarray]:
         images, first = [], self.files[split][0][0]
         for path, _ in self.files[split]:
-            pixels = _pixels(path)
+            pixels = _pixels(path, self.size)
             if images and pixels.shape[:2] != images[0].shape[:2]:
-                raise DataError(
-                    f"{path} has shape {pixels.shape}, but {first} has {images[0].shape}: resize them first"
-                )
+                raise DataError(f"{path} has shape {pixels.shape}, but {first} has {images[0].shape}: {RESIZED}")
             images.append(pixels)
         return images, np.array([label for _, label in self.files[split]])
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """Pixels of one file, uint8 `[H, W]` or `[H, W, 3]`."""
-    from PIL import Image
+def _pixels(path: Path, size: int | None) -> np.ndarray:
+    """Pixels of one file, upright, uint8 `[H, W]` or `[H, W, 3]`; resized and cropped to a square where asked for."""
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which are refused below
+            warnings.simplefilter("ignore")  # of large pictures; those that are not resized are refused below
             image = Image.open(path)
         with image:
-            if max(image.size) > MAX_SIDE:
-                raise DataError(f"{path} is {image.width} x {image.height} pixels, more than {MAX_SIDE}: resize it")
+            if size is None and max(image.size) > MAX_SIDE:
+                raise DataError(f"{path} is {image.width} x {image.height} pixels, more than {MAX_SIDE}: {RESIZED}")
             if getattr(image, "n_frames", 1) > 1:
                 raise DataError(f"{path} is animated: one picture a file is needed")
-            if image.mode.startswith(("I", "F")):
+            if size is not None:
+                image.draft(None, (2 * size, 2 * size))  # a JPEG is decoded no larger than needed
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith(("I", "F")):
                 # Pillow would cut off what exceeds 255.
-                return (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+                levels = (np.asarray(upright, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+                upright = Image.fromarray(levels)
+            upright = upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB")
+            return np.asarray(upright if size is None else _square(upright, size))
     except DataError:
         raise
     except Exception as error:  # decoders raise whatever the damage leads to
@@ -200,54 +222,116 @@ def _pixels(path: Path) -> np.ndarray:
         raise DataError(f"{path} cannot be read as an image: {why}") from error
 
 
+def _square(image: "Image", size: int) -> "Image":
+    """The middle of an image whose shorter side is made `size` pixels long, as torchvision does it."""
+    from torchvision.transforms.v2 import functional
+
+    return functional.center_crop(functional.resize(image, [size], antialias=True), [size, size])
+
+
 def _folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
 
 
-def _find_images(data_dir: Path) -> ImageFiles:
+def _find_images(data_dir: Path, size: int | None = None) -> ImageFiles:
     """The image files of a folder, without reading them; links are followed, hidden names left out.
 
+    A class's images may lie in folders below its own. Where there is no `test/`, and no `val/` either, a fifth of each
+    class is held out, always the same for the same files; the class folders may then lie in `data_dir` itself.
+
     Raises:
-        DataError: folders are missing, empty, differ between the splits, or hold what is no file.
+        DataError: folders are missing, empty, or differ between the splits.
     """
     try:
-        return _listed(data_dir)
+        return _listed(data_dir, size)
     except OSError as error:
         raise DataError(f"{error.filename or data_dir} cannot be read: {error.strerror}") from error
 
 
-def _listed(data_dir: Path) -> ImageFiles:
-    for split in SPLITS:
-        if not (data_dir / split).is_dir():
-            raise DataError(f"no folder {data_dir / split}: data set 'images' needs train/<class>/* and test/<class>/*")
-    classes, other = (_folders(data_dir / split) for split in SPLITS)
-    if not classes:
-        raise DataError(f"{data_dir}: train and test must hold a folder for each class, found none")
-    if classes != other:
+def _listed(data_dir: Path, size: int | None) -> ImageFiles:
+    if not data_dir.is_dir():
+        raise DataError(f"no folder {data_dir}: data set 'images' needs train/<class>/* and test/<class>/* in it")
+    held_out = next((data_dir / name for name in HELD_OUT_FOLDERS if (data_dir / name).is_dir()), None)
+    train = data_dir / "train"
+    if not train.is_dir():
+        if held_out is not None:
+            raise DataError(f"no folder {train}: data set 'images' needs train/<class>/* beside {held_out.name}/")
+        train = data_dir
+    classes = _folders(train)
+    if len(classes) < 2:
+        raise DataError(f"{train} must hold a folder for each of two classes or more, found {short(list(classes))}")
+    if held_out is not None and classes != (other := _folders(held_out)):
         only = [
             f"{name!r} is only in {split}"
-            for split, mine, theirs in zip(SPLITS, (classes, other), (other, classes), strict=True)
+            for split, mine, theirs in (("train", classes, other), (held_out.name, other, classes))
             for name in mine
             if name not in theirs
         ]
-        raise DataError(f"{data_dir}: train and test must hold the same class folders, but {', '.join(only[:5])}")
-    files: dict[str, list[tuple[Path, int]]] = {}
+        raise DataError(
+            f"{data_dir}: train and {held_out.name} must hold the same class folders, but {', '.join(only[:5])}"
+        )
+    files = {"train": _labelled(train, classes), "test": []}
+    if held_out is not None:
+        files["test"] = _labelled(held_out, classes)
+    else:
+        labels = np.array([label for _, label in files["train"]])
+        counts = np.bincount(labels)
+        if counts.min() < HANDS:
+            few = classes[counts.argmin()]
+            raise DataError(
+                f"{train / few} has {counts.min()} images: {HANDS} are needed, as there is no test/, and a fifth of "
+                "each class is held out"
+            )
+        hand = dealt(labels, HANDS)
+        files["test"] = [file for file, mine in zip(files["train"], hand, strict=True) if mine == 0]
+        files["train"] = [file for file, mine in zip(files["train"], hand, strict=True) if mine != 0]
     digest = hashlib.sha256()
     for split in SPLITS:
-        files[split] = []
-        for label, name in enumerate(classes):
-            entries = sorted(os.scandir(data_dir / split / name), key=lambda entry: entry.name)
-            entries = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")]
-            if not entries:
-                raise DataError(f"no PNG or JPEG image in {data_dir / split / name}")
-            for entry in entries:
-                status = entry.stat()
-                if not entry.is_file():
-                    raise DataError(f"{entry.path} is not a file")
-                line = f"{split}/{name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n"
-                digest.update(os.fsencode(line))
-                files[split].append((Path(entry.path), label))
-    return ImageFiles(files, classes, [digest.hexdigest()])
+        for path, label in files[split]:
+            status = path.stat()
+            line = f"{split}/{classes[label]}/{path.name} {status.st_size} {status.st_mtime_ns}\n"
+            digest.update(os.fsencode(line))
+    return ImageFiles(files, classes, held_out is None, size, [digest.hexdigest()])
+
+
+def _labelled(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """(path, label) of the images of each class, those in folders below its own too.
+
+    Raises:
+        DataError: a class without images, or a name of an image that is no file.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for label, name in enumerate(classes):
+        paths = []
+        for place, below, names in os.walk(folder / name, onerror=stop, followlinks=True):
+            below[:] = sorted(inner for inner in below if not inner.startswith("."))
+            wanted = (each for each in names if each.lower().endswith(IMAGE_SUFFIXES) and not each.startswith("."))
+            paths += [Path(place, each) for each in sorted(wanted)]
+        if not paths:
+            raise DataError(f"no image in {folder / name}: files that end in {', '.join(IMAGE_SUFFIXES)} are taken")
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{path} is not a file")
+        found += [(path, label) for path in paths]
+    return found
+
+
+def dealt(labels: np.ndarray, hands: int) -> np.ndarray:
+    """Images dealt out at random, class by class, into as many hands: `[N]`, always the same.
+
+    Args:
+        labels: of the images, `[N]`.
+        hands: how many.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    hand = np.empty(len(labels), dtype=np.int64)
+    hand[order] = np.arange(len(labels)) % hands
+    return hand
 
 
 #: By the name that specifications give it.
@@ -260,6 +344,7 @@ SOURCES = {
     ),
     "cifar10": Source("CIFAR-10", _read_cifar10),
     "images": Source(None, find=_find_images),
+    "images-<pixels>": Source(None, find=_find_images),
 }
 
 
@@ -269,6 +354,11 @@ def source(name: str) -> Source:
     Raises:
         DataError: there is none of that name.
     """
-    if name not in SOURCES:
+    if sized := re.fullmatch(r"images-([1-9]\d{0,3})", name, re.ASCII):
+        size = int(sized[1])
+        if not MIN_SIDE <= size <= MAX_SIDE:
+            raise DataError(f"dataset {name}: from {MIN_SIDE} to {MAX_SIDE} pixels are possible")
+        return Source(None, find=partial(_find_images, size=size))
+    if name not in SOURCES or "<" in name:
         raise DataError(f"unknown dataset {short(name)}: choose one of {', '.join(SOURCES)}")
     return SOURCES[name]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modules.data.datasets import Dataset
+from modules.data.sources import dealt
 
 SPLITS = ("standard", "validation", "folds")
 HELD_OUT = 0.1  # of the training images, for validation
@@ -66,19 +67,10 @@ def split(dataset: Dataset, name: str, seed: int) -> Split:
         return Split(images, labels, everything, everything[:0], test_images, test_labels)
     if name == "folds":
         images, labels = np.concatenate([images, test_images]), np.concatenate([labels, test_labels])
-        fold = _dealt(labels, FOLDS) == seed % FOLDS
+        fold = dealt(labels, FOLDS) == seed % FOLDS
         rest, test = np.flatnonzero(~fold), np.flatnonzero(fold)
         test_images, test_labels = images[test], labels[test]
     else:
         rest = everything
-    held_out = _dealt(labels[rest], round(1 / HELD_OUT)) == 0
+    held_out = dealt(labels[rest], round(1 / HELD_OUT)) == 0
     return Split(images, labels, rest[~held_out], rest[held_out], test_images, test_labels)
-
-
-def _dealt(labels: np.ndarray, hands: int) -> np.ndarray:
-    """The images dealt out at random, class by class, into as many hands: `[N]`, always the same."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    hand = np.empty(len(labels), dtype=np.int64)
-    hand[order] = np.arange(len(labels)) % hands
-    return hand
