@@ -6,11 +6,12 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from modules.checks import short
-from modules.models import caffe, others, wide_resnet
+from modules.models import caffe, others, own, wide_resnet
 from modules.models.caffe import POOLINGS, CaffeNet
 
 #: Initialisations by Keras's names; biases start at zero.
@@ -59,10 +60,27 @@ def find(name: str) -> tuple[Network, list[int]]:
     Raises:
         ValueError: there is no such network.
     """
+    if own.is_own(name):
+        return Network(partial(own.make, name), own.PATTERN.pattern), []
     for network in NETWORKS.values():
         if re.fullmatch(network.pattern, name, re.ASCII):
             return network, [int(number) for number in name.split("-")[1:]]
-    raise ValueError(f"unknown model {short(name)}: choose one of {', '.join(NETWORKS)}")
+    raise ValueError(f"unknown model {short(name)}: choose one of {', '.join(NETWORKS)}, or path/to/file.py:function")
+
+
+def identified(name: str) -> str:
+    """The name of a network as specifications have it: of one in a user's file, with the file's checksum.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    find(name)
+    return own.identified(name) if own.is_own(name) else name
+
+
+def label(name: str) -> str:
+    """What titles call a network: of one in a user's file, the function."""
+    return own.PATTERN.fullmatch(name)["function"] if own.is_own(name) else name
 
 
 def build(
@@ -77,7 +95,7 @@ def build(
     """Make a network with freshly drawn weights (torch's global random generator).
 
     Args:
-        name: one of `NETWORKS`, e.g. `cifar10_quick` or `wide_resnet-28-10`.
+        name: one of `NETWORKS`, e.g. `cifar10_quick` or `wide_resnet-28-10`, or a function of your own (`own`).
         channels: input channels.
         size: input height and width in pixels.
         classes: number of classes.

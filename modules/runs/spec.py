@@ -1,6 +1,5 @@
 """What a run is: its validated specification and its name."""
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -12,14 +11,10 @@ from modules.data.splits import SPLITS
 from modules.policies import Count, Frozen, Number, Policy, Rate, Share
 
 
-def _known(find: Callable) -> Callable[[str], str]:
-    """A validator of names that a registry's `find` refuses with an error where it does not know them."""
-
-    def check(name: str) -> str:
-        find(name)
-        return name
-
-    return check
+def _data_set(name: str) -> str:
+    """The name of a data set, when there is one."""
+    sources.source(name)
+    return name
 
 
 class Spec(Frozen):
@@ -53,8 +48,8 @@ class Spec(Frozen):
         keep_weights: keep the trained network beside the CSV, as `<name>.weights.pt`.
     """
 
-    dataset: Annotated[str, AfterValidator(_known(sources.source))]
-    model: Annotated[str, AfterValidator(_known(models.find))] = "cifar10_quick"
+    dataset: Annotated[str, AfterValidator(_data_set)]
+    model: Annotated[str, AfterValidator(models.identified)] = "cifar10_quick"
     pooling: Literal["floor", "caffe"] = "floor"
     init: Literal["torch", "caffe", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform"] = "torch"
     activation: Literal["relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid"] = "relu"

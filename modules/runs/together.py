@@ -57,6 +57,8 @@ def why_not(spec: Spec) -> str | None:
     for setting, plain in (("precision", "float32"), ("augment", "none"), ("ema", None), ("keep_weights", False)):
         if getattr(spec, setting) != plain:
             return f"{setting}={getattr(spec, setting)!r}"
+    if models.own.is_own(spec.model):
+        return f"{models.label(spec.model)} is a network of your own"
     with torch.device("meta"):
         if any(True for _ in models.build(spec.model, 1, 32).buffers()):
             return f"{spec.model} keeps running statistics"

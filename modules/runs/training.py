@@ -188,7 +188,7 @@ def check(spec: Spec, dataset: Dataset) -> None:
     if spec.batch_size > count:
         raise RunError(f"batch_size={spec.batch_size} exceeds the {count} training images")
     try:
-        with torch.device("meta"):
+        with torch.device("cpu" if models.own.is_own(spec.model) else "meta"):  # a user's may need real numbers
             models.parameter_groups(build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
     except ValueError as error:
         raise RunError(str(error)) from error

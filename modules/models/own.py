@@ -1,0 +1,90 @@
+"""A network of the user's own: a function in a Python file, by the name `path/to/file.py:function`.
+
+The function is called with `channels`, `size` (height and width in pixels) and `classes`, by position, and returns a
+module from images `[N, channels, size, size]` to logits `[N, classes]`. A run's specification holds the file's checksum
+behind an `@`, so that a run is never taken for one of another version of the file. What the file imports is not in it.
+"""
+
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from modules.checks import short
+
+PATTERN = re.compile(r"(?P<file>[^\n]+\.py):(?P<function>[A-Za-z_]\w*)(@(?P<checksum>[0-9a-f]{12}))?")
+
+
+def is_own(name: str) -> bool:
+    """Whether a network's name is that of a function in a file."""
+    return PATTERN.fullmatch(name) is not None
+
+
+def identified(name: str) -> str:
+    """The name with the checksum of its file behind it, where it has none.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    found = PATTERN.fullmatch(name)
+    return name if found["checksum"] else f"{name}@{_checksum(found['file'])}"
+
+
+def _checksum(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ValueError(f"model: {file} cannot be read ({error.strerror})") from error
+
+
+def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
+    """The network, after it has been shown two images: what it makes of them has the right shape.
+
+    Raises:
+        ValueError: the file or the function is missing, has changed, or fails; one line that says how.
+    """
+    found = PATTERN.fullmatch(name)
+    checksum = _checksum(found["file"])
+    if found["checksum"] not in (None, checksum):
+        raise ValueError(f"model: {found['file']} has changed since it was asked for: give the command again")
+    function = _function(found["file"], found["function"], checksum)
+    try:
+        network = function(channels, size, classes)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"it returned {short(network)}, not a torch.nn.Module")
+        network.eval()  # no dropout, and no statistics of what is no data
+        with torch.no_grad():
+            logits = network(torch.zeros(2, channels, size, size))
+        if getattr(logits, "shape", None) != (2, classes):
+            shape = list(logits.shape) if hasattr(logits, "shape") else short(logits)
+            raise TypeError(f"of images [2, {channels}, {size}, {size}] it makes {shape}, not logits [2, {classes}]")
+        return network.train()
+    except Exception as error:  # whatever the user's code raises
+        why = " ".join(str(error).split())
+        raise ValueError(f"model: {found['file']}:{found['function']}: {type(error).__name__}: {why}") from error
+
+
+@cache
+def _function(file: str, name: str, checksum: str) -> Callable[[int, int, int], nn.Module]:
+    """The function; its file is run once, and may import what lies beside it."""
+    path = Path(file).resolve()
+    about = importlib.util.spec_from_file_location(f"{path.stem}_{checksum}", path)
+    module = importlib.util.module_from_spec(about)
+    sys.path.insert(0, str(path.parent))
+    try:
+        about.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code raises
+        why = " ".join(str(error).split())
+        raise ValueError(f"model: {file} cannot be run: {type(error).__name__}: {why}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"model: {file} has no function {name}")
+    return function

@@ -1,0 +1,80 @@
+"""A network of the user's own, in a file of theirs."""
+
+import json
+
+import pytest
+from toys import small
+
+from modules import models
+from modules.checks import RunError
+from modules.models import own
+from modules.runs import together
+from modules.runs.files import RunFiles
+from modules.runs.training import train
+
+GOOD = """
+from beside import WIDTH
+from torch import nn
+
+
+def net(channels, size, classes):
+    return nn.Sequential(
+        nn.Conv2d(channels, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes)
+    )
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 4")
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD)
+    return path
+
+
+def test_it_is_trained_like_the_others_and_a_seed_gives_the_same_bytes(tmp_path, file):
+    run = small(model=f"{file}:net")
+    assert run.model == f"{file}:net@{own._checksum(file)}"
+    assert models.label(run.model) == "net"
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert train(run, first).read_bytes() == train(run, second).read_bytes()
+    assert json.loads(RunFiles(first, run.name).json.read_text())["spec"]["model"] == run.model
+    assert "of your own" in together.why_not(run)
+
+
+def test_a_changed_file_is_another_network(tmp_path, file):
+    run = small(model=f"{file}:net")
+    train(run, tmp_path)
+    file.write_text(GOOD + "# changed")
+    with pytest.raises(RunError, match="mine.py has changed since it was asked for"):
+        train(run.model_copy(update={"seed": 2}), tmp_path)
+    with pytest.raises(RunError, match="model: .*mine.py:net@"):  # the complete run is of the file as it was
+        train(small(model=f"{file}:net"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (GOOD, "other", "mine.py has no function other"),
+        ("import nothing_of_that_name", "net", "mine.py cannot be run: ModuleNotFoundError: No module named"),
+        ("def net(:", "net", "mine.py cannot be run: SyntaxError"),
+        ("def net(): pass", "net", "mine.py:net: TypeError: net.. takes 0 positional arguments but 3 were given"),
+        ("def net(a, b, c): return 5", "net", "it returned 5, not a torch.nn.Module"),
+        (GOOD.replace("classes)\n", "7)\n"), "net", r"it makes \[2, 7\], not logits \[2, 10\]"),
+    ],
+)
+def test_what_is_no_network_is_named_before_any_work(tmp_path, file, text, name, message):
+    file.write_text(text)
+    with pytest.raises(RunError, match=message) as error:
+        train(small(model=f"{file}:{name}"), tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(RunError, match="model: .*none.py cannot be read"):
+        small(model=f"{tmp_path}/none.py:net")
+    with pytest.raises(RunError, match="or path/to/file.py:function"):
+        small(model="mine.py")
