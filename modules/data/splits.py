@@ -30,6 +30,11 @@ class Split:
     test_labels: np.ndarray
 
     @property
+    def validation_labels(self) -> np.ndarray:
+        """int64 `[N]`."""
+        return self.labels[self.validation]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """How many images train, choose and test."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test_labels)}

@@ -35,6 +35,8 @@ TABLES = {
     "tournament": Table("08_tournament", ("tournament", "tournament_tuning")),
     # Its runs end at a fifth of the length, where they vary by several points: shown, not judged.
     "tournament_short": Table("08_tournament-short", ("tournament_short", "tournament_short_tuning"), compared=False),
+    # A user's own, with few runs.
+    "your_data": Table("10_your_data", ("your_data_ramps", "your_data"), compared=False),
 }
 
 #: What a comparison may say of a number, the reassuring first.

@@ -153,8 +153,8 @@ def _means(axes: Axes, found: pd.DataFrame, x: str, bands: bool, **look: object)
         sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100) if bands else None, ax=axes, legend=False, **look)
 
 
-def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
-    """Test accuracy of any number of policies: means over their runs, and beside them where every run ended.
+def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration", of: str = "test") -> Figure:
+    """Accuracy of any number of policies: means over their runs, and beside them where every run ended.
 
     The lowest tenth of the evaluations is cut off where it is the first climb of all of them; the legend says so.
 
@@ -162,6 +162,7 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
         runs: as `tables.read_runs` gives them; diverged runs are left out and counted in the legend.
         title: the figure's title.
         x: the column to draw it against.
+        of: which images accuracies are of, for the labels.
     """
     policies = list(runs.policy.unique())
     several = len(policies) > 1
@@ -179,14 +180,14 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration") -> Figure:
             ends = found[~found.diverged].groupby("seed").val_acc.last()
             panels[0, 1].plot(ends, [index] * len(ends), "o", color=look["color"], alpha=0.7)
             panels[0, 1].plot([ends.mean()], [index], "|", color="0.1", markersize=18, markeredgewidth=2)
-    curves.set(xlabel=x, ylabel="test accuracy", xlim=(0, runs[x].max()))
+    curves.set(xlabel=x, ylabel=f"{of} accuracy", xlim=(0, runs[x].max()))
     curves.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     curves.xaxis.set_major_formatter("{x:,.0f}")
     curves.yaxis.set_major_formatter(PercentFormatter(1))
     many = bool(runs.groupby("policy").seed.nunique().max() > 1)
     if several:
         ends = panels[0, 1]
-        ends.set(xlabel="test accuracy at each run's end (bar: mean)", ylim=(len(policies) - 0.5, -0.5))
+        ends.set(xlabel=f"{of} accuracy at each run's end (bar: mean)", ylim=(len(policies) - 0.5, -0.5))
         lengths = runs.groupby("policy")[x].max()
         names = [policy.replace("_", " ") for policy in policies]
         if lengths.nunique() > 1:
@@ -316,6 +317,36 @@ def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None) -> Figure
     if log:
         axes.set_xscale("log")
     figure.suptitle(": ".join([*filter(None, [label]), "learning rate range test"]), fontsize="medium")
+    figure.tight_layout()
+    return figure
+
+
+def suggested_rates(ramps: pd.DataFrame, rates: pd.DataFrame, title: str) -> Figure:
+    """Training loss of a few range tests against the rate, and what they suggest for each schedule.
+
+    Args:
+        ramps: the range tests' runs, as `tables.read_runs` gives them, a row an iteration.
+        rates: as `advice.suggested` gives them.
+        title: the figure's title.
+    """
+    figure, axes = plt.subplots()
+    losses = ramps.pivot(index="lr", columns="seed", values="train_loss").sort_index()
+    smooth = losses.rolling(15, center=True, min_periods=1).mean()
+    start, lowest = losses.iloc[:20].mean().mean(), losses.min().min()
+    margin = 0.1 * (start - lowest)
+    kept = (smooth < start + 3 * margin).cummin()  # what follows a divergence says nothing
+    for number, seed in enumerate(losses):
+        axes.plot(losses.index, losses[seed].where(kept[seed]), color="0.35", linewidth=0.4, alpha=0.4)
+        name = None if number else "a range test, mean of 15 iterations"
+        axes.plot(losses.index, smooth[seed].where(kept[seed]), color="0.35", label=name)
+    for index, row in enumerate(rates.sort_values("policy").itertuples()):  # in the order of `accuracies`
+        axes.axvline(row.value, label=f"{row.policy}: {row.value:.3g}", color=COLOURS[index], linestyle=DASHES[index])
+        if not math.isnan(row.low):
+            axes.axvspan(row.low, row.high, color=COLOURS[index], alpha=0.12, linewidth=0)
+    axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log")
+    axes.set_ylim(lowest - margin, start + 3 * margin)
+    several = rates.low.notna().any()
+    _legend_below(axes, 2, "stripes: lowest to highest range test" if several else None)
     figure.tight_layout()
     return figure
 

@@ -31,6 +31,7 @@ from modules.schedulers import Annealed
 
 EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
+SAVING = 20  # between two checkpoints a run trains at least this many times as long as one takes to write
 
 #: Called with (iterations done, last test accuracy or None) about once a second and at every evaluation.
 Report = Callable[[int, float | None], None]
@@ -290,6 +291,7 @@ def _train(
     order = batches(len(data.split.train), spec.batch_size, spec.seed, state.iteration)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     since, diverged, last = 0, False, None
+    saved_at, save_took = -np.inf, 0.0
     stop_factor = getattr(spec.policy, "stop_factor", None)
     fork_at = twin.policy.anneal_start(twin.iterations) if twin else None
     # Now: these are the sources the run is trained with, whatever happens to the files meanwhile.
@@ -330,8 +332,12 @@ def _train(
             state.seconds, started = state.seconds + now - started, now
             if state.iteration == fork_at:
                 state.fork(RunFiles(files.csv.parent, twin.name), twin)
-            state.save(files)
-            if stop_after is not None and stop_after <= state.iteration < spec.iterations:
+            stopping = stop_after is not None and stop_after <= state.iteration < spec.iterations
+            if stopping or now - saved_at >= SAVING * save_took:
+                state.save(files)
+                saved_at = time.monotonic()
+                save_took = saved_at - now
+            if stopping:
                 return files.csv
         if time.monotonic() - reported > REPORT_SECONDS or since == 0:
             reported = time.monotonic()

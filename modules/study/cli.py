@@ -61,7 +61,9 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")
         if Path("results").resolve() in results.resolve().parents:
-            print(f"As web pages: {html_pages()}")
+            index = html_pages()
+            alone = index.parent / results.resolve().relative_to(Path.cwd()) / f"{next(iter(plan))}.html"
+            print(f"As a web page: {alone}" if len(plan) == 1 else f"As web pages: {index}")
     return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 

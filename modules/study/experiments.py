@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from modules.checks import (
     whole,
 )
 from modules.data import datasets
-from modules.data.splits import split
+from modules.data.splits import Split, split
 from modules.range_test import best_rate
-from modules.report import tables
+from modules.report import advice, tables
 from modules.report.comparison import TABLES
 from modules.report.formatting import read_reference
 from modules.runs import parallel
@@ -39,7 +39,7 @@ from modules.runs.files import RunFiles
 from modules.runs.spec import Spec, spec
 from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
-from modules.study.rate_finders import Task
+from modules.study.rate_finders import SCHEDULES, Task
 from modules.study.rate_finders import tasks as tasks_of
 from modules.study.tournament import Registration, Tournament
 
@@ -47,6 +47,9 @@ Runs = dict[str, list[Spec]]
 
 #: What `settings` cannot say: the experiment itself does.
 DECIDED = ("dataset", "policy", "variant", "iterations", "evaluate_every", "seed", "keep_weights", "registration")
+
+LEAST_RAMP = 100  # iterations: with fewer every rule is worse
+LEAST_TRAINING = 400  # iterations
 
 #: best_lr's own defaults for its wide residual network. LeNet takes no others.
 WIDE = dict(
@@ -583,6 +586,110 @@ def rate_finders(
     return found
 
 
+class About(NamedTuple):
+    """What a notebook says of a user's data: a few sentences, how many images decide, the largest class's share."""
+
+    said: str
+    deciding: int
+    majority: float
+
+
+@_checked
+def your_data(
+    dataset: str,
+    data_dir: str | None,
+    image_size: int | None,
+    model: str,
+    optimizer: str,
+    momentum: float,
+    weight_decay: float,
+    augment: str,
+    batch_size: int,
+    epochs: int | None,
+    ramp: int,
+    runs: int,
+    settings: dict,
+    workers: int | None,
+    results_dir: str,
+) -> tuple[list[Spec], Callable[[dict[str, float]], list[Spec]], About]:
+    """Notebook 10: range tests, in `your_data_ramps`, and a training of each schedule, in `your_data`.
+
+    No test image is read where there are images to choose by: a tenth of the training images decides. In a folder
+    without test images those held out decide.
+
+    Returns:
+        The range tests, a seed each; a function from `suggest_rate`'s rate for each schedule to the trainings; and what
+        there is to say of the data.
+
+    Raises:
+        RunError, DataError: a parameter is wrong, or a folder holds other runs.
+    """
+    if image_size is not None:
+        if dataset != "images":
+            raise RunError(f"image_size={image_size}: of the data set images only, not of {short(dataset)}")
+        dataset = f"images-{whole('image_size', image_size)}"
+    for name, count in dict(batch_size=batch_size, ramp=ramp).items():
+        whole(name, count)
+    if ramp < LEAST_RAMP:
+        raise RunError(f"ramp={ramp}: {LEAST_RAMP} iterations or more are needed")
+    if epochs is not None:
+        whole("epochs", epochs)
+    data = datasets.load(dataset, data_dir)
+    decides = "test" if data.held_out else "validation"
+    divided = split(data, "standard" if data.held_out else "validation", seed=1)
+    batches = divided.sizes["train"] // batch_size
+    if batches < 1:
+        raise RunError(f"batch_size={batch_size} exceeds the {divided.sizes['train']} training images")
+    iterations = max(20 * batches, LEAST_TRAINING) if epochs is None else epochs * batches
+    setting = dict(dataset=dataset, model=model, optimizer=optimizer, momentum=momentum if optimizer == "sgd" else 0.0)
+    setting |= dict(weight_decay=weight_decay, augment=augment, batch_size=batch_size)
+    setting |= dict(split="standard" if data.held_out else "validation")
+    setting |= _free(settings, "evaluation", "test_at_end", *setting)
+
+    def trainings(rates: dict[str, float]) -> list[Spec]:
+        return [
+            spec(
+                **setting,
+                variant=schedule,
+                policy=SCHEDULES[schedule](rate, iterations),
+                evaluation=decides,
+                iterations=iterations,
+                evaluate_every=max(1, iterations // 20),
+                seed=seed,
+            )
+            for schedule, rate in rates.items()
+            for seed in seeds(runs)
+        ]
+
+    climb = dict(name="range_test", min_lr=1e-6, max_lr=10.0, ramp="exponential")
+    how = dict(variant="ramp", policy=climb, evaluation="none", iterations=ramp, evaluate_every=1)
+    ramps = [spec(**setting, **how, seed=seed) for seed in seeds(runs)]
+    folder, ramp_folder = f"{results_dir}/your_data", f"{results_dir}/your_data_ramps"
+    parallel.check_all(ramps, ramp_folder, data_dir, workers)
+    if all(RunFiles(ramp_folder, run.name).complete for run in ramps):
+        rates = advice.suggested(tables.read_runs(ramp_folder, ramps)).set_index("policy").value.to_dict()
+    elif any(Path(folder).glob("*-seed*.csv")):
+        raise RunError(f"{folder} holds runs at the rates of other range tests: move it, or use another RESULTS")
+    else:
+        rates = dict.fromkeys(SCHEDULES, 0.01)  # not known yet; everything else can be checked without them
+    parallel.check_all(trainings(rates), folder, data_dir, workers)
+    return ramps, trainings, about(data, divided)
+
+
+def about(data: datasets.Dataset, divided: Split) -> About:
+    """What a data set's images are, how they are divided, and whether the classes are unequal."""
+    deciding = divided.validation_labels if len(divided.validation) else divided.test_labels
+    counts = np.bincount(divided.labels[divided.train], minlength=len(data.classes))
+    largest = counts.argmax()
+    majority = float(np.mean(deciding == largest))
+    size = f"{data.size} x {data.size} pixels, {'grey' if data.channels == 1 else 'in colour'}"
+    shown = ", ".join(f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True))
+    said = f"{data.label}: {counts.sum():,} images train, {len(deciding):,} others decide; {size}. To train: {shown}."
+    if counts.max() > 2 * counts.min():
+        said += f" The classes are unequal: always naming {data.classes[largest]!r} is right in {majority:.0%}."
+    return About(said, len(deciding), majority)
+
+
 def cyclical_rates(base_lr: float, max_lr: float, step_size: int, iterations: int) -> list[float]:
     """The learning rates of a run that cycles, one an iteration."""
     clr = CyclicLR(torch.optim.SGD([torch.zeros(1)], lr=1), base_lr, max_lr, step_size)
@@ -601,4 +708,5 @@ CHECKS: dict[str, Callable] = {
     "07_mlp_mnist": mlp,
     "08_tournament": tournament,
     "09_rate_finders": rate_finders,
+    "10_your_data": your_data,
 }

@@ -1,0 +1,120 @@
+"""Advice from range tests and trainings on a user's own data: a rate for each schedule, and which schedule to take."""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from modules.range_test import best_rate
+from modules.rate_finders import DIVISORS, ROWS, in_rows, suggest_rate
+from modules.report.formatting import show
+from modules.report.tables import final_accuracies, final_difference, mean_row, table_of
+from modules.statistics import AnalysisError
+
+#: Of schedules that nothing tells apart the first is advised: it forgives a wrong rate most (notebook 9).
+PREFERENCE = ("linear", "cycle", "constant")
+
+
+def suggested(ramps: pd.DataFrame) -> pd.DataFrame:
+    """The rate for each schedule, read off a few range tests.
+
+    Args:
+        ramps: their runs, as `tables.read_runs` gives them, a row an iteration.
+
+    Returns:
+        A table of results. `value` is the geometric mean of what `suggest_rate` says of each range test; `low` and
+        `high` are the lowest and the highest of these, and no interval.
+
+    Raises:
+        AnalysisError: a loss that never falls clear of its noise, or a range test without an answer.
+    """
+    losses = ramps.pivot(index="lr", columns="seed", values="train_loss").sort_index()
+    lr, curves = losses.index.to_numpy(), losses.to_numpy()
+    if len(lr) < ROWS:
+        raise AnalysisError(f"the loss was no number any more after {len(lr)} iterations, at a rate of {lr[-1]:.2g}")
+    rows = [in_rows(lr, curve) for curve in curves.T]
+    best_rate(rows[0][0], np.stack([loss for _, loss in rows], axis=1))  # refuses a loss that never falls
+    rows = []
+    for schedule in DIVISORS:
+        found = [suggest_rate(lr, curve, schedule) for curve in curves.T]
+        if np.isnan(found).any():
+            raise AnalysisError("a range test gives no rate: its loss is no number from early on")
+        rows.append(
+            {
+                "quantity": "suggested_rate",
+                "policy": schedule,
+                "runs": len(found),
+                "value": float(f"{np.exp(np.log(found).mean()):.3g}"),
+                "low": min(found) if len(found) > 1 else np.nan,
+                "high": max(found) if len(found) > 1 else np.nan,
+                "method": "lowest and highest range test" if len(found) > 1 else None,
+            }
+        )
+    return table_of(rows)
+
+
+def differences(trained: pd.DataFrame) -> pd.DataFrame:
+    """By how much the schedules' final accuracies differ, in pairs, as a table of results."""
+    return table_of([final_difference(trained, a, b) for a, b in combinations(PREFERENCE, 2)])
+
+
+def advised(trained: pd.DataFrame) -> str:
+    """The schedule to take: the best mean, unless an earlier one of `PREFERENCE` is not told from it.
+
+    Args:
+        trained: the trainings, a policy for each schedule; as `tables.read_runs` gives them.
+
+    Raises:
+        AnalysisError: every schedule has runs that diverged.
+    """
+    stable = [arm for arm in PREFERENCE if not trained[trained.policy == arm].diverged.any()]
+    if not stable:
+        raise AnalysisError("every schedule has runs that diverged: train with a tenth of these rates")
+    best = max(stable, key=lambda arm: final_accuracies(trained, arm).mean())
+    return next(arm for arm in stable if arm == best or not final_difference(trained, arm, best)["high"] < 0)
+
+
+def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, majority: float) -> list[str]:
+    """What to do, in a few paragraphs, with how sure it is.
+
+    Args:
+        trained: the trainings, as for `advised`.
+        rates: the rate of each schedule.
+        deciding: images that accuracies are of.
+        majority: the share of the largest class among them.
+
+    Raises:
+        AnalysisError: as `advised`.
+    """
+    arm = advised(trained)
+    what = {
+        "constant": "Hold the rate constant at {0:.3g}.",
+        "linear": "Let the rate fall in a straight line from {0:.3g} to zero.",
+        "cycle": "Let the rate cycle between {1:.3g} and {0:.3g}, four whole cycles.",
+    }[arm].format(rates[arm], rates[arm] / 4)
+    ends = final_accuracies(trained, arm)
+    reached = mean_row(ends, 0, 1)
+    count = f"{len(ends)} runs" if len(ends) > 1 else "One run"
+    said = [
+        f"{what} {count} ended at {show('final_accuracy', reached['value'], reached['low'], reached['high'])} of "
+        f"{deciding:,} images that did not train; one image is {100 / deciding:.2g} points."
+    ]
+    for other in (other for other in PREFERENCE if other != arm):
+        lost = int(trained[(trained.policy == other) & trained.diverged].seed.nunique())
+        found = final_difference(trained, other, arm)
+        by = show("final_accuracy_difference", found["value"], found["low"], found["high"])
+        if lost:
+            verdict = f"is no choice: {lost} of its runs diverged"
+        elif np.isnan(found["low"]):
+            verdict = f"differs by {by}: with one run each, nothing tells them apart"
+        else:
+            verdict = f"{'ends lower' if found['high'] < 0 else 'is not told from it'}: {by}"
+        said.append(f"{other.capitalize()} at {rates[other]:.3g} {verdict}.")
+    if not (reached["low"] if len(ends) > 1 else reached["value"]) > majority:
+        said.insert(
+            0,
+            f"Hardly anything was learnt: always naming the largest class is right in {majority:.1%}, and the accuracy "
+            "below is not clear of that. Look at the data and the network before the rate.",
+        )
+    return [*said, "It is a start: try half and twice this rate before a training of days."]

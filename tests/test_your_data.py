@@ -1,0 +1,147 @@
+"""Notebook 10: a rate and a schedule for a user's own data, and what is said of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_datasets import photographs
+
+from modules.checks import RunError
+from modules.data.datasets import DataError, load
+from modules.report import advice
+from modules.statistics import AnalysisError
+from modules.study import experiments, parameters
+
+RATES = dict(constant=0.01, linear=0.02, cycle=0.015)
+LR = np.geomspace(1e-6, 10, 400)
+
+
+def asked(tmp_path, **options):
+    declared = {name: parameter.default for name, parameter in parameters.declared("10_your_data").items()}
+    return experiments.your_data(**{**declared, "results_dir": str(tmp_path / "results"), **options})
+
+
+def ended(**accuracies):
+    """Made-up trainings: final accuracies of each schedule's runs; None for one that diverged."""
+    rows = [
+        dict(policy=arm, seed=seed, diverged=value is None, iteration=400, val_acc=value, test_acc=np.nan)
+        for arm, values in accuracies.items()
+        for seed, value in enumerate(values, start=1)
+    ]
+    return pd.DataFrame(rows).astype({"val_acc": float})
+
+
+def ramps(*lowest, noise=0.0, ends=400):
+    """Made-up range tests whose loss is lowest at these rates."""
+    random = np.random.default_rng(0)
+    tables = []
+    for seed, rate in enumerate(lowest, start=1):
+        loss = np.minimum(2.3, 0.5 + np.log10(LR / rate) ** 2) + noise * random.normal(size=len(LR))
+        tables.append(pd.DataFrame(dict(lr=LR, seed=seed, train_loss=loss))[:ends])
+    return pd.concat(tables)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "schedule", "said"),
+    [
+        (
+            dict(constant=[0.5, 0.52], linear=[0.8, 0.82], cycle=[0.6, 0.62]),
+            "linear",
+            "Cycle at 0.015 ends lower: -20.00",
+        ),
+        (
+            dict(constant=[0.5, 0.52], linear=[0.8, 0.82], cycle=[0.9, 0.92]),
+            "cycle",
+            "Let the rate cycle between 0.00375",
+        ),
+        (
+            dict(constant=[0.7, 0.9], linear=[0.7, 0.8], cycle=[0.7, 0.95]),
+            "linear",
+            "Cycle at 0.015 is not told from it",
+        ),
+        (
+            dict(constant=[0.9, 0.91], linear=[0.7, 0.71], cycle=[0.8, 0.81]),
+            "constant",
+            "Hold the rate constant at 0.01.",
+        ),
+        (
+            dict(constant=[0.9, 0.91], linear=[None, 0.95], cycle=[0.9, 0.91]),
+            "cycle",
+            "Linear at 0.02 is no choice: 1 of",
+        ),
+        (dict(constant=[0.9], linear=[0.8], cycle=[0.8]), "linear", "with one run each, nothing tells them apart"),
+        (dict(constant=[0.3, 0.32], linear=[0.3, 0.35], cycle=[0.2, 0.3]), "linear", "Hardly anything was learnt"),
+    ],
+)
+def test_each_outcome_has_its_advice(accuracies, schedule, said):
+    runs = ended(**accuracies)
+    assert advice.advised(runs) == schedule
+    text = " ".join(advice.advice(runs, RATES, deciding=50, majority=0.34))
+    assert said in text
+    assert "of 50 images that did not train; one image is 2 points" in text
+
+
+def test_no_schedule_is_advised_where_all_diverge():
+    with pytest.raises(AnalysisError, match="every schedule has runs that diverged: train with a tenth"):
+        advice.advised(ended(constant=[None], linear=[None], cycle=[None]))
+
+
+def test_the_rate_is_the_middle_of_the_range_tests_and_their_spread_is_shown():
+    table = advice.suggested(ramps(0.05, 0.2)).set_index("policy")
+    one = advice.suggested(ramps(0.1)).set_index("policy")
+    assert (table.value / one.value).to_numpy() == pytest.approx(1, rel=0.1)
+    assert (table.low < one.value).all()
+    assert (one.value < table.high).all()
+    assert one.low.isna().all()
+    assert one.value["constant"] < one.value["cycle"] < one.value["linear"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (ramps(1e9, 1e9, noise=0.05), "does not fall clear of its noise"),
+        (ramps(0.1, ends=30), "the loss was no number any more after 30 iterations"),
+    ],
+)
+def test_range_tests_without_a_rate_are_refused(made, message):
+    with pytest.raises(AnalysisError, match=message):
+        advice.suggested(made)
+
+
+def test_photographs_are_judged_on_those_held_out_and_other_data_on_validation_images(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=30, dog=10)
+    tests, trainings, about = asked(tmp_path, dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
+    assert {run.dataset for run in tests} == {"images-16"}
+    assert {(run.split, run.evaluation) for run in trainings(RATES)} == {("standard", "test")}
+    assert (about.deciding, about.majority) == (8, 0.75)
+    assert "cat 24, dog 8. The classes are unequal: always naming 'cat' is right in 75%." in about.said
+    tests, trainings, about = asked(tmp_path)
+    assert {(run.split, run.evaluation) for run in trainings(RATES)} == {("validation", "validation")}
+    assert about.deciding == 130
+    assert [run.seed for run in tests] == [1, 2, 3]
+
+
+def test_a_training_is_never_shorter_than_its_range_test_was_made_for(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=20, dog=20)
+    given = dict(dataset="images", data_dir=str(folder), image_size=16)
+    assert {run.iterations for run in asked(tmp_path, **given)[1](RATES)} == {400}
+    assert {run.iterations for run in asked(tmp_path, **given, epochs=7)[1](RATES)} == {7}
+    load("images-16", folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(image_size=32), "image_size=32: of the data set images only, not of 'digits'"),
+        (dict(dataset="images", image_size=4), "images-4: from 8 to 1024 pixels"),
+        (dict(ramp=20), "ramp=20: 100 iterations or more"),
+        (dict(epochs=0), "epochs=0: a whole number from 1"),
+        (dict(batch_size=2000), "batch_size=2000 exceeds the 1167 training images"),
+        (dict(model="net"), "unknown model 'net'"),
+        (dict(settings={"evaluation": "test"}), "evaluation .* is decided by the notebook"),
+        (dict(settings={"split": "folds"}), "split .* is decided by the notebook"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(tmp_path, options, message):
+    with pytest.raises((RunError, DataError), match=message):
+        asked(tmp_path, **options)
+    assert not (tmp_path / "results").exists()
