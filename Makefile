@@ -74,7 +74,7 @@ reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results
 	@$(PYTHON) -m modules reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
 
 best-lr: RESULTS = results/best-lr
-best-lr: $(ENV) ## a learning rate for your data: make best-lr [RESULTS=results/mine] [PARAMS="-p dataset mnist -p cycle True"]
+best-lr: $(ENV) ## a learning rate for your data: make best-lr [RESULTS=results/mine] [PARAMS="-p dataset images -p data_dir data/mine -p image_size 64"]
 	@$(PYTHON) -m modules reproduce --study best-lr --results $(RESULTS) $(PARAMS)
 
 publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]

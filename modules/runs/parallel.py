@@ -423,7 +423,7 @@ def _outcome(path: Path) -> str:
     last = rows[-1].split(",") if len(rows) > 1 else None
     if last is None:
         return "diverged before its first evaluation"
-    reached = f"accuracy {float(last[-1]):.4f}" if last[-1] else f"training loss {float(last[2]):.4f}"
+    reached = f"accuracy {float(last[-1]):.4f}" if last[-1] else f"training loss {float(last[2]):.4g}"
     ended = ", diverged" if json.loads(path.with_suffix(".json").read_text())["diverged"] else ""
     return f"{reached} after {int(last[0]):,} iterations{ended}"
 

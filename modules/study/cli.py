@@ -57,7 +57,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             write(comparison, results / "tables" / "comparison.csv")
             print(f"\nThis run beside {published}:\n")
             print(readable(comparison).to_string(index=False))
-        print(f"\nVerdicts: {counts(comparison)}")
+            print(f"\nVerdicts: {counts(comparison)}")
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")
         if Path("results").resolve() in results.resolve().parents:

@@ -14,6 +14,7 @@ from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import TagRemovePreprocessor
 
 from modules.report.formatting import readable
 
@@ -136,6 +137,8 @@ def html_pages() -> Path:
     if not found:
         raise PageError("no executed notebook in results/: run make reproduce first")
     exporter = _Exporter(template_name="lab", embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    # A page for who wants the answer alone: notebook 10's. What was asked for stays, in the cell papermill adds.
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"hide-input"}), enabled=True)
     pages = [_page(path, exporter) for path in found]
     index = _index(pages, results)
     shutil.rmtree(SITE, ignore_errors=True)
