@@ -77,7 +77,7 @@ def test_each_outcome_has_its_advice(accuracies, schedule, said):
     assert advice.advised(runs) == schedule
     text = " ".join(advice.advice(runs, RATES, deciding=50, majority=0.34))
     assert said in text
-    assert "of 50 images that did not train; one image is 2 points" in text
+    assert "of 50 images that did not train; one of them is 2 points" in text
 
 
 def test_no_schedule_is_advised_where_all_diverge():

@@ -96,9 +96,11 @@ def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, maj
     ends = final_accuracies(trained, arm)
     reached = mean_row(ends, 0, 1)
     count = f"{len(ends)} runs" if len(ends) > 1 else "One run"
+    alike = len(ends) > 1 and ends.nunique() == 1  # an interval without width would say too much
+    shown = show("final_accuracy", reached["value"], *(() if alike else (reached["low"], reached["high"])))
     said = [
-        f"{what} {count} ended at {show('final_accuracy', reached['value'], reached['low'], reached['high'])} of "
-        f"{deciding:,} images that did not train; one image is {100 / deciding:.2g} points."
+        f"{what} {count}{' all' if alike else ''} ended at {shown} of {deciding:,} images that did not train; one of "
+        f"them is {100 / deciding:.2g} points."
     ]
     for other in (other for other in PREFERENCE if other != arm):
         lost = int(trained[(trained.policy == other) & trained.diverged].seed.nunique())
