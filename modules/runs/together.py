@@ -367,7 +367,7 @@ def train_together(
         whole = _checkpoint(folder, specs, dataset.fingerprint)
         group = specs if whole.exists() else pending
         with one_thread(), torch.inference_mode(False):
-            _train(group, files, dataset, device, report or (lambda done, accuracies: None), stop_after)
+            _train_in_parts(group, files, dataset, device, report or (lambda done, accuracies: None), stop_after)
     return [files[spec.name].csv for spec in specs]
 
 
@@ -399,6 +399,29 @@ def _saved(path: Path, runs: int, device: torch.device) -> dict | None:
         path.replace(aside)
         print(f"{path} could not be read ({type(error).__name__}): set aside, its {runs} runs start from the beginning")
         return None
+
+
+def _train_in_parts(specs: Sequence[Spec], *arguments) -> None:
+    """Train a group, or one half of it after the other where the device's memory is too small for all.
+
+    Each half has a checkpoint of its own, so a group that was split goes on where it was after a stop, too.
+
+    Raises:
+        RunError: a run is too large for the device on its own.
+    """
+    try:
+        _train(specs, *arguments)
+        return
+    except torch.OutOfMemoryError as error:
+        if len(specs) == 1:
+            raise RunError(f"{specs[0].name} does not fit into the device's memory: lower its batch_size") from error
+    # Outside the handler, which keeps the failed group's tensors alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    print(f"{len(specs)} runs together do not fit into the device's memory: one half after the other")
+    half = len(specs) // 2
+    _train_in_parts(specs[:half], *arguments)
+    _train_in_parts(specs[half:], *arguments)
 
 
 def _train(

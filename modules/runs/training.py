@@ -65,13 +65,15 @@ def one_thread() -> Iterator[None]:
 
     On a GPU, convolutions are deterministic, and float32 is float32.
     """
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False):
             yield
     finally:
+        torch.set_float32_matmul_precision(precision)
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
 
