@@ -18,6 +18,8 @@ from modules.runs.training import step
         ("cifar10_quick", {"pooling": "caffe"}, 145_578),
         ("cifar10_full", {}, 85_098),
         ("cifar10_full", {"pooling": "caffe"}, 89_578),
+        ("cifar10_full_sigmoid_bn", {}, 85_354),
+        ("cifar10_full_sigmoid_bn", {"pooling": "caffe"}, 89_834),
         ("lenet", {"channels": 1, "size": 28}, 431_080),
         ("mlp", {"channels": 1, "size": 28}, 84_060),
         ("wide_resnet-28-10", {}, 36_479_194),
@@ -29,7 +31,9 @@ def test_parameter_counts(name, options, count):
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-@pytest.mark.parametrize("name", ["cifar10_quick", "cifar10_full", "lenet", "mlp", "wide_resnet-10-1"])
+@pytest.mark.parametrize(
+    "name", ["cifar10_quick", "cifar10_full", "cifar10_full_sigmoid_bn", "lenet", "mlp", "wide_resnet-10-1"]
+)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
 def test_logits_for_any_images(name, channels, size):
     assert build(name, channels, size, classes=7)(torch.zeros(2, channels, size, size)).shape == (2, 7)
@@ -54,6 +58,15 @@ def test_caffe_init_has_the_prototxt_deviations_and_zero_biases(name, deviations
     layers = [layer for layer in build(name, init="caffe") if hasattr(layer, "weight")]
     assert [layer.weight.std().item() for layer in layers] == pytest.approx(deviations, rel=0.1)
     assert all((layer.bias == 0).all() for layer in layers)
+
+
+def test_caffe_init_of_batch_normalisation_scales_by_one_and_shifts_a_little():
+    torch.manual_seed(0)
+    model = build("cifar10_full_sigmoid_bn", init="caffe")
+    normalised = [layer for layer in model if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(normalised) == 3
+    assert all((layer.weight == 1).all() and (layer.bias == 0.001).all() for layer in normalised)
+    assert model[0].weight.std().item() == pytest.approx(1e-4, rel=0.1)
 
 
 def test_caffe_pooling_divides_by_what_is_left_of_a_window_at_the_border():
@@ -97,6 +110,13 @@ def test_biases_get_their_own_group_only_when_asked():
         (
             "cifar10_full",
             [(1, 0.004), (2, 0.004), (1, 0.004), (2, 0.004), (1, 0.004), (1, 0.004), (1, 1.0), (2, 0.0)],
+        ),
+        (
+            "cifar10_full_sigmoid_bn",
+            [
+                *[(1, 0.004), (2, 0.004), (1, 0.0), (1, 0.0)] * 2,
+                *[(1, 0.004), (1, 0.004), (1, 0.0), (1, 0.0), (1, 1.0), (0.2, 0.0)],
+            ],
         ),
     ],
 )

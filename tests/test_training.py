@@ -239,7 +239,7 @@ def test_caffe_setting_trains_and_its_parts_change_the_result(tmp_path):
 
 
 def test_multipliers_that_do_not_fit_are_refused_before_any_work(tmp_path):
-    with pytest.raises(RunError, match="multipliers='caffe' is for the two Caffe networks"):
+    with pytest.raises(RunError, match="multipliers='caffe' is for Caffe's networks"):
         train(small(multipliers="caffe"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -45,6 +45,7 @@ class Network:
 NETWORKS = {
     "cifar10_quick": Network(caffe.cifar10_quick, "cifar10_quick", ("pooling", "init")),
     "cifar10_full": Network(caffe.cifar10_full, "cifar10_full", ("pooling", "init")),
+    "cifar10_full_sigmoid_bn": Network(caffe.cifar10_full_sigmoid_bn, "cifar10_full_sigmoid_bn", ("pooling", "init")),
     "lenet": Network(others.lenet, "lenet"),
     "mlp": Network(others.mlp, "mlp"),
     "dense-<width>-<width>...": Network(others.dense, r"dense(-\d{1,4}){1,5}"),
@@ -100,7 +101,7 @@ def build(
         size: input height and width in pixels.
         classes: number of classes.
         pooling: `floor` (torch's and coxy1989/clr's output sizes) or `caffe` (rounded up, 16-8-4 at 32 pixels);
-            for the two Caffe networks only.
+            for Caffe's networks only.
         init: `torch`'s defaults (coxy1989/clr); `caffe`: the prototxt's Gaussians, zero biases, Caffe networks only; or
             one of `NAMED_INITS` (best_lr).
         activation: of `wide_resnet` only, a name of `wide_resnet.ACTIVATIONS` (best_lr).
@@ -153,7 +154,7 @@ def parameter_groups(
     named = list(model.named_parameters())
     if multipliers == "caffe":
         if not isinstance(model, CaffeNet) or bias_lr_mult != 1.0:
-            raise ValueError("multipliers='caffe' is for the two Caffe networks, and leaves no place for bias_lr_mult")
+            raise ValueError("multipliers='caffe' is for Caffe's networks, and leaves no place for bias_lr_mult")
         groups: dict[tuple[float, float], list] = {}
         for name, parameter in named:
             groups.setdefault(model.multipliers(name), []).append(parameter)

@@ -1,4 +1,4 @@
-"""Caffe's two CIFAR-10 networks as coxy1989/clr ported them, their layers named as in Caffe's files."""
+"""Caffe's CIFAR-10 networks, two of them as coxy1989/clr ported them; layers have the names of Caffe's files."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,15 @@ class Filled(NamedTuple):
     """What Caffe's network file says of a layer.
 
     Attributes:
-        std: standard deviation of its weights' Gaussian; biases start at zero.
+        std: standard deviation of its weights' Gaussian; None for weights that start at one.
+        bias: what its biases start at.
         lr_mult, decay_mult: multipliers of rate and weight decay, of its weight and of its bias.
     """
 
-    std: float
+    std: float | None
     lr_mult: tuple[float, float] = (1.0, 2.0)
     decay_mult: tuple[float, float] = (1.0, 1.0)
+    bias: float = 0.0
 
 
 #: Source: Caffe's `examples/cifar10/cifar10_quick_train_test.prototxt`.
@@ -37,6 +39,17 @@ FULL = {
     "conv3": Filled(1e-2, lr_mult=(1.0, 1.0)),
     "ip1": Filled(1e-2, decay_mult=(250.0, 0.0)),
 }
+#: Source: Caffe's `examples/cifar10/cifar10_full_sigmoid_train_test_bn.prototxt`, whose 1.00001 is taken for 1.
+_BN = Filled(None, lr_mult=(1.0, 1.0), decay_mult=(0.0, 0.0), bias=1e-3)
+SIGMOID_BN = {
+    "conv1": Filled(1e-4),
+    "bn1": _BN,
+    "conv2": Filled(1e-2),
+    "bn2": _BN,
+    "conv3": Filled(1e-2, lr_mult=(1.0, 1.0)),
+    "bn3": _BN,
+    "ip1": Filled(1e-2, lr_mult=(1.0, 0.2), decay_mult=(250.0, 0.0)),
+}
 
 
 class CaffeNet(nn.Sequential):
@@ -53,8 +66,9 @@ class CaffeNet(nn.Sequential):
         self.filled = {str(number): filled[name] for number, name in enumerate(layers) if name in filled}
         if init == "caffe":
             for number, layer in self.filled.items():
-                nn.init.normal_(self[int(number)].weight, std=layer.std)
-                nn.init.zeros_(self[int(number)].bias)
+                if layer.std is not None:
+                    nn.init.normal_(self[int(number)].weight, std=layer.std)
+                nn.init.constant_(self[int(number)].bias, layer.bias)
 
     def multipliers(self, parameter: str) -> tuple[float, float]:
         """Multipliers of rate and weight decay of a parameter, by its name in `named_parameters`."""
@@ -162,3 +176,31 @@ def cifar10_full(channels: int, size: int, classes: int, pooling: str = "floor",
         "ip1": nn.Linear(_flat(64, size, pooling), classes),
     }
     return CaffeNet(layers, FULL, init)
+
+
+def cifar10_full_sigmoid_bn(
+    channels: int, size: int, classes: int, pooling: str = "floor", init: str = "torch"
+) -> CaffeNet:
+    """Caffe's `cifar10_full` with sigmoids, normalised by batches: the network of the paper's 4.1.1 and Figure 6.
+
+    85,354 parameters at 3 x 32 x 32 with floor pooling, 89,834 with Caffe's. Source: as `SIGMOID_BN`. torch's
+    `BatchNorm2d` evaluates with running statistics.
+    """
+    ceil = pooling == "caffe"
+    layers = {
+        "conv1": nn.Conv2d(channels, 32, 5, padding=2),
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
+        "bn1": nn.BatchNorm2d(32),
+        "sigmoid1": nn.Sigmoid(),
+        "conv2": nn.Conv2d(32, 32, 5, padding=2),
+        "bn2": nn.BatchNorm2d(32),
+        "sigmoid2": nn.Sigmoid(),
+        "pool2": nn.AvgPool2d(3, 2, ceil_mode=ceil),
+        "conv3": nn.Conv2d(32, 64, 5, padding=2),
+        "bn3": nn.BatchNorm2d(64),
+        "sigmoid3": nn.Sigmoid(),
+        "pool3": nn.AvgPool2d(3, 2, ceil_mode=ceil),
+        "flat": nn.Flatten(),
+        "ip1": nn.Linear(_flat(64, size, pooling), classes),
+    }
+    return CaffeNet(layers, SIGMOID_BN, init)
