@@ -15,10 +15,12 @@ import yaml
 from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.data.splits import FOLDS
+from modules.range_test import best_rate
 from modules.report.tournament import CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, spec
+from modules.statistics import AnalysisError
 
 EXTENSIONS = 3  # of a grid whose best rate lies at its edge
 _EXPRESSION = re.compile(r"(rate|T)(?: \* (\d+)(?:/(\d+))?)?")
@@ -85,12 +87,12 @@ def text_of(rate: float) -> str:
 
 
 class Tournament:
-    """A registration's runs on one data set, in two experiments of a results folder.
+    """A registration's runs on one data set, in two experiments of a results folder, or three.
 
     Args:
         registration: the design.
         dataset: the data set's name.
-        tuning, finals: folders of the tuning runs and of the final ones.
+        tuning, finals: folders of the tuning runs and of the final ones; those without tuning go beside these.
         arms: some of the registration's; by default all.
     """
 
@@ -101,12 +103,13 @@ class Tournament:
         if unknown := set(arms or []) - set(known):
             raise RunError(f"arms={short(sorted(unknown))}: choose from {', '.join(known)}")
         self.registration, self.dataset, self.tuning, self.finals = registration, dataset, Path(tuning), Path(finals)
+        self.untuned = self.finals.with_name(f"{self.finals.name}_untuned")
         self.arms = [arm for arm in known if arms is None or arm in arms]
 
-    def spec(self, arm: str, rate: float | None, seed: int, final: bool) -> Spec:
-        """One run of an arm."""
+    def spec(self, arm: str, rate: float | None, seed: int, final: bool, length: int | None = None) -> Spec:
+        """One run of an arm, as long as the registration says or of another length."""
         design = self.registration.design
-        entry, iterations = design["arms"][arm], design["iterations"]
+        entry, iterations = design["arms"][arm], length or design["iterations"]
         return spec(
             dataset=self.dataset,
             **{**design["setting"], **entry.get("settings", {})},
@@ -206,9 +209,12 @@ class Tournament:
 
         Where runs are tested on folds, `attrs["folds"]` has each seed's.
         """
+        return self._tested(self.finals, arm, seeds or self.registration.seeds(arm, True))
+
+    def _tested(self, folder: Path, arm: str, seeds: Iterable[int]) -> pd.Series:
         found = {}
-        for seed in seeds or self.registration.seeds(arm, True):
-            path = self.finals / f"{arm}-seed{seed}.json"
+        for seed in seeds:
+            path = folder / f"{arm}-seed{seed}.json"
             if path.with_suffix(".csv").exists():
                 record = json.loads(path.read_text())
                 found[seed] = CHANCE if record["diverged"] else record["test"]["accuracy"]
@@ -253,12 +259,82 @@ class Tournament:
     def play(self, data_dir: str | Path | None = None, workers: int | None = None) -> None:
         """Make every run there is to make: tuning until all rates are chosen, final seeds, and those of a second look.
 
+        Where the registration asks for it, the analysis without tuning follows.
+
         Arguments and errors as for `parallel.run_all`.
         """
         while runs := self.to_tune():
             run_all(runs, self.tuning, data_dir, workers)
         run_all(self.final(), self.finals, data_dir, workers)
         run_all(self.final(more=True), self.finals, data_dir, workers)
+        if self.asks_untuned:
+            run_all(self.ramps(), self.untuned, data_dir, workers)
+            run_all(self.untuned_runs(), self.untuned, data_dir, workers)
+
+    @property
+    def asks_untuned(self) -> bool:
+        """Whether the registration has a second analysis, without tuning."""
+        return "untuned" in self.registration.design
+
+    def ramp(self, arm: str, seed: int) -> Spec:
+        """The range test that gives one run of an arm its rate; arms with the same settings share it."""
+        design = self.registration.design
+        asked, settings = design["untuned"], dict(design["arms"][arm].get("settings", {}))
+        settings.pop("ema", None)  # of no use to a ramp
+        optimizer = settings.get("optimizer")
+        return spec(
+            dataset=self.dataset,
+            **{**design["setting"], **settings},
+            policy=dict(name="range_test", min_lr=asked["min_lr"], max_lr=asked["max_lr"], ramp="exponential"),
+            variant="ramp" + (f"_{optimizer}" if optimizer else ""),
+            iterations=asked["iterations"],
+            evaluate_every=asked["evaluate_every"],
+            split=design.get("split", "validation"),
+            evaluation="none",
+            seed=seed,
+            registration=self.registration.checksum,
+        )
+
+    def _untuned(self) -> list[tuple[str, int]]:
+        """Arms and seeds of the analysis without tuning: all arms that are tuned in the other."""
+        seeds = range(1, self.registration.design["untuned"]["seeds"] + 1)
+        return [(arm, seed) for arm in self.arms if self.registration.tuned(arm) for seed in seeds]
+
+    def ramps(self) -> list[Spec]:
+        """The range tests of the analysis without tuning."""
+        return list(dict.fromkeys(self.ramp(arm, seed) for arm, seed in self._untuned()))
+
+    def untuned_rate(self, arm: str, seed: int) -> float | None:
+        """What a run's own range test says: `best_rate`, half of it where the arm holds its rate constant.
+
+        An arm whose rate is constant and then annealed counts as constant.
+
+        Returns:
+            None where the range test is not made yet, or gives no rate.
+        """
+        files = RunFiles(self.untuned, self.ramp(arm, seed).name)
+        if not files.complete:
+            return None
+        table = pd.read_csv(files.csv)
+        try:
+            rate = best_rate(table.lr, table.train_loss).lr
+        except AnalysisError:
+            return None
+        return rate / 2 if self.registration.design["arms"][arm]["policy"]["name"] == "fixed" else rate
+
+    def untuned_runs(self) -> list[Spec]:
+        """The trainings at the rates of `untuned_rate`, shorter by their range test's iterations."""
+        length = self.registration.design["iterations"] - self.registration.design["untuned"]["iterations"]
+        return [
+            self.spec(arm, rate, seed, True, length)
+            for arm, seed in self._untuned()
+            if (rate := self.untuned_rate(arm, seed)) is not None
+        ]
+
+    def untuned_accuracies(self) -> dict[str, pd.Series]:
+        """As `final_accuracies`, of the runs without tuning; a range test that gave no rate has none."""
+        seeds = range(1, self.registration.design["untuned"]["seeds"] + 1)
+        return {arm: self._tested(self.untuned, arm, seeds) for arm in dict.fromkeys(arm for arm, _ in self._untuned())}
 
     def tuning_curves(self) -> pd.DataFrame:
         """Validation accuracies of the tuning runs made so far: columns `arm`, `rate`, `seed`, `val_acc`."""
