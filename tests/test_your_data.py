@@ -4,12 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_datasets import photographs
+from toys import rates, sgd
 
 from modules.checks import RunError
 from modules.data.datasets import DataError, load
 from modules.report import advice
+from modules.runs.spec import spec
 from modules.statistics import AnalysisError
 from modules.study import experiments, parameters
+from modules.study.rate_finders import SCHEDULES
 
 RATES = dict(constant=0.01, linear=0.02, cycle=0.015)
 LR = np.geomspace(1e-6, 10, 400)
@@ -78,6 +81,21 @@ def test_each_outcome_has_its_advice(accuracies, schedule, said):
     text = " ".join(advice.advice(runs, RATES, deciding=50, majority=0.34))
     assert said in text
     assert "of 50 images that did not train; one of them is 2 points" in text
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cycle"])
+def test_the_schedule_in_torchs_words_is_the_one_that_was_trained(schedule):
+    from torch.optim.lr_scheduler import CyclicLR, LinearLR  # noqa: F401 - the advice names them
+
+    iterations, rate = 400, 0.02
+    policy = SCHEDULES[schedule](rate, iterations)
+    optimizer = sgd()
+    ours = spec(dataset="digits", policy=policy, iterations=iterations, evaluate_every=1, seed=1).policy
+    expected = rates(ours.scheduler(optimizer, iterations), iterations)
+    optimizer = sgd()
+    optimizer.param_groups[0]["lr"] = rate
+    scheduler = eval(advice.IN_TORCH[schedule].format(rate, rate / 4))
+    assert rates(scheduler, iterations) == pytest.approx(expected)
 
 
 def test_no_schedule_is_advised_where_all_diverge():

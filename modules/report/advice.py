@@ -15,6 +15,13 @@ from modules.statistics import AnalysisError
 #: Of schedules that nothing tells apart the first is advised: it forgives a wrong rate most (notebook 9).
 PREFERENCE = ("linear", "cycle", "constant")
 
+#: Each schedule in torch's own words, for a training of `iterations`; `{0}` is its rate, `{1}` a quarter of it.
+IN_TORCH = {
+    "constant": "no scheduler",
+    "linear": "LinearLR(optimizer, 1.0, 0.0, total_iters=iterations)",
+    "cycle": "CyclicLR(optimizer, {1:.3g}, {0:.3g}, step_size_up=iterations // 8, cycle_momentum=False)",
+}
+
 
 def suggested(ramps: pd.DataFrame) -> pd.DataFrame:
     """The rate for each schedule, read off a few range tests.
@@ -119,4 +126,9 @@ def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, maj
             f"Hardly anything was learnt: always naming the largest class is right in {majority:.1%}, and the accuracy "
             "below is not clear of that. Look at the data and the network before the rate.",
         )
-    return [*said, "It is a start: try half and twice this rate before a training of days."]
+    code = IN_TORCH[arm].format(rates[arm], rates[arm] / 4)
+    return [
+        *said,
+        f"In torch: the optimizer at lr={rates[arm]:.3g}, {code}, a step after every batch.",
+        "It is a start: try half and twice this rate before a training of days.",
+    ]
