@@ -213,9 +213,13 @@ def drop_class(folder):
         (replaced(lambda path: path.symlink_to("/etc/passwd")), "0.png cannot be read as an image"),
         (rename_class, "'dog' is only in train, 'bird' is only in test"),
         (drop_class, "'dog' is only in train"),
-        (lambda folder: shutil.rmtree(folder / "test"), "no folder .*test"),
+        (lambda folder: shutil.rmtree(folder / "test"), "cat has 4 images: 5 are needed, as there is no test/"),
+        (lambda folder: shutil.rmtree(folder / "train"), "no folder .*train: .* needs train/<class>/. beside test/"),
         (lambda folder: Image.new("RGB", (20, 20)).save(first(folder)), r"has shape|0.png is 20 x 20"),
-        (lambda folder: [path.unlink() for path in (folder / "train" / "cat").iterdir()], "no PNG or JPEG image in"),
+        (
+            lambda folder: [path.unlink() for path in (folder / "train" / "cat").iterdir()],
+            "no image in .*cat: files that end in",
+        ),
     ],
 )
 def test_bad_image_folders_are_named_and_nothing_is_cached(tmp_path, damage, message):

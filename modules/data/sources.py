@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -308,13 +309,13 @@ def _labelled(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     for label, name in enumerate(classes):
         paths = []
         for place, below, names in os.walk(folder / name, onerror=stop, followlinks=True):
+            wanted = (each for each in names + below if each.lower().endswith(IMAGE_SUFFIXES))
+            paths += [Path(place, each) for each in sorted(wanted) if not each.startswith(".")]
             below[:] = sorted(inner for inner in below if not inner.startswith("."))
-            wanted = (each for each in names if each.lower().endswith(IMAGE_SUFFIXES) and not each.startswith("."))
-            paths += [Path(place, each) for each in sorted(wanted)]
         if not paths:
             raise DataError(f"no image in {folder / name}: files that end in {', '.join(IMAGE_SUFFIXES)} are taken")
         for path in paths:
-            if not path.is_file():
+            if not S_ISREG(path.stat().st_mode):
                 raise DataError(f"{path} is not a file")
         found += [(path, label) for path in paths]
     return found
