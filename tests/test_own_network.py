@@ -23,6 +23,25 @@ def net(channels, size, classes):
     )
 """
 
+#: What works on images laid out as torch's default is, and not on those of a training.
+FLAT = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, channels, size, classes):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(channels, 4, 3), nn.Linear(4 * (size - 2) ** 2, classes)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.out(x.view(x.size(0), -1))
+
+
+def net(channels, size, classes):
+    return Net(channels, size, classes)
+"""
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -62,6 +81,9 @@ def test_a_changed_file_is_another_network(tmp_path, file):
         ("def net(:", "net", "mine.py cannot be run: SyntaxError"),
         ("def net(): pass", "net", "mine.py:net: TypeError: net.. takes 0 positional arguments but 3 were given"),
         ("def net(a, b, c): return 5", "net", "it returned 5, not a torch.nn.Module"),
+        (FLAT, "net", "mine.py:net: RuntimeError: view size is not compatible"),
+        (GOOD + "    return None", "none", "mine.py has no function none"),
+        ("from torch import nn\ndef net(a, b, c): return nn.Flatten()", "net", r"it makes \[2, 1024\]"),
         (GOOD.replace("classes)\n", "7)\n"), "net", r"it makes \[2, 7\], not logits \[2, 10\]"),
     ],
 )

@@ -2,7 +2,8 @@
 
 The function is called with `channels`, `size` (height and width in pixels) and `classes`, by position, and returns a
 module from images `[N, channels, size, size]` to logits `[N, classes]`. A run's specification holds the file's checksum
-behind an `@`, so that a run is never taken for one of another version of the file. What the file imports is not in it.
+behind an `@`, so that a run is never taken for one of another version of the file. What the file imports at its top may
+lie beside it, and is not in the checksum.
 """
 
 import hashlib
@@ -58,13 +59,22 @@ def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
         network = function(channels, size, classes)
         if not isinstance(network, nn.Module):
             raise TypeError(f"it returned {short(network)}, not a torch.nn.Module")
+        modes = {module: module.training for module in network.modules()}
         network.eval()  # no dropout, and no statistics of what is no data
+        images = torch.zeros(2, channels, size, size)
         with torch.no_grad():
-            logits = network(torch.zeros(2, channels, size, size))
+            network(images)  # lazy layers get their shapes
+            # Laid out as in training, where `view` fails on what `flatten` takes.
+            network = network.to(memory_format=torch.channels_last)
+            logits = network(images.contiguous(memory_format=torch.channels_last))
         if getattr(logits, "shape", None) != (2, classes):
             shape = list(logits.shape) if hasattr(logits, "shape") else short(logits)
             raise TypeError(f"of images [2, {channels}, {size}, {size}] it makes {shape}, not logits [2, {classes}]")
-        return network.train()
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise TypeError("none of its parameters can be trained")
+        for module, training in modes.items():
+            module.training = training
+        return network
     except Exception as error:  # whatever the user's code raises
         why = " ".join(str(error).split())
         raise ValueError(f"model: {found['file']}:{found['function']}: {type(error).__name__}: {why}") from error
@@ -75,7 +85,7 @@ def _function(file: str, name: str, checksum: str) -> Callable[[int, int, int], 
     """The function; its file is run once, and may import what lies beside it."""
     path = Path(file).resolve()
     about = importlib.util.spec_from_file_location(f"{path.stem}_{checksum}", path)
-    module = importlib.util.module_from_spec(about)
+    module = sys.modules[about.name] = importlib.util.module_from_spec(about)
     sys.path.insert(0, str(path.parent))
     try:
         about.loader.exec_module(module)

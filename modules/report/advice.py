@@ -123,12 +123,15 @@ def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, maj
     if not (reached["low"] if len(ends) > 1 else reached["value"]) > majority:
         said.insert(
             0,
-            f"Hardly anything was learnt: always naming the largest class is right in {majority:.1%}, and the accuracy "
-            "below is not clear of that. Look at the data and the network before the rate.",
+            f"That anything was learnt is not sure: always naming the largest class is right in {majority:.1%}, and "
+            "the accuracy is not clear of that. More runs may settle it; else look at the data and the network first.",
         )
     code = IN_TORCH[arm].format(rates[arm], rates[arm] / 4)
+    steps = "" if arm == "constant" else ", a step after every batch; iterations is the number of all batches"
     return [
         *said,
-        f"In torch: the optimizer at lr={rates[arm]:.3g}, {code}, a step after every batch.",
+        "A difference is the schedule's accuracy less that of the advised one. Of schedules that are not told apart, "
+        "linear is advised before cycle, and cycle before constant: it forgives a wrong rate most (notebook 9).",
+        f"In torch: the optimizer at lr={rates[arm]:.3g}, {code}{steps}.",
         "It is a start: try half and twice this rate before a training of days.",
     ]
