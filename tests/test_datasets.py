@@ -145,7 +145,7 @@ def test_photographs_are_cropped_to_their_middle_and_turned_upright(tmp_path):
     folder = photographs(tmp_path / "pets", cat=5, dog=5)
     pixels = np.zeros((300, 100, 3), dtype=np.uint8)
     pixels[:80] = 255  # the sky
-    for place in ("train", "val"):
+    for place in ("train", "valid"):
         for name in ("cat", "dog"):
             (folder / place / name).mkdir(parents=True)
             lying = Image.fromarray(np.rot90(pixels))  # a camera held upright that says so
@@ -160,12 +160,27 @@ def test_photographs_are_cropped_to_their_middle_and_turned_upright(tmp_path):
     assert (one < 20).all()
 
 
+def test_a_cameras_jpeg_with_a_preview_is_its_photograph(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=5, dog=5)
+    red, preview = (Image.new("RGB", (50, 50), colour) for colour in ("red", "blue"))
+    red.save(folder / "cat" / "0.jpg", format="MPO", save_all=True, append_images=[preview])
+    data = load("images-8", folder)
+    assert any((abs(image[0].astype(int) - 254) < 3).all() for image in [*data.train_images, *data.test_images])
+
+
+def test_images_beside_the_class_folders_are_no_class_overlooked(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=5, dog=5)
+    (folder / "cat" / "at_home").mkdir()
+    with pytest.raises(DataError, match="cat holds 3 images beside its class folders"):
+        load("images-8", folder / "cat")
+
+
 @pytest.mark.parametrize(
     ("counts", "name", "message"),
     [
         (dict(cat=9, dog=4), "images-32", "dog has 4 images: 5 are needed, as there is no test/"),
         (dict(cat=9), "images-32", r"a folder for each of two classes or more, found \['cat'\]"),
-        (dict(cat=9, dog=9), "images", "as the data set images-64 every image is resized and cropped to 64 x 64"),
+        (dict(cat=9, dog=9), "images", "with image_size=64, or as the data set images-64, every image"),
         (dict(cat=9, dog=9), "images-7", "dataset images-7: from 8 to 1024 pixels are possible"),
         (dict(cat=9, dog=9), "images-<pixels>", "unknown dataset 'images-<pixels>': choose one of"),
     ],

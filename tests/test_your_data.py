@@ -7,7 +7,7 @@ from test_datasets import photographs
 from toys import rates, sgd
 
 from modules.checks import RunError
-from modules.data.datasets import DataError, load
+from modules.data.datasets import DataError
 from modules.report import advice
 from modules.runs.spec import spec
 from modules.statistics import AnalysisError
@@ -43,48 +43,35 @@ def ramps(*lowest, noise=0.0, ends=400):
     return pd.concat(tables)
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "schedule", "said"),
-    [
-        (
-            dict(constant=[0.5, 0.52], linear=[0.8, 0.82], cycle=[0.6, 0.62]),
-            "linear",
-            "Cycle at 0.015 ends lower: -20.00",
-        ),
-        (
-            dict(constant=[0.5, 0.52], linear=[0.8, 0.82], cycle=[0.9, 0.92]),
-            "cycle",
-            "Let the rate cycle between 0.00375",
-        ),
-        (
-            dict(constant=[0.7, 0.9], linear=[0.7, 0.8], cycle=[0.7, 0.95]),
-            "linear",
-            "Cycle at 0.015 is not told from it",
-        ),
-        (
-            dict(constant=[0.9, 0.91], linear=[0.7, 0.71], cycle=[0.8, 0.81]),
-            "constant",
-            "Hold the rate constant at 0.01.",
-        ),
-        (
-            dict(constant=[0.9, 0.91], linear=[None, 0.95], cycle=[0.9, 0.91]),
-            "cycle",
-            "Linear at 0.02 is no choice: 1 of",
-        ),
-        (dict(constant=[0.9], linear=[0.8], cycle=[0.8]), "linear", "with one run each, nothing tells them apart"),
-        (
-            dict(constant=[0.3, 0.32], linear=[0.3, 0.35], cycle=[0.2, 0.3]),
-            "linear",
-            "That anything was learnt is not sure",
-        ),
-    ],
-)
-def test_each_outcome_has_its_advice(accuracies, schedule, said):
-    runs = ended(**accuracies)
-    assert advice.advised(runs) == schedule
+#: Final accuracies of constant, linear and cycle; which is advised, and what is said of the other two.
+OUTCOMES = {
+    "linear is best": ([0.5, 0.52], [0.8, 0.82], [0.6, 0.62], "linear", advice.LOWER, advice.LOWER),
+    "cycle is best": ([0.5, 0.52], [0.8, 0.82], [0.9, 0.92], "cycle", advice.LOWER, advice.LOWER),
+    "constant is best": ([0.9, 0.91], [0.7, 0.71], [0.8, 0.81], "constant", advice.LOWER, advice.LOWER),
+    "nothing is told apart": ([0.7, 0.9], [0.7, 0.8], [0.7, 0.95], "linear", advice.ALIKE, advice.ALIKE),
+    "one image is no difference": ([0.9, 0.9], [0.9, 0.9], [0.92, 0.92], "linear", advice.ALIKE, advice.ALIKE),
+    "linear diverges": ([0.9, 0.91], [None, 0.95], [0.9, 0.91], "cycle", advice.ALIKE, advice.DIVERGED),
+    "one run each": ([0.9], [0.8], [0.8], "linear", advice.ONE_RUN, advice.ONE_RUN),
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)
+def test_each_outcome_has_its_advice(outcome):
+    *accuracies, schedule, first, second = outcome
+    runs = ended(**dict(zip(("constant", "linear", "cycle"), accuracies, strict=True)))
+    assert advice.advised(runs, 50) == schedule
+    others = [arm for arm in ("constant", "linear", "cycle") if arm != schedule]
+    assert [advice.compared(runs, arm, schedule, 50) for arm in others] == [first, second]
     text = " ".join(advice.advice(runs, RATES, deciding=50, majority=0.34))
-    assert said in text
-    assert "of 50 images that did not train; one of them is 2 points" in text
+    assert all(
+        f"{arm.capitalize()} at {RATES[arm]} {advice.compared(runs, arm, schedule, 50)}" in text for arm in others
+    )
+
+
+def test_an_accuracy_that_is_not_clear_of_the_largest_classs_share_is_said():
+    runs = ended(constant=[0.3, 0.31, 0.32], linear=[0.33, 0.34, 0.35], cycle=[0.28, 0.29, 0.3])
+    plain = advice.advice(runs, RATES, deciding=50, majority=0.01)
+    assert len(advice.advice(runs, RATES, deciding=50, majority=0.34)) == len(plain) + 1
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cycle"])
@@ -104,7 +91,7 @@ def test_the_schedule_in_torchs_words_is_the_one_that_was_trained(schedule):
 
 def test_no_schedule_is_advised_where_all_diverge():
     with pytest.raises(AnalysisError, match="every schedule has runs that diverged: train with a tenth"):
-        advice.advised(ended(constant=[None], linear=[None], cycle=[None]))
+        advice.advised(ended(constant=[None], linear=[None], cycle=[None]), 50)
 
 
 def test_the_rate_is_the_middle_of_the_range_tests_and_their_spread_is_shown():
@@ -142,12 +129,21 @@ def test_photographs_are_judged_on_those_held_out_and_other_data_on_validation_i
     assert [run.seed for run in tests] == [1, 2, 3]
 
 
-def test_a_training_is_never_shorter_than_its_range_test_was_made_for(tmp_path):
+def test_what_a_rate_is_good_for_and_what_was_left_out_is_said(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=20, dog=20)
+    (folder / "cat" / "1.heic").touch()
+    given = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8, momentum=0.5)
+    said = asked(tmp_path, **given)[2].said
+    assert "1 files with other endings" in said
+    assert "sgd, momentum 0.5, weight decay 0.0005, batches of 8, augmentation none" in said
+    assert "400 iterations, 100 epochs" in said
+
+
+def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp_path):
     folder = photographs(tmp_path / "pets", cat=20, dog=20)
     given = dict(dataset="images", data_dir=str(folder), image_size=16)
     assert {run.iterations for run in asked(tmp_path, **given)[1](RATES)} == {400}
     assert {run.iterations for run in asked(tmp_path, **given, epochs=7)[1](RATES)} == {7}
-    load("images-16", folder)
 
 
 @pytest.mark.parametrize(

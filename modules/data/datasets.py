@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from modules.checks import short
-from modules.data.sources import SPLITS, DataError, Source, source
+from modules.data.sources import SPLITS, DataError, ImageFiles, Source, source
 
 CACHE_VERSION = 1
 
@@ -34,6 +34,7 @@ class Dataset:
         train_labels, test_labels: int64 arrays `[N]`.
         classes: class names, in label order.
         fingerprint: SHA-256 over shapes, pixels and labels of both splits.
+        passed_over: how many files of a folder of images were not taken for images.
         held_out: the test images are a part of the training images of a folder that has none for testing.
     """
 
@@ -46,6 +47,7 @@ class Dataset:
     classes: tuple[str, ...]
     fingerprint: str
     held_out: bool = False
+    passed_over: int = 0
 
     @property
     def channels(self) -> int:
@@ -80,14 +82,14 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     files = origin.find(data_dir) if origin.find else None
     key = [CACHE_VERSION, *(files.stamp if files else [])]
     cache = data_dir / ".cache" / name
-    about = {"name": name, "held_out": bool(files and files.held_out)}
+    about = {"held_out": files.held_out, "passed_over": files.passed_over} if files else {}
     found = _open_cache(cache, key)
     if found is None:
         splits, classes = files.read() if files else origin.read(data_dir)
         arrays = _arrays(*splits)
         _check(arrays, classes, name, data_dir)
         found = _write_cache(cache, key, arrays, classes)
-    return Dataset(**about, **found, label=_label(origin, found["fingerprint"], data_dir, about["held_out"]))
+    return Dataset(name, _label(origin, found["fingerprint"], data_dir, files), **found, **about)
 
 
 Arrays = dict[str, np.ndarray]
@@ -101,8 +103,9 @@ def _fingerprint(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _label(origin: Source, fingerprint: str, data_dir: Path, held_out: bool) -> str:
-    folder = f"{data_dir.resolve().name} (folder of images{', a fifth held out' if held_out else ''})"
+def _label(origin: Source, fingerprint: str, data_dir: Path, files: ImageFiles | None) -> str:
+    held_out = ", a fifth held out" if files and files.held_out else ""
+    folder = f"{data_dir.resolve().name} (folder of images{held_out})"
     return origin.label or KNOWN_IMAGES.get(fingerprint) or folder
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MIN_SIDE, MAX_SIDE = 8, 1024  # pixels
-HELD_OUT_FOLDERS = ("test", "val")  # the first of them that is there
-RESIZED = "as the data set images-64 every image is resized and cropped to 64 x 64"
+HELD_OUT_FOLDERS = ("test", "val", "valid", "validation")  # the first of them that is there
+RESIZED = "with image_size=64, or as the data set images-64, every image is resized and cropped"
 HANDS = 5  # without such a folder one of five images of each class is held out
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -166,6 +166,7 @@ class ImageFiles:
         files: per split, one (path, label) for each image, sorted.
         classes: the classes' names, in label order.
         held_out: the folder has no test images of its own: a part of its images was held out for them.
+        passed_over: how many files have endings that are not taken, such as `.heic`.
         size: what every image is resized and cropped to, in pixels; None for images that are all of one size.
         stamp: changes when a file does.
     """
@@ -173,6 +174,7 @@ class ImageFiles:
     files: dict[str, list[tuple[Path, int]]]
     classes: tuple[str, ...]
     held_out: bool
+    passed_over: int
     size: int | None
     stamp: list
 
@@ -205,7 +207,8 @@ def _pixels(path: Path, size: int | None) -> np.ndarray:
         with image:
             if size is None and max(image.size) > MAX_SIDE:
                 raise DataError(f"{path} is {image.width} x {image.height} pixels, more than {MAX_SIDE}: {RESIZED}")
-            if getattr(image, "n_frames", 1) > 1:
+            # Cameras write JPEGs that hold a preview as a second picture (MPO): the first is the photograph.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise DataError(f"{path} is animated: one picture a file is needed")
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))  # a JPEG is decoded no larger than needed
@@ -237,7 +240,7 @@ def _folders(folder: Path) -> tuple[str, ...]:
 def _find_images(data_dir: Path, size: int | None = None) -> ImageFiles:
     """The image files of a folder, without reading them; links are followed, hidden names left out.
 
-    A class's images may lie in folders below its own. Where there is no `test/`, and no `val/` either, a fifth of each
+    A class's images may lie in folders below its own. Where there is none of `HELD_OUT_FOLDERS`, a fifth of each
     class is held out, always the same for the same files; the class folders may then lie in `data_dir` itself.
 
     Raises:
@@ -251,7 +254,7 @@ def _find_images(data_dir: Path, size: int | None = None) -> ImageFiles:
 
 def _listed(data_dir: Path, size: int | None) -> ImageFiles:
     if not data_dir.is_dir():
-        raise DataError(f"no folder {data_dir}: data set 'images' needs train/<class>/* and test/<class>/* in it")
+        raise DataError(f"no folder {data_dir}: data set 'images' needs one with a folder for each class")
     held_out = next((data_dir / name for name in HELD_OUT_FOLDERS if (data_dir / name).is_dir()), None)
     train = data_dir / "train"
     if not train.is_dir():
@@ -271,9 +274,15 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
         raise DataError(
             f"{data_dir}: train and {held_out.name} must hold the same class folders, but {', '.join(only[:5])}"
         )
-    files = {"train": _labelled(train, classes), "test": []}
+    if loose := [entry.name for entry in os.scandir(train) if _is_image(entry.name)]:
+        raise DataError(
+            f"{train} holds {len(loose)} images beside its class folders ({loose[0]}): is it a class itself?"
+        )
+    training, passed_over = _labelled(train, classes)
+    files = {"train": training, "test": []}
     if held_out is not None:
-        files["test"] = _labelled(held_out, classes)
+        files["test"], others = _labelled(held_out, classes)
+        passed_over += others
     else:
         labels = np.array([label for _, label in files["train"]])
         counts = np.bincount(labels)
@@ -292,11 +301,15 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
             status = path.stat()
             line = f"{split}/{classes[label]}/{path.name} {status.st_size} {status.st_mtime_ns}\n"
             digest.update(os.fsencode(line))
-    return ImageFiles(files, classes, held_out is None, size, [digest.hexdigest()])
+    return ImageFiles(files, classes, held_out is None, passed_over, size, [digest.hexdigest()])
 
 
-def _labelled(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """(path, label) of the images of each class, those in folders below its own too.
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _labelled(folder: Path, classes: tuple[str, ...]) -> tuple[list[tuple[Path, int]], int]:
+    """(path, label) of the images of each class, those in folders below its own too; and how many files are none.
 
     Raises:
         DataError: a class without images, or a name of an image that is no file.
@@ -305,12 +318,12 @@ def _labelled(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     def stop(error: OSError) -> None:
         raise error
 
-    found = []
+    found, passed_over = [], 0
     for label, name in enumerate(classes):
         paths = []
         for place, below, names in os.walk(folder / name, onerror=stop, followlinks=True):
-            wanted = (each for each in names + below if each.lower().endswith(IMAGE_SUFFIXES))
-            paths += [Path(place, each) for each in sorted(wanted) if not each.startswith(".")]
+            paths += [Path(place, each) for each in sorted(names + below) if _is_image(each)]
+            passed_over += sum(not (_is_image(each) or each.startswith(".")) for each in names)
             below[:] = sorted(inner for inner in below if not inner.startswith("."))
         if not paths:
             raise DataError(f"no image in {folder / name}: files that end in {', '.join(IMAGE_SUFFIXES)} are taken")
@@ -318,7 +331,7 @@ def _labelled(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
             if not S_ISREG(path.stat().st_mode):
                 raise DataError(f"{path} is not a file")
         found += [(path, label) for path in paths]
-    return found
+    return found, passed_over
 
 
 def dealt(labels: np.ndarray, hands: int) -> np.ndarray:

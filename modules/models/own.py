@@ -89,7 +89,7 @@ def _function(file: str, name: str, checksum: str) -> Callable[[int, int, int], 
     sys.path.insert(0, str(path.parent))
     try:
         about.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises; a script may even want to end
         why = " ".join(str(error).split())
         raise ValueError(f"model: {file} cannot be run: {type(error).__name__}: {why}") from error
     finally:

@@ -15,6 +15,9 @@ from modules.statistics import AnalysisError
 #: Of schedules that nothing tells apart the first is advised: it forgives a wrong rate most (notebook 9).
 PREFERENCE = ("linear", "cycle", "constant")
 
+#: What is said of a schedule beside another.
+LOWER, ALIKE, DIVERGED, ONE_RUN = "ends lower", "is not told from it", "is no choice: runs diverged", "has one run"
+
 #: Each schedule in torch's own words, for a training of `iterations`; `{0}` is its rate, `{1}` a quarter of it.
 IN_TORCH = {
     "constant": "no scheduler",
@@ -66,11 +69,12 @@ def differences(trained: pd.DataFrame) -> pd.DataFrame:
     return table_of([final_difference(trained, a, b) for a, b in combinations(PREFERENCE, 2)])
 
 
-def advised(trained: pd.DataFrame) -> str:
+def advised(trained: pd.DataFrame, deciding: int) -> str:
     """The schedule to take: the best mean, unless an earlier one of `PREFERENCE` is not told from it.
 
     Args:
         trained: the trainings, a policy for each schedule; as `tables.read_runs` gives them.
+        deciding: images that accuracies are of.
 
     Raises:
         AnalysisError: every schedule has runs that diverged.
@@ -79,7 +83,25 @@ def advised(trained: pd.DataFrame) -> str:
     if not stable:
         raise AnalysisError("every schedule has runs that diverged: train with a tenth of these rates")
     best = max(stable, key=lambda arm: final_accuracies(trained, arm).mean())
-    return next(arm for arm in stable if arm == best or not final_difference(trained, arm, best)["high"] < 0)
+    return next(arm for arm in stable if arm == best or compared(trained, arm, best, deciding) != LOWER)
+
+
+def compared(trained: pd.DataFrame, arm: str, best: str, deciding: int) -> str:
+    """What is said of a schedule beside another: one of `LOWER`, `ALIKE`, `DIVERGED`, `ONE_RUN`.
+
+    It ends lower where the whole interval of the difference lies more than one of the deciding images below zero: runs
+    that end alike have an interval without width.
+
+    Args:
+        trained, deciding: as for `advised`.
+        arm, best: the schedules.
+    """
+    if trained[trained.policy == arm].diverged.any():
+        return DIVERGED
+    high = final_difference(trained, arm, best)["high"]
+    if np.isnan(high):
+        return ONE_RUN
+    return LOWER if round(high * deciding, 6) < -1 else ALIKE
 
 
 def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, majority: float) -> list[str]:
@@ -88,13 +110,13 @@ def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, maj
     Args:
         trained: the trainings, as for `advised`.
         rates: the rate of each schedule.
-        deciding: images that accuracies are of.
+        deciding: as there.
         majority: the share of the largest class among them.
 
     Raises:
         AnalysisError: as `advised`.
     """
-    arm = advised(trained)
+    arm = advised(trained, deciding)
     what = {
         "constant": "Hold the rate constant at {0:.3g}.",
         "linear": "Let the rate fall in a straight line from {0:.3g} to zero.",
@@ -110,16 +132,9 @@ def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, maj
         f"them is {100 / deciding:.2g} points."
     ]
     for other in (other for other in PREFERENCE if other != arm):
-        lost = int(trained[(trained.policy == other) & trained.diverged].seed.nunique())
-        found = final_difference(trained, other, arm)
+        found, verdict = final_difference(trained, other, arm), compared(trained, other, arm, deciding)
         by = show("final_accuracy_difference", found["value"], found["low"], found["high"])
-        if lost:
-            verdict = f"is no choice: {lost} of its runs diverged"
-        elif np.isnan(found["low"]):
-            verdict = f"differs by {by}: with one run each, nothing tells them apart"
-        else:
-            verdict = f"{'ends lower' if found['high'] < 0 else 'is not told from it'}: {by}"
-        said.append(f"{other.capitalize()} at {rates[other]:.3g} {verdict}.")
+        said.append(f"{other.capitalize()} at {rates[other]:.3g} {verdict}{'' if verdict == DIVERGED else f': {by}'}.")
     if not (reached["low"] if len(ends) > 1 else reached["value"]) > majority:
         said.insert(
             0,

@@ -635,15 +635,14 @@ def your_data(
     if epochs is not None:
         whole("epochs", epochs)
     data = datasets.load(dataset, data_dir)
-    decides = "test" if data.held_out else "validation"
-    divided = split(data, "standard" if data.held_out else "validation", seed=1)
+    part, decides = ("standard", "test") if data.held_out else ("validation", "validation")
+    divided = split(data, part, seed=1)
     batches = divided.sizes["train"] // batch_size
     if batches < 1:
         raise RunError(f"batch_size={batch_size} exceeds the {divided.sizes['train']} training images")
     iterations = max(20 * batches, LEAST_TRAINING) if epochs is None else epochs * batches
     setting = dict(dataset=dataset, model=model, optimizer=optimizer, momentum=momentum if optimizer == "sgd" else 0.0)
-    setting |= dict(weight_decay=weight_decay, augment=augment, batch_size=batch_size)
-    setting |= dict(split="standard" if data.held_out else "validation")
+    setting |= dict(weight_decay=weight_decay, augment=augment, batch_size=batch_size, split=part)
     setting |= _free(settings, "evaluation", "test_at_end", *setting)
 
     def trainings(rates: dict[str, float]) -> list[Spec]:
@@ -673,11 +672,17 @@ def your_data(
     else:
         rates = dict.fromkeys(SCHEDULES, 0.01)  # not known yet; everything else can be checked without them
     parallel.check_all(trainings(rates), folder, data_dir, workers)
-    return ramps, trainings, about(data, divided)
+    return ramps, trainings, about(data, divided, ramps[0], iterations)
 
 
-def about(data: datasets.Dataset, divided: Split) -> About:
-    """What a data set's images are, how they are divided, and whether the classes are unequal."""
+def about(data: datasets.Dataset, divided: Split, ramp: Spec, iterations: int) -> About:
+    """What a data set's images are, how they are divided, whether the classes are unequal, and what will train on them.
+
+    Args:
+        data, divided: the images.
+        ramp: one of the runs.
+        iterations: of a training.
+    """
     deciding = divided.validation_labels if len(divided.validation) else divided.test_labels
     counts = np.bincount(divided.labels[divided.train], minlength=len(data.classes))
     largest = counts.argmax()
@@ -687,6 +692,15 @@ def about(data: datasets.Dataset, divided: Split) -> About:
     said = f"{data.label}: {counts.sum():,} images train, {len(deciding):,} others decide; {size}. To train: {shown}."
     if counts.max() > 2 * counts.min():
         said += f" The classes are unequal: always naming {data.classes[largest]!r} is right in {majority:.0%}."
+    if data.passed_over:
+        said += f" {data.passed_over:,} files with other endings were passed over."
+    momentum = f", momentum {ramp.momentum:g}" if ramp.momentum else ""
+    epochs = iterations * ramp.batch_size / counts.sum()
+    said += (
+        f" Every rate here is for {ramp.optimizer}{momentum}, weight decay {ramp.weight_decay:g}, batches of "
+        f"{ramp.batch_size}, augmentation {ramp.augment}. A training lasts {iterations:,} iterations, "
+        f"{epochs:.3g} epochs."
+    )
     return About(said, len(deciding), majority)
 
 

@@ -110,18 +110,27 @@ class Tournament:
         """One run of an arm, as long as the registration says or of another length."""
         design = self.registration.design
         entry, iterations = design["arms"][arm], length or design["iterations"]
-        return spec(
-            dataset=self.dataset,
-            **{**design["setting"], **entry.get("settings", {})},
+        return self._spec(
+            seed,
+            entry.get("settings", {}),
             policy=filled(entry["policy"], rate, iterations),
             variant=arm if final else f"{arm}_{text_of(rate)}",
             iterations=iterations,
             evaluate_every=design["evaluate_every"],
-            split=design.get("split", "validation"),
             evaluation="validation",
             test_at_end=final,
+        )
+
+    def _spec(self, seed: int, settings: dict, **others: Any) -> Spec:
+        """A run in the registration's setting, but for an arm's own settings."""
+        design = self.registration.design
+        return spec(
+            dataset=self.dataset,
+            split=design.get("split", "validation"),
             seed=seed,
             registration=self.registration.checksum,
+            **{**design["setting"], **settings},
+            **others,
         )
 
     def grid(self, arm: str) -> dict[float, list[float]] | None:
@@ -282,27 +291,25 @@ class Tournament:
         asked, settings = design["untuned"], dict(design["arms"][arm].get("settings", {}))
         settings.pop("ema", None)  # of no use to a ramp
         optimizer = settings.get("optimizer")
-        return spec(
-            dataset=self.dataset,
-            **{**design["setting"], **settings},
+        return self._spec(
+            seed,
+            settings,
             policy=dict(name="range_test", min_lr=asked["min_lr"], max_lr=asked["max_lr"], ramp="exponential"),
             variant="ramp" + (f"_{optimizer}" if optimizer else ""),
             iterations=asked["iterations"],
             evaluate_every=asked["evaluate_every"],
-            split=design.get("split", "validation"),
             evaluation="none",
-            seed=seed,
-            registration=self.registration.checksum,
         )
 
-    def _untuned(self) -> list[tuple[str, int]]:
-        """Arms and seeds of the analysis without tuning: all arms that are tuned in the other."""
+    @property
+    def _untuned(self) -> dict[str, range]:
+        """The seeds of the analysis without tuning, by arm: of all arms that are tuned in the other."""
         seeds = range(1, self.registration.design["untuned"]["seeds"] + 1)
-        return [(arm, seed) for arm in self.arms if self.registration.tuned(arm) for seed in seeds]
+        return {arm: seeds for arm in self.arms if self.registration.tuned(arm)}
 
     def ramps(self) -> list[Spec]:
         """The range tests of the analysis without tuning."""
-        return list(dict.fromkeys(self.ramp(arm, seed) for arm, seed in self._untuned()))
+        return list(dict.fromkeys(self.ramp(arm, seed) for arm, seeds in self._untuned.items() for seed in seeds))
 
     def untuned_rate(self, arm: str, seed: int) -> float | None:
         """What a run's own range test says: `best_rate`, half of it where the arm holds its rate constant.
@@ -327,14 +334,14 @@ class Tournament:
         length = self.registration.design["iterations"] - self.registration.design["untuned"]["iterations"]
         return [
             self.spec(arm, rate, seed, True, length)
-            for arm, seed in self._untuned()
+            for arm, seeds in self._untuned.items()
+            for seed in seeds
             if (rate := self.untuned_rate(arm, seed)) is not None
         ]
 
     def untuned_accuracies(self) -> dict[str, pd.Series]:
         """As `final_accuracies`, of the runs without tuning; a range test that gave no rate has none."""
-        seeds = range(1, self.registration.design["untuned"]["seeds"] + 1)
-        return {arm: self._tested(self.untuned, arm, seeds) for arm in dict.fromkeys(arm for arm, _ in self._untuned())}
+        return {arm: self._tested(self.untuned, arm, seeds) for arm, seeds in self._untuned.items()}
 
     def tuning_curves(self) -> pd.DataFrame:
         """Validation accuracies of the tuning runs made so far: columns `arm`, `rate`, `seed`, `val_acc`."""
