@@ -122,7 +122,7 @@ def test_photographs_are_judged_on_those_held_out_and_other_data_on_validation_i
     assert {run.dataset for run in tests} == {"images-16"}
     assert {(run.split, run.evaluation) for run in trainings(RATES)} == {("standard", "test")}
     assert (about.deciding, about.majority) == (8, 0.75)
-    assert "cat 24, dog 8. The classes are unequal: always naming 'cat' is right in 75%." in about.said
+    assert "cat: 24, dog: 8. The classes are unequal: always naming 'cat' is right in 75%." in about.said
     tests, trainings, about = asked(tmp_path)
     assert {(run.split, run.evaluation) for run in trainings(RATES)} == {("validation", "validation")}
     assert about.deciding == 130

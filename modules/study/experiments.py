@@ -688,14 +688,14 @@ def about(data: datasets.Dataset, divided: Split, ramp: Spec, iterations: int) -
     largest = counts.argmax()
     majority = float(np.mean(deciding == largest))
     size = f"{data.size} x {data.size} pixels, {'grey' if data.channels == 1 else 'in colour'}"
-    shown = ", ".join(f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True))
+    shown = ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts, strict=True))
     said = f"{data.label}: {counts.sum():,} images train, {len(deciding):,} others decide; {size}. To train: {shown}."
     if counts.max() > 2 * counts.min():
         said += f" The classes are unequal: always naming {data.classes[largest]!r} is right in {majority:.0%}."
     if data.passed_over:
         said += f" {data.passed_over:,} files with other endings were passed over."
     momentum = f", momentum {ramp.momentum:g}" if ramp.momentum else ""
-    epochs = iterations * ramp.batch_size / counts.sum()
+    epochs = iterations / (counts.sum() // ramp.batch_size)
     said += (
         f" Every rate here is for {ramp.optimizer}{momentum}, weight decay {ramp.weight_decay:g}, batches of "
         f"{ramp.batch_size}, augmentation {ramp.augment}. A training lasts {iterations:,} iterations, "
