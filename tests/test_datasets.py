@@ -168,6 +168,17 @@ def test_a_cameras_jpeg_with_a_preview_is_its_photograph(tmp_path):
     assert any((abs(image[0].astype(int) - 254) < 3).all() for image in [*data.train_images, *data.test_images])
 
 
+@pytest.mark.parametrize(("train", "held_out"), [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "val")])
+def test_splits_are_known_in_capitals_and_an_archives_shadow_is_no_class(tmp_path, train, held_out):
+    folder = tmp_path / "pets"
+    photographs(folder / train, cat=6, dog=6)
+    photographs(folder / held_out, cat=2, dog=2)
+    for place in (folder, folder / train):
+        photographs(place, __MACOSX=1)
+    data = load("images-8", folder)
+    assert (data.classes, len(data.train_images), len(data.test_images)) == (("cat", "dog"), 12, 4)
+
+
 def test_images_beside_the_class_folders_are_no_class_overlooked(tmp_path):
     folder = photographs(tmp_path / "pets", cat=5, dog=5)
     (folder / "cat" / "at_home").mkdir()

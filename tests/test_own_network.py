@@ -43,6 +43,21 @@ def net(channels, size, classes):
 """
 
 
+#: Returns a second head's logits too while it trains, as torchvision's GoogLeNet does.
+TWO_HEADS = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        return (super().forward(x),) * 2 if self.training else super().forward(x)
+
+
+def net(channels, size, classes):
+    return Net(nn.Flatten(), nn.Linear(channels * size * size, classes))
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     (tmp_path / "beside.py").write_text("WIDTH = 4")
@@ -82,9 +97,10 @@ def test_a_changed_file_is_another_network(tmp_path, file):
         ("def net(): pass", "net", "mine.py:net: TypeError: net.. takes 0 positional arguments but 3 were given"),
         ("def net(a, b, c): return 5", "net", "it returned 5, not a torch.nn.Module"),
         (FLAT, "net", "mine.py:net: RuntimeError: view size is not compatible"),
+        (TWO_HEADS, "net", r"mine.py:net: TypeError: of images .* in training, not logits \[2, 10\]"),
         (GOOD + "    return None", "none", "mine.py has no function none"),
-        ("from torch import nn\ndef net(a, b, c): return nn.Flatten()", "net", r"it makes \[2, 1024\]"),
-        (GOOD.replace("classes)\n", "7)\n"), "net", r"it makes \[2, 7\], not logits \[2, 10\]"),
+        ("from torch import nn\ndef net(a, b, c): return nn.Flatten()", "net", r"it makes \[2, 1024\] in evaluation"),
+        (GOOD.replace("classes)\n", "7)\n"), "net", r"it makes \[2, 7\] in evaluation, not logits \[2, 10\]"),
     ],
 )
 def test_what_is_no_network_is_named_before_any_work(tmp_path, file, text, name, message):

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MIN_SIDE, MAX_SIDE = 8, 1024  # pixels
-HELD_OUT_FOLDERS = ("test", "val", "valid", "validation")  # the first of them that is there
+TRAIN_FOLDERS = ("train", "training")  # in capitals too; the first that is there
+HELD_OUT_FOLDERS = ("test", "testing", "val", "valid", "validation")
+NOT_A_CLASS = "__MACOSX"  # what macOS adds to archives: a shadow of every file
 RESIZED = "with image_size=64, or as the data set images-64, every image is resized and cropped"
 HANDS = 5  # without such a folder one of five images of each class is held out
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -234,7 +236,14 @@ def _square(image: "Image", size: int) -> "Image":
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return tuple(sorted(name for name in names if not name.startswith(".") and name != NOT_A_CLASS))
+
+
+def _split_folder(data_dir: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder that has the first of these names, in small letters or capitals."""
+    found = {name.lower(): data_dir / name for name in reversed(_folders(data_dir))}
+    return next((found[name] for name in names if name in found), None)
 
 
 def _find_images(data_dir: Path, size: int | None = None) -> ImageFiles:
@@ -255,11 +264,13 @@ def _find_images(data_dir: Path, size: int | None = None) -> ImageFiles:
 def _listed(data_dir: Path, size: int | None) -> ImageFiles:
     if not data_dir.is_dir():
         raise DataError(f"no folder {data_dir}: data set 'images' needs one with a folder for each class")
-    held_out = next((data_dir / name for name in HELD_OUT_FOLDERS if (data_dir / name).is_dir()), None)
-    train = data_dir / "train"
-    if not train.is_dir():
+    held_out = _split_folder(data_dir, HELD_OUT_FOLDERS)
+    train = _split_folder(data_dir, TRAIN_FOLDERS)
+    if train is None:
         if held_out is not None:
-            raise DataError(f"no folder {train}: data set 'images' needs train/<class>/* beside {held_out.name}/")
+            raise DataError(
+                f"no folder {data_dir / 'train'}: data set 'images' needs train/<class>/* beside {held_out.name}/"
+            )
         train = data_dir
     classes = _folders(train)
     if len(classes) < 2:
@@ -267,12 +278,12 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
     if held_out is not None and classes != (other := _folders(held_out)):
         only = [
             f"{name!r} is only in {split}"
-            for split, mine, theirs in (("train", classes, other), (held_out.name, other, classes))
+            for split, mine, theirs in ((train.name, classes, other), (held_out.name, other, classes))
             for name in mine
             if name not in theirs
         ]
         raise DataError(
-            f"{data_dir}: train and {held_out.name} must hold the same class folders, but {', '.join(only[:5])}"
+            f"{data_dir}: {train.name} and {held_out.name} must hold the same class folders, but {', '.join(only[:5])}"
         )
     if loose := [entry.name for entry in os.scandir(train) if _is_image(entry.name)]:
         raise DataError(

@@ -6,6 +6,7 @@ behind an `@`, so that a run is never taken for one of another version of the fi
 lie beside it, and is not in the checksum.
 """
 
+import copy
 import hashlib
 import importlib.util
 import re
@@ -66,10 +67,10 @@ def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
             network(images)  # lazy layers get their shapes
             # Laid out as in training, where `view` fails on what `flatten` takes.
             network = network.to(memory_format=torch.channels_last)
-            logits = network(images.contiguous(memory_format=torch.channels_last))
-        if getattr(logits, "shape", None) != (2, classes):
-            shape = list(logits.shape) if hasattr(logits, "shape") else short(logits)
-            raise TypeError(f"of images [2, {channels}, {size}, {size}] it makes {shape}, not logits [2, {classes}]")
+            images = images.contiguous(memory_format=torch.channels_last)
+            _check_logits(network(images), images, classes, "evaluation")
+            with torch.random.fork_rng(devices=[]):  # some networks return more than logits while they train
+                _check_logits(copy.deepcopy(network).train()(images), images, classes, "training")
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise TypeError("none of its parameters can be trained")
         for module, training in modes.items():
@@ -78,6 +79,12 @@ def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
     except Exception as error:  # whatever the user's code raises
         why = " ".join(str(error).split())
         raise ValueError(f"model: {found['file']}:{found['function']}: {type(error).__name__}: {why}") from error
+
+
+def _check_logits(logits: object, images: torch.Tensor, classes: int, when: str) -> None:
+    if getattr(logits, "shape", None) != (len(images), classes):
+        made = list(logits.shape) if hasattr(logits, "shape") else short(logits)
+        raise TypeError(f"of images {list(images.shape)} it makes {made} in {when}, not logits [2, {classes}]")
 
 
 @cache
