@@ -112,7 +112,7 @@ primary: {D1: [cycle_anneal, constant_anneal]}
 arms:
   constant_anneal: {policy: {name: fixed, lr: rate, milestones: [], anneal: 0.25}}
   cycle_anneal: {policy: {name: triangular, base_lr: rate * 1/4, max_lr: rate, step_size: T * 1/8, anneal: 0.25}}
-  given: {policy: {name: fixed, lr: 0.01, milestones: [T * 1/2]}, tuned: false, seeds: 1}
+  given: {policy: {name: fixed, lr: 0.01, milestones: [T * 1/2]}, tuned: false, seeds: 1, settings: {ema: 0.9}}
 """
 
 
@@ -133,6 +133,10 @@ def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(s
     # Two seeds of a barely trained network decide nothing: the arms get the seeds of the second look.
     assert len(small.accuracies("cycle_anneal")) == 3
     assert len(small.accuracies("given")) == 1
+    given = json.loads((small.finals / "given-seed1.json").read_text())
+    averaged = small.final_accuracies()["given_averaged"]
+    assert averaged.to_dict() == {1: given["ema"]["test"]["accuracy"]}
+    assert averaged[1] != given["test"]["accuracy"]
     for path in small.tuning.glob("*.json"):
         assert "test" not in json.loads(path.read_text())
     for path in small.finals.glob("*.json"):

@@ -274,13 +274,12 @@ def untuned_table(accuracies: Mapping[str, Sequence[float]], reference: str) -> 
     Returns:
         A table with `tables.TABLE_COLUMNS`; nothing in it is judged.
     """
-    note, rows = "rates from one range test a run", []
+    note, rows, base = "rates from one range test a run", [], accuracies.get(reference, ())
     for arm, values in accuracies.items():
         rows.append({"quantity": "accuracy", "policy": arm, "runs": len(values), "note": note} | mean_row(values, 0, 1))
     for arm, values in accuracies.items():
-        if arm != reference and min(len(values), len(accuracies[reference])) > 1:
-            found = row_of(contrast(values, accuracies[reference]), "Welch", -1, 1)
-            runs = min(len(values), len(accuracies[reference]))
+        if arm != reference and (runs := min(len(values), len(base))) > 1:
+            found = row_of(contrast(values, base), "Welch", -1, 1)
             about = {"quantity": "described_difference", "policy": f"{arm} - {reference}", "runs": runs, "note": note}
             rows.append(about | found)
     return table_of(rows)

@@ -220,13 +220,14 @@ class Tournament:
         """
         return self._tested(self.finals, arm, seeds or self.registration.seeds(arm, True))
 
-    def _tested(self, folder: Path, arm: str, seeds: Iterable[int]) -> pd.Series:
+    def _tested(self, folder: Path, arm: str, seeds: Iterable[int], averaged: bool = False) -> pd.Series:
         found = {}
         for seed in seeds:
             path = folder / f"{arm}-seed{seed}.json"
             if path.with_suffix(".csv").exists():
                 record = json.loads(path.read_text())
-                found[seed] = CHANCE if record["diverged"] else record["test"]["accuracy"]
+                tested = () if record["diverged"] else (record["ema"] if averaged else record)["test"]
+                found[seed] = tested["accuracy"] if tested else CHANCE
         series = pd.Series(found, dtype=float)
         if folds := self._folds(found):
             series.attrs["folds"] = dict(zip(found, folds, strict=True))
@@ -247,8 +248,17 @@ class Tournament:
         return {arm for name, verdict in said.items() if verdict == "not resolved" for arm in primary[name]}
 
     def final_accuracies(self) -> dict[str, pd.Series]:
-        """`accuracies` of every arm."""
-        return {arm: self.accuracies(arm) for arm in self.arms}
+        """`accuracies` of every arm; of those that average their weights, and never anneal, the averages' too.
+
+        The averages of `constant` are called `constant_averaged`: the same runs, with other weights.
+        """
+        found = {}
+        for arm in self.arms:
+            found[arm] = self.accuracies(arm)
+            entry = self.registration.design["arms"][arm]
+            if "ema" in entry.get("settings", {}) and "anneal" not in entry["policy"]:
+                found[f"{arm}_averaged"] = self._tested(self.finals, arm, found[arm].index, averaged=True)
+        return found
 
     def second_look(self) -> bool:
         """Whether there are runs of the second look."""
@@ -340,8 +350,9 @@ class Tournament:
         ]
 
     def untuned_accuracies(self) -> dict[str, pd.Series]:
-        """As `final_accuracies`, of the runs without tuning; a range test that gave no rate has none."""
-        return {arm: self._tested(self.untuned, arm, seeds) for arm, seeds in self._untuned.items()}
+        """`accuracies` of the runs without tuning, of every arm that has some; a range test may give no rate."""
+        found = {arm: self._tested(self.untuned, arm, seeds) for arm, seeds in self._untuned.items()}
+        return {arm: values for arm, values in found.items() if len(values)}
 
     def tuning_curves(self) -> pd.DataFrame:
         """Validation accuracies of the tuning runs made so far: columns `arm`, `rate`, `seed`, `val_acc`."""
@@ -354,8 +365,3 @@ class Tournament:
             if (value := self._accuracy(self.spec(arm, rate, seed, False))) is not None
         ]
         return pd.DataFrame(rows, columns=["arm", "rate", "seed", "val_acc"])
-
-    def moving_average(self) -> list[float]:
-        """Test accuracies of the moving average of the constant arm's weights, where it was asked for."""
-        records = [json.loads(path.read_text()) for path in sorted(self.finals.glob("constant-seed*.json"))]
-        return [record["ema"]["test"]["accuracy"] for record in records if "ema" in record]
