@@ -3,13 +3,21 @@
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modules.checks import RunError
-from modules.report.tournament import choose, contrast, two_by_two, untuned_table, verdicts
+from modules.report.tournament import (
+    choose,
+    contrast,
+    differences_table,
+    two_by_two,
+    untuned_table,
+    verdicts,
+)
 from modules.statistics import AnalysisError
 from modules.study.tournament import Registration, Tournament, filled
 
@@ -42,6 +50,19 @@ def test_the_tuning_that_went_astray_widens_the_interval():
     a, b = np.full(16, 0.75) + np.linspace(-0.003, 0.003, 16), np.full(16, 0.74) + np.linspace(-0.003, 0.003, 16)
     assert verdicts({"D1": contrast(a, b)}, 0.005, 0.01) == {"D1": "helps"}
     assert verdicts({"D1": contrast(a, b, 0.01, 0.01)}, 0.005, 0.01) == {"D1": "not resolved"}
+
+
+def test_a_primary_difference_stands_beside_that_of_the_seeds_alone():
+    accuracies = dict(
+        cycle_anneal=np.full(16, 0.75) + np.linspace(-0.003, 0.003, 16),
+        constant_anneal=np.full(16, 0.74) + np.linspace(-0.003, 0.003, 16),
+    )
+    choices = {arm: replace(choose(parabola(0.0)), error=0.002) for arm in accuracies}
+    primary = {"D1": ["cycle_anneal", "constant_anneal"]}
+    table = differences_table(accuracies, choices, primary, "linear", 0.005, 0.01).set_index("kind")
+    assert table.value.tolist() == pytest.approx([0.01, 0.01])
+    assert table.error.primary**2 == pytest.approx(table.error.seeds**2 + 2 * 0.002**2)
+    assert table.verdict.to_dict() == {"primary": "helps", "seeds": ""}
 
 
 def parabola(top, noise=0.0, seeds=2):
@@ -133,10 +154,11 @@ def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(s
     # Two seeds of a barely trained network decide nothing: the arms get the seeds of the second look.
     assert len(small.accuracies("cycle_anneal")) == 3
     assert len(small.accuracies("given")) == 1
-    given = json.loads((small.finals / "given-seed1.json").read_text())
-    averaged = small.final_accuracies()["given_averaged"]
-    assert averaged.to_dict() == {1: given["ema"]["test"]["accuracy"]}
-    assert averaged[1] != given["test"]["accuracy"]
+    given = json.loads((record := small.finals / "given-seed1.json").read_text())
+    given["ema"]["test"]["accuracy"] = 0.5
+    record.write_text(json.dumps(given))
+    assert small.final_accuracies()["given_averaged"].to_dict() == {1: 0.5}
+    assert small.final_accuracies()["given"].to_dict() == {1: given["test"]["accuracy"]}
     for path in small.tuning.glob("*.json"):
         assert "test" not in json.loads(path.read_text())
     for path in small.finals.glob("*.json"):

@@ -507,6 +507,8 @@ def tuning_curves(curves: pd.DataFrame, rates: Mapping[str, float], title: str) 
     axes.set_xscale("log", base=2)
     # Where training collapses there is nothing to choose: the picture is of what lies near the best.
     axes.set_ylim(max(means.min(), means.max() - 0.15) - 0.01, means.max() + 0.01)
+    octaves = np.arange(1 + round(np.log2(curves.rate.max() / curves.rate.min())))
+    axes.set_xticks(curves.rate.min() * 2.0**octaves)
     axes.xaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(title=title, xlabel="peak learning rate", ylabel="validation accuracy at the end")

@@ -203,8 +203,8 @@ def differences_table(
         margin, alpha: as for `verdicts`.
 
     Returns:
-        Columns `kind` (`primary`, `effect` or `arm`), `name`, `value`, `error`, `df`, `low`, `high` (95 %), `p`,
-        `verdict`.
+        Columns `kind`, `name`, `value`, `error`, `df`, `low`, `high` (95 %), `p`, `verdict`. Kinds are `primary`;
+        `seeds`, the same without the tuning's error; `effect`; `arm`.
     """
 
     def against(a: str, b: str) -> Estimate:
@@ -214,6 +214,7 @@ def differences_table(
     found = {name: against(*pair) for name, pair in primary.items() if all(len(accuracies[a]) > 1 for a in pair)}
     said = verdicts(found, margin, alpha) if found else {}
     rows = [["primary", name, estimate, said[name]] for name, estimate in found.items()]
+    rows += [["seeds", name, contrast(*(accuracies[arm] for arm in primary[name])), ""] for name in found]
     cells = {
         (swing, anneal): accuracies.get(("cycle" if swing else "constant") + ("_anneal" if anneal else ""), ())
         for swing in (False, True)
@@ -254,7 +255,8 @@ def results_table(arms: pd.DataFrame, differences: pd.DataFrame, primary: Mappin
             continue  # it is a primary one
         effect = row["kind"] == "effect"
         quantity = "final_accuracy_difference" if row["kind"] == "primary" else "described_difference"
-        about = {"quantity": quantity, "policy": EFFECTS[name] if effect else " - ".join(pair)}
+        policy = " - ".join(pair) + (" at these rates" if row["kind"] == "seeds" else "")
+        about = {"quantity": quantity, "policy": EFFECTS[name] if effect else policy}
         about |= {"runs": None if effect else runs[list(pair)].min(), "method": method}
         rows.append(row | about | {"note": f"{name}: {row['verdict']}" if row["kind"] == "primary" else None})
     edges = {-1: "the lowest rate tested", 1: "the highest rate tested"}
