@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from modules.checks import RunError
@@ -159,6 +160,9 @@ def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(s
     record.write_text(json.dumps(given))
     assert small.final_accuracies()["given_averaged"].to_dict() == {1: 0.5}
     assert small.final_accuracies()["given"].to_dict() == {1: given["test"]["accuracy"]}
+    next(small.tuning.glob("cycle_anneal*.csv")).unlink()
+    with pytest.raises(AnalysisError, match="cycle_anneal has final runs, but tuning runs of it are missing"):
+        small.final_accuracies()
     for path in small.tuning.glob("*.json"):
         assert "test" not in json.loads(path.read_text())
     for path in small.finals.glob("*.json"):
@@ -244,3 +248,19 @@ def test_a_registration_was_committed_before_the_runs_it_governs():
         files = git("ls-tree", "--name-only", revision, "studies/registered/").decode().split()
         texts = [git("show", f"{revision}:{file}") for file in files if file.endswith(".yaml")]
         assert checksum in {hashlib.sha256(text).hexdigest()[:16] for text in texts}
+
+
+def test_the_published_verdicts_follow_from_the_published_runs():
+    folder = ROOT / "results" / "published" / "cifar10-jpeg"
+    registration = Registration.read(REGISTERED)
+    design, core = registration.design, ["constant_anneal", "cycle", "cycle_anneal", "linear"]
+    tournament = Tournament(registration, "images", folder / "tournament_tuning", folder / "tournament", core)
+    alpha = design["alphas"][tournament.second_look()]
+    table = differences_table(
+        tournament.final_accuracies(), tournament.choices(), design["primary"], "linear", design["margin"], alpha
+    )
+    published = pd.read_csv(folder / "tables" / "tournament.csv").set_index(["quantity", "policy"])
+    for row in table[table.kind == "primary"].itertuples():
+        there = published.loc[("final_accuracy_difference", " - ".join(design["primary"][row.name]))]
+        assert (there.value, there.error) == pytest.approx((row.value, row.error), rel=1e-9)
+        assert there.note == f"{row.name}: {row.verdict}"

@@ -208,7 +208,7 @@ def differences_table(
     """
 
     def against(a: str, b: str) -> Estimate:
-        errors = (choices[arm].error if arm in choices and choices[arm].error > 0 else 0.0 for arm in (a, b))
+        errors = (choices[arm].error if arm in choices else 0.0 for arm in (a, b))
         return contrast(accuracies[a], accuracies[b], *errors)
 
     found = {name: against(*pair) for name, pair in primary.items() if all(len(accuracies[a]) > 1 for a in pair)}

@@ -21,6 +21,7 @@ from modules.study.parameters import PUBLISHED
 PAGES = (
     "digits",
     "README",
+    "tournament",
     "caffe-quick",
     "headline",
     "papers-table",

@@ -14,6 +14,7 @@ from modules.runs.files import atomic_write, writing
 from modules.study import documents
 from modules.study.notebooks import conclude
 from modules.study.parameters import StudyError, published_folder, read_study
+from modules.study.tournament import AVERAGED
 
 IMAGES = Path("images")
 
@@ -97,7 +98,7 @@ def _check_complete(study: str, results: Path) -> None:
             runs_of = [read_runs(folder) for part in table.experiments if (folder := results / part).exists()]
             found = pd.concat(runs_of).groupby("policy").seed.nunique() if runs_of else {}
             for policy, runs in counted.items():
-                if runs != found.get(policy, 0):
+                if runs != found.get(policy.removesuffix(AVERAGED), 0):
                     raise StudyError(
                         f"{path} is not of the runs beside it: it counts {runs} of {policy}, there are "
                         f"{found.get(policy, 0)}: run make reproduce again first, with as many runs"

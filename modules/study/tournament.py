@@ -22,6 +22,7 @@ from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, spec
 from modules.statistics import AnalysisError
 
+AVERAGED = "_averaged"  # ends the name of an arm that is another's runs, tested with the average of their weights
 EXTENSIONS = 3  # of a grid whose best rate lies at its edge
 _EXPRESSION = re.compile(r"(rate|T)(?: \* (\d+)(?:/(\d+))?)?")
 
@@ -251,13 +252,19 @@ class Tournament:
         """`accuracies` of every arm; of those that average their weights, and never anneal, the averages' too.
 
         The averages of `constant` are called `constant_averaged`: the same runs, with other weights.
+
+        Raises:
+            AnalysisError: an arm has final runs, and not all of the tuning runs that its rate came from: without them
+                the error of that choice would count as none.
         """
-        found = {}
+        found, choices = {}, self.choices()
         for arm in self.arms:
             found[arm] = self.accuracies(arm)
+            if len(found[arm]) and self.registration.tuned(arm) and arm not in choices:
+                raise AnalysisError(f"{self.tuning}: {arm} has final runs, but tuning runs of it are missing")
             entry = self.registration.design["arms"][arm]
             if "ema" in entry.get("settings", {}) and "anneal" not in entry["policy"]:
-                found[f"{arm}_averaged"] = self._tested(self.finals, arm, found[arm].index, averaged=True)
+                found[arm + AVERAGED] = self._tested(self.finals, arm, found[arm].index, averaged=True)
         return found
 
     def second_look(self) -> bool:
