@@ -404,7 +404,7 @@ def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, 
         for axes in (top, below):
             axes.axvline(landscape.best, color=COLOURS[number], linewidth=0.8, linestyle=DASHES[number])
     top.set(ylabel="test accuracy", title=title)
-    top.legend(frameon=False, fontsize="small", loc="lower left")
+    top.legend(frameon=False, fontsize="small", loc="best")
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for number, rule in enumerate(rules):
         rates = suggestions.rate[suggestions.rule == rule]
