@@ -479,7 +479,8 @@ def suggest_bounds(
 
     Raises:
         AnalysisError: arrays that do not fit together, fewer than 12 points, numbers that are not finite, an accuracy
-            that does not rise clear of its own noise, or one that still rises at the last rate.
+            that does not rise clear of its own noise, or that has no knee: it still rises at the last rate, or noise
+            hides where the rise ends.
     """
     lr, accuracy = _points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if len(lr) < 12:
@@ -504,7 +505,10 @@ def suggest_bounds(
     line = pieces.line(mean, base, top)
     kneeless = _left_over_without_knee(x, mean)
     if np.isfinite(kneeless) and not (rises and ((line - mean) ** 2).sum() < kneeless / 2):
-        raise AnalysisError("accuracy still rises at the last learning rate: let the ramp end higher")
+        raise AnalysisError(
+            "accuracy has no knee that is clear of its noise: "
+            "let the ramp end higher if accuracy still rises there, else make more runs"
+        )
     if not rises:
         raise AnalysisError("accuracy does not rise within the tested learning rates: test a wider range or for longer")
     intervals = ((np.nan, np.nan), (np.nan, np.nan))

@@ -222,8 +222,8 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str) -> float:
 
     A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
     divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
-    from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`). On two tasks that did not choose
-    them they held for SGD, and were too small for Adam (results/published/rate-finders.md).
+    from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`). Of two tasks that did not choose
+    them they held on one, and were too small on the other (results/published/rate-finders.md).
 
     Args:
         lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged.

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from toys import small
 
 from modules import models
@@ -43,6 +44,16 @@ def net(channels, size, classes):
 """
 
 
+#: With dropout, statistics, and a weight that is computed anew in every pass.
+WEIGHT_NORM = """
+from torch import nn
+
+
+def net(channels, size, classes):
+    conv = nn.utils.weight_norm(nn.Conv2d(channels, 4, 3))
+    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4 * (size - 2) ** 2, classes))
+"""
+
 #: Returns a second head's logits too while it trains, as torchvision's GoogLeNet does.
 TWO_HEADS = """
 from torch import nn
@@ -76,6 +87,20 @@ def test_it_is_trained_like_the_others_and_a_seed_gives_the_same_bytes(tmp_path,
     assert train(run, first).read_bytes() == train(run, second).read_bytes()
     assert json.loads(RunFiles(first, run.name).json.read_text())["spec"]["model"] == run.model
     assert "of your own" in together.why_not(run)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_being_tried_leaves_a_network_and_the_random_state_as_they_were(file):
+    file.write_text(WEIGHT_NORM)
+    before = torch.get_rng_state()
+    network = own.make(f"{file}:net", 3, 8, 10)  # which cannot be copied
+    drawn = torch.get_rng_state()
+    assert network.training
+    assert network[1].num_batches_tracked == 0
+    assert (network[1].running_var == 1).all()
+    torch.set_rng_state(before)
+    own._function(str(file), "net", own._checksum(str(file)))(3, 8, 10)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_a_changed_file_is_another_network(tmp_path, file):

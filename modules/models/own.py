@@ -6,7 +6,6 @@ behind an `@`, so that a run is never taken for one of another version of the fi
 lie beside it, and is not in the checksum.
 """
 
-import copy
 import hashlib
 import importlib.util
 import re
@@ -61,7 +60,7 @@ def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
         if not isinstance(network, nn.Module):
             raise TypeError(f"it returned {short(network)}, not a torch.nn.Module")
         modes = {module: module.training for module in network.modules()}
-        network.eval()  # no dropout, and no statistics of what is no data
+        network.eval()
         images = torch.zeros(2, channels, size, size)
         with torch.no_grad():
             network(images)  # lazy layers get their shapes
@@ -69,8 +68,11 @@ def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
             network = network.to(memory_format=torch.channels_last)
             images = images.contiguous(memory_format=torch.channels_last)
             _check_logits(network(images), images, classes, "evaluation")
+            kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
             with torch.random.fork_rng(devices=[]):  # some networks return more than logits while they train
-                _check_logits(copy.deepcopy(network).train()(images), images, classes, "training")
+                _check_logits(network.train()(images), images, classes, "training")
+            for buffer, before in kept:  # no statistics of what is no data
+                buffer.copy_(before)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise TypeError("none of its parameters can be trained")
         for module, training in modes.items():

@@ -98,7 +98,7 @@ def _check_complete(study: str, results: Path) -> None:
             runs_of = [read_runs(folder) for part in table.experiments if (folder := results / part).exists()]
             found = pd.concat(runs_of).groupby("policy").seed.nunique() if runs_of else {}
             for policy, runs in counted.items():
-                if runs != found.get(policy.removesuffix(AVERAGED), 0):
+                if runs != found.get(policy, found.get(policy.removesuffix(AVERAGED), 0)):
                     raise StudyError(
                         f"{path} is not of the runs beside it: it counts {runs} of {policy}, there are "
                         f"{found.get(policy, 0)}: run make reproduce again first, with as many runs"

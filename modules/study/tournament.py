@@ -227,8 +227,10 @@ class Tournament:
             path = folder / f"{arm}-seed{seed}.json"
             if path.with_suffix(".csv").exists():
                 record = json.loads(path.read_text())
-                tested = () if record["diverged"] else (record["ema"] if averaged else record)["test"]
-                found[seed] = tested["accuracy"] if tested else CHANCE
+                if record["diverged"]:
+                    found[seed] = CHANCE
+                else:
+                    found[seed] = (record["ema"] if averaged else record)["test"]["accuracy"]
         series = pd.Series(found, dtype=float)
         if folds := self._folds(found):
             series.attrs["folds"] = dict(zip(found, folds, strict=True))
@@ -257,10 +259,10 @@ class Tournament:
             AnalysisError: an arm has final runs, and not all of the tuning runs that its rate came from: without them
                 the error of that choice would count as none.
         """
-        found, choices = {}, self.choices()
+        found = {}
         for arm in self.arms:
             found[arm] = self.accuracies(arm)
-            if len(found[arm]) and self.registration.tuned(arm) and arm not in choices:
+            if len(found[arm]) and self.registration.tuned(arm) and self.grid(arm) is None:
                 raise AnalysisError(f"{self.tuning}: {arm} has final runs, but tuning runs of it are missing")
             entry = self.registration.design["arms"][arm]
             if "ema" in entry.get("settings", {}) and "anneal" not in entry["policy"]:
