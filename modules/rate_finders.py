@@ -217,24 +217,42 @@ RULES: dict[str, Rule] = {
 DIVISORS = {"constant": 10, "linear": 5, "cycle": 7}
 
 
-def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str) -> float:
+def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.ndarray | None = None) -> float:
     """A share of the rate of the lowest smoothed loss, which depends on what the rate is for.
 
     A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
     divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
     from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`). Of two tasks that did not choose
-    them they held on one, and were too small on the other (results/published/rate-finders.md).
+    them they held on one, and were too small on the other (results/published/rate-finders.md). Where the accuracy on
+    images that do not train is given too, the rate is the smaller of that share and of a third of the rate where the
+    accuracy peaks.
 
     Args:
         lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged.
         schedule: `constant`, `linear` (to zero) or `cycle` (its top).
+        accuracy: at the same iterations, 0 to 1, `[points]`, NaN where it was not measured. Of many, some 50 are read.
 
     Returns:
         The rate; NaN for no answer.
+
+    Raises:
+        ValueError: a schedule that is none of these.
+        AnalysisError: an accuracy of another length, or that was nowhere measured.
     """
     if schedule not in DIVISORS:
         raise ValueError(f"schedule must be one of {', '.join(DIVISORS)}, not {schedule!r}")
-    return 10 * RULES["fastai minimum"](lr, loss) / DIVISORS[schedule]
+    share = 10 * RULES["fastai minimum"](lr, loss) / DIVISORS[schedule]
+    if accuracy is None:
+        return share
+    lr, accuracy = np.asarray(lr, dtype=float), np.asarray(accuracy, dtype=float)
+    if accuracy.shape != lr.shape:
+        raise AnalysisError(f"an accuracy of every rate is needed: {len(lr)} rates, accuracies {accuracy.shape}")
+    measured = np.flatnonzero(np.isfinite(accuracy))
+    if not len(measured):
+        raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
+    every = max(1, len(measured) // ROWS)
+    measured = measured[every - 1 :: every]
+    return float(np.minimum(share, RULES["accuracy peak / 3"](lr[measured], accuracy[measured])))
 
 
 # What any rule must beat. They read no ramp.

@@ -62,6 +62,14 @@ def test_every_rule_and_every_baseline_is_asked_on_every_ramp(trained):
     assert (found.rate[found.rule == DEFAULT] == 0.01).all()
 
 
+def test_the_rule_that_reads_both_is_given_the_accuracies_at_their_rates(trained):
+    found = trained.suggestions().set_index(["ramp", "seed", "rule", "only"]).rate
+    third = trained.suggestions().query("rule == 'accuracy peak / 3'").set_index(["ramp", "seed"]).rate
+    for (label, seed), rate in third.items():
+        alone, both = (found[label, seed, name, "linear"] for name in regret.CHOSEN_HERE)
+        assert both == pytest.approx(min(alone, rate)) or np.isnan([both, alone]).all()
+
+
 def test_tables_come_out_of_the_runs(trained):
     landscapes = trained.landscapes()
     assert set(landscapes) == {("toy", schedule) for schedule in SCHEDULES}

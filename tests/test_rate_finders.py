@@ -17,6 +17,7 @@ from modules.rate_finders import (
     successive_halving,
     suggest_rate,
 )
+from modules.statistics import AnalysisError
 
 POINTS = 400
 LR = np.geomspace(1e-6, 10, POINTS)
@@ -84,6 +85,21 @@ def test_the_rate_suggested_depends_on_what_it_is_for():
     assert np.isnan(suggest_rate(LR, np.full(POINTS, np.nan), "linear"))
     with pytest.raises(ValueError, match="schedule must be one of constant, linear, cycle, not 'cosine'"):
         suggest_rate(LR, ramp(2), "cosine")
+
+
+def test_with_accuracies_the_smaller_of_two_rates_is_suggested():
+    alone = suggest_rate(LR, ramp(2), "linear")
+    for peak in (alone / 10, alone * 30):
+        accuracy = np.exp(-(np.log(LR / peak) ** 2))
+        found = suggest_rate(LR, ramp(2), "linear", accuracy)
+        assert found == pytest.approx(min(alone, peak / 3), rel=0.2)
+        rows = np.where(np.arange(POINTS) % (POINTS // 50) == POINTS // 50 - 1, accuracy, np.nan)
+        assert suggest_rate(LR, ramp(2), "linear", rows) == found
+    assert np.isnan(suggest_rate(LR, np.full(POINTS, np.nan), "linear", accuracy))
+    with pytest.raises(AnalysisError, match="give range_test a validation"):
+        suggest_rate(LR, ramp(2), "linear", np.full(POINTS, np.nan))
+    with pytest.raises(AnalysisError, match="an accuracy of every rate"):
+        suggest_rate(LR, ramp(2), "linear", accuracy[1:])
 
 
 def test_what_is_no_rule():

@@ -224,8 +224,12 @@ class Task:
             for seed in self._seeds(self.ramps):
                 read = {of: self._read_ramp(length, seed, of) for of in ("loss", "accuracy")}
                 rows += [(label, name, seed, rule(*read[rule.of]), None) for name, rule in RULES.items()]
+                (lr, loss), (rows_lr, values) = read["loss"], read["accuracy"]
+                accuracy = np.full(len(lr), np.nan)
+                accuracy[np.abs(np.log(lr) - np.log(rows_lr)[:, None]).argmin(axis=1)] = values
                 for schedule in SCHEDULES:
-                    rows.append((label, CHOSEN_HERE, seed, suggest_rate(*read["loss"], schedule), schedule))
+                    rates = suggest_rate(lr, loss, schedule), suggest_rate(lr, loss, schedule, accuracy)
+                    rows += [(label, name, seed, rate, schedule) for name, rate in zip(CHOSEN_HERE, rates, strict=True)]
                 rows.append((label, RANDOM, seed, random_rate(self.low, self.high, seed), None))
             for seed in self._seeds(self.halvings):
                 losses = [self._read(self.halving(rate, seed))[0] for rate in self.candidates]
