@@ -69,6 +69,15 @@ def test_the_command_for_your_images_is_accepted(tmp_path):
     assert plan["04_headline_figures"]["reference"] is None
 
 
+def test_the_tests_that_texts_name_exist():
+    made = set(
+        re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py")), re.MULTILINE)
+    )
+    named = {name for path in TEXTS for name in re.findall(r"`[^`]*\b(test_\w+)`", (ROOT / path).read_text())}
+    assert len(named) > 30
+    assert named <= made, named - made
+
+
 COMMAND = re.compile(r"\bmake (reproduce|best-lr)((?: +[A-Z]+=(?:\"[^\"]*\"|[^\s`\"]+))+)")
 
 
