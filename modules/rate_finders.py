@@ -222,10 +222,10 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
 
     A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
     divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
-    from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`). Of two tasks that did not choose
-    them they held on one, and were too small on the other (results/published/rate-finders.md). Where the accuracy on
+    from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`). Of three tasks that did not
+    choose them they held on two, and were too small on one (results/published/rate-finders.md). Where the accuracy on
     images that do not train is given too, the rate is the smaller of that share and of a third of the rate where the
-    accuracy peaks.
+    accuracy peaks: more careful, and not shown to be better.
 
     Args:
         lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged.

@@ -170,22 +170,23 @@ def _points(value: float, resampled: np.ndarray) -> dict[str, float]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The means over all tasks in the form of every other table: `regret` of `<rule> <schedule> <ramp>`, 0 to 1.
+    """The same in the form of every other table, 0 to 1: `regret` of `<rule> <schedule> <ramp>`, or of that and a task.
 
     Args:
         table: as `regret_table` gives it.
     """
-    whole = table[(table.task == "all") & table.value.notna()]
-    rows = [
-        {
-            "quantity": "regret",
-            "policy": re.sub(r"[^\w .-]+", "", f"{row.rule} {row.schedule} {row.ramp}".replace(" / ", " over ")),
-            "runs": row.ramps,
-            **{key: getattr(row, key) / 100 for key in ("value", "low", "high")},
-            "method": "resampled",
-        }
-        for row in whole.itertuples()
-    ]
+    rows = []
+    for row in table[table.value.notna()].itertuples():
+        words = [row.rule.replace(" / ", " over "), row.schedule, row.ramp] + [row.task] * (row.task != "all")
+        rows.append(
+            {
+                "quantity": "regret",
+                "policy": re.sub(r"[^\w .-]+", "", " ".join(words)),
+                "runs": row.ramps,
+                **{key: getattr(row, key) / 100 for key in ("value", "low", "high")},
+                "method": "resampled",
+            }
+        )
     return table_of(rows)
 
 
