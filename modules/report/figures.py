@@ -352,33 +352,39 @@ def suggested_rates(ramps: pd.DataFrame, rates: pd.DataFrame, title: str) -> Fig
 
 
 def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
-    """For each schedule, the share of tasks and ramps on which a rule costs at most x points.
+    """For each schedule, the share of tasks and ramps on which a rule costs at most x points; the best five in colour.
 
     Args:
         shares: as `regret.profile` gives it.
         ramp: which ramps.
     """
     shares = shares[shares.ramp == ramp]
-    schedules, rules = list(dict.fromkeys(shares.schedule)), list(dict.fromkeys(shares.rule))
-    figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 5), squeeze=False)
+    schedules, areas = list(dict.fromkeys(shares.schedule)), shares.groupby("rule").share.mean()
+    rules = areas.sort_values().index  # the best last: on top
+    best = list(rules[::-1][: len(DASHES)])
+    figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 4.5), squeeze=False)
     for axes, schedule in zip(panels[0], schedules, strict=True):
         for rule in rules:
             found = shares[(shares.schedule == schedule) & (shares.rule == rule)]
-            number = rules.index(rule)
-            axes.plot(
-                found.regret,
-                found.share,
-                color=COLOURS[number % len(COLOURS)],
-                linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
-                label=rule,
-            )
+            look = dict(color="0.75", linewidth=0.8, label="the others")
+            if rule in best:
+                number = best.index(rule)
+                look = dict(color=COLOURS[number], linestyle=DASHES[number], label=rule)
+            axes.plot(found.regret, found.share, **look)
         axes.set(xlabel="regret in points, at most", title=schedule, ylim=(0, 1.02), xlim=(0, shares.regret.max()))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0, 0].set_ylabel("share of tasks and ramps")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.suptitle(f"Who finds a good rate: ramps of {ramp}", fontsize="medium")
+    drawn = {line.get_label(): line for axes in panels[0] for line in axes.lines}
+    names = [*best, "the others"][: len(drawn)]
     figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize="small"
+        [drawn[name] for name in names],
+        names,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=3,
+        frameon=False,
+        fontsize="small",
     )
     figure.tight_layout()
     return figure
