@@ -10,7 +10,7 @@ import pytest
 from modules.range_test import best_rate
 from modules.report import figures
 from modules.report.crossing import crossing, factor_curve
-from modules.report.tables import curves
+from modules.report.tables import curves, range_test_curve
 from modules.statistics import AnalysisError
 
 
@@ -22,7 +22,8 @@ def runs(seeds=(1, 2), diverged=(), **by_policy):
         for seed in seeds
         for index, accuracy in enumerate(accuracies, start=1)
     ]
-    return pd.DataFrame(rows, columns=["policy", "seed", "diverged", "label", "iteration", "val_acc"])
+    columns = ["policy", "seed", "diverged", "label", "iteration", "val_acc"]
+    return pd.DataFrame(rows, columns=columns).assign(images="test")
 
 
 CASES = {
@@ -57,6 +58,18 @@ def test_two_policies(case):
 def test_one_policy_has_no_second_panel():
     figure = figures.accuracies(runs(clr=[0.2, 0.6]), "toy")
     assert len(figure.axes) == 1
+    plt.close(figure)
+
+
+def test_axes_say_which_images_accuracies_are_of():
+    figure = figures.accuracies(runs(clr=[0.2, 0.6]).assign(images="validation"), "toy")
+    assert figure.axes[0].get_ylabel() == "validation accuracy"
+    plt.close(figure)
+    climb = runs(range_test=np.linspace(0.1, 0.6, 20)).assign(
+        images="validation", lr=lambda found: found.iteration / 100
+    )
+    figure = figures.range_test(range_test_curve(climb))
+    assert figure.axes[0].get_ylabel() == "validation accuracy"
     plt.close(figure)
 
 

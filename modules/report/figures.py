@@ -153,7 +153,7 @@ def _means(axes: Axes, found: pd.DataFrame, x: str, bands: bool, **look: object)
         sns.lineplot(kept, x=x, y="val_acc", errorbar=("pi", 100) if bands else None, ax=axes, legend=False, **look)
 
 
-def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration", of: str = "test") -> Figure:
+def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration", of: str | None = None) -> Figure:
     """Accuracy of any number of policies: means over their runs, and beside them where every run ended.
 
     The lowest tenth of the evaluations is cut off where it is the first climb of all of them; the legend says so.
@@ -162,8 +162,9 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration", of: str = "
         runs: as `tables.read_runs` gives them; diverged runs are left out and counted in the legend.
         title: the figure's title.
         x: the column to draw it against.
-        of: which images accuracies are of, for the labels.
+        of: which images accuracies are of, for the labels, where the runs do not say it rightly.
     """
+    of = of or runs["images"].iloc[0]
     policies = list(runs.policy.unique())
     several = len(policies) > 1
     # The legend takes no axes.
@@ -274,7 +275,8 @@ def range_test(
         if not math.isnan(row.low):
             axes.axvspan(row.low, row.high, color=colour, alpha=0.12, linewidth=0)
             stripes = "stripes around the bounds: their 95 % intervals"
-    axes.set(xlabel="learning rate", ylabel="test accuracy", title=f"{label}: learning rate range test")
+    images = curve.attrs.get("images", "test")
+    axes.set(xlabel="learning rate", ylabel=f"{images} accuracy", title=f"{label}: learning rate range test")
     if log:
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -45,9 +45,10 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
         specs: read these runs only; by default all.
 
     Returns:
-        Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), `fold` (of
-        its test images, where the run has one), `test_acc` (on the test images at its end, where its JSON has it), then
-        those of the CSVs: `iteration`, `lr`, `train_loss`, `val_loss`, `val_acc` (0 to 1).
+        Columns `policy` (or the run's variant), `seed`, `diverged`, `seconds`, `label` (the data set's), `images` (of
+        which `val_acc` is: `test` or `validation`), `fold` (of its test images, where the run has one), `test_acc` (on
+        the test images at its end, where its JSON has it), then those of the CSVs: `iteration`, `lr`, `train_loss`,
+        `val_loss`, `val_acc` (0 to 1).
 
     Raises:
         AnalysisError: no complete run, or runs that do not belong together.
@@ -82,6 +83,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             "diverged": record["diverged"],
             "seconds": record["seconds"],
             "label": record["data"]["label"],
+            "images": "validation" if settings.evaluation == "validation" else "test",
             "fold": settings.seed % FOLDS if settings.split == "folds" else None,
             "test_acc": record.get("test", {}).get("accuracy", math.nan),
         }
@@ -331,8 +333,8 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
         log: whether the ramp was exponential.
 
     Returns:
-        The curve (`lr`, `mean`, lowest run `low`, highest `high`, the line `fitted`) and the bounds (`bound`, `value`,
-        `low`, `high`, `runs`).
+        The curve (`lr`, `mean`, lowest run `low`, highest `high`, the line `fitted`; `attrs["images"]`: which accuracy
+        is of) and the bounds (`bound`, `value`, `low`, `high`, `runs`).
 
     Raises:
         AnalysisError: no range test here, or no rise in it.
@@ -354,9 +356,11 @@ def bounds_table(runs: pd.DataFrame, log: bool = False) -> tuple[pd.DataFrame, p
 def range_test_curve(runs: pd.DataFrame) -> pd.DataFrame:
     """The range test's curve alone; arguments, errors and columns as for `bounds_table`, without `fitted`."""
     rates, accuracy = _range_tests(runs)
-    return pd.DataFrame(
+    curve = pd.DataFrame(
         {"lr": rates, "mean": accuracy.mean(axis=1), "low": accuracy.min(axis=1), "high": accuracy.max(axis=1)}
     )
+    curve.attrs["images"] = runs["images"].iloc[0]
+    return curve
 
 
 def _range_tests(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
