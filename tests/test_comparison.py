@@ -11,7 +11,7 @@ from scipy import stats
 
 from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
 from modules.report.formatting import ACCURACY, known, read_reference, readable, show
-from modules.report.tables import by_policy
+from modules.report.tables import by_policy, table_of, write
 from modules.statistics import AnalysisError, Estimate
 from modules.study import parameters
 
@@ -168,13 +168,45 @@ def test_every_notebook_that_trains_has_a_table():
         for part in re.findall(r"\{results_dir\}/(\w+)", text)
         if part not in ("tables", "figures")
     }
-    named = [table for table in TABLES.values() if not table.notebook.startswith("08")]
+    named = [table for table in TABLES.values() if not table.notebook.startswith(("08", "09"))]
     assert trained == {experiment for table in named for experiment in table.experiments}
 
 
 def test_same_runs_are_the_same_bytes(tmp_path):
     table = compare(results(tmp_path / "a", OURS), results(tmp_path / "b", OURS))
     assert set(table.verdict) == {"same bytes"}
+
+
+def test_of_the_rate_finders_one_rule_is_judged(tmp_path):
+    rules = [
+        "suggest_rate linear 400 iterations",
+        "suggest_rate cycle 400 iterations a",
+        "fastai valley linear 400 iterations",
+    ]
+    for name, shift in (("a", 0.0), ("b", 0.0), ("c", 0.02)):
+        rows = [
+            dict(
+                quantity="regret",
+                policy=rule,
+                runs=30,
+                value=0.01 + shift,
+                low=shift,
+                high=0.02 + shift,
+                error=1e-3,
+                df=np.inf,
+            )
+            for rule in rules
+        ]
+        write(table_of(rows), tmp_path / name / "tables" / "rate_finders_summary.csv")
+        folder = tmp_path / name / "rate_finders_a"
+        folder.mkdir()
+        (folder / "x-seed1.csv").write_text(f"{shift}")
+    same = compare(tmp_path / "a", tmp_path / "b")
+    assert same.policy.tolist() == rules[:2]
+    assert set(same.verdict) == {"same bytes"}
+    (tmp_path / "b" / "rate_finders_a" / "x-seed1.csv").write_text("another run")
+    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"equivalent"}
+    assert set(compare(tmp_path / "a", tmp_path / "c").verdict) == {"differs"}
 
 
 def test_same_runs_with_other_numbers_differ(tmp_path):

@@ -18,9 +18,11 @@ class Table(NamedTuple):
     """A table of results."""
 
     notebook: str  # that writes it
-    experiments: tuple[str, ...]  # whose runs it is of
+    experiments: tuple[str, ...]  # whose runs it is of; patterns of their folders
     always: bool = True  # else only where there are such runs
     compared: bool = True  # a curve is not
+    judged: str = ""  # a pattern of the policies that are compared, where they are not all
+    counts_runs: bool = True  # its `runs` are those of its experiments
 
 
 #: The tables that a study is judged by. A notebook that trains has at least one.
@@ -35,6 +37,10 @@ TABLES = {
     "tournament": Table("08_tournament", ("tournament", "tournament_tuning")),
     # Its runs end at a fifth of the length, where they vary by several points: shown, not judged.
     "tournament_short": Table("08_tournament-short", ("tournament_short", "tournament_short_tuning"), compared=False),
+    # Of hundreds of rows those of the rule that is advised, on the ramps it is for.
+    "rate_finders_summary": Table(
+        "09_rate_finders", ("rate_finders_*",), judged=r"suggest_rate \w+ 400 iterations", counts_runs=False
+    ),
     # A user's own, with few runs.
     "your_data": Table("10_your_data", ("your_data_ramps", "your_data"), compared=False),
 }
@@ -85,6 +91,7 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
         keys = ["quantity", "policy"]
         table = read_table(mine)
         table = table[[known(quantity).margin is not None for quantity in table.quantity]]
+        table = table[table.policy.str.match(TABLES[name].judged)]
         other = read_table(theirs) if theirs.exists() else table.iloc[:0]
         runs = _runs(ours, TABLES[name].experiments)
         same_runs = bool(runs) and runs == _runs(published, TABLES[name].experiments)
@@ -113,7 +120,7 @@ def counts(comparison: pd.DataFrame) -> str:
 
 def _runs(results: str | Path, experiments: Iterable[str]) -> dict[str, bytes]:
     """The CSVs of all runs of some experiments, by their place in a results folder."""
-    files = [path for experiment in experiments for path in (Path(results) / experiment).glob("*-seed*.csv")]
+    files = [path for experiment in experiments for path in Path(results).glob(f"{experiment}/*-seed*.csv")]
     return {str(path.relative_to(results)): path.read_bytes() for path in files}
 
 

@@ -59,7 +59,7 @@ QUANTITIES = {
     "hours": Quantity("{:.1f}"),
     "minutes": Quantity("{:.0f}"),
     "described_difference": POINTS._replace(margin=None),
-    "regret": Quantity("{:z.2f}", " points", 100),
+    "regret": Quantity("{:z.2f}", " points", 100, 0.005),
     "robustness": POINTS._replace(margin=None),
     "sd": POINTS._replace(form="{:.2f}"),
     "roughness": POINTS._replace(form="{:.1f}"),

@@ -184,6 +184,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "policy": re.sub(r"[^\w .-]+", "", " ".join(words)),
                 "runs": row.ramps,
                 **{key: getattr(row, key) / 100 for key in ("value", "low", "high")},
+                "error": (row.high - row.low) / 100 / (2 * 1.959964),  # as of a normal distribution
+                "df": math.inf,
                 "method": "resampled",
             }
         )

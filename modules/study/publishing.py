@@ -82,16 +82,16 @@ def _check_complete(study: str, results: Path) -> None:
     for name, table in TABLES.items():
         if table.notebook in notebooks:
             for experiment in table.experiments:
-                for unfinished in (results / experiment).glob(".partial/*"):
+                for unfinished in results.glob(f"{experiment}/.partial/*"):
                     raise StudyError(f"{unfinished} is of an unfinished run: run make reproduce again first")
-            if table.always or any((results / experiment).exists() for experiment in table.experiments):
+            if table.always or any(any(results.glob(experiment)) for experiment in table.experiments):
                 parts.append(f"tables/{name}.csv")
     for part in parts:
         if not (results / part).exists():
             raise StudyError(f"{results} is not complete: {part} is missing, run make reproduce again first")
     for name, table in TABLES.items():
         path = results / "tables" / f"{name}.csv"
-        if table.compared and path.exists():
+        if table.compared and table.counts_runs and path.exists():
             counted = pd.read_csv(path)
             policy = counted.get("policy", pd.Series("range_test", counted.index))
             counted = counted[~policy.str.contains(" - ")].groupby(policy).runs.first()
