@@ -83,6 +83,24 @@ def test_the_chosen_rate_is_the_top_of_the_parabola():
     assert found.robustness == pytest.approx(expected)
 
 
+def test_of_two_rates_as_far_from_the_best_the_lower_one_is_fitted():
+    """As the runs of 2026 were: the registration does not say which."""
+    octaves = np.array([-1.5, -1, -0.5, 0, 0.5, 1.5])
+    level = np.array([0.740, 0.746, 0.749, 0.750, 0.749, 0.735])
+    square, slope, _ = np.polyfit(octaves[:5], level[:5], 2)
+    found = choose({2.0**x: [y] * 2 for x, y in zip(octaves, level, strict=True)})
+    assert found.rate == pytest.approx(2 ** (-slope / (2 * square)))
+
+
+def test_an_average_of_weights_has_the_error_of_its_runs_rate():
+    rng = np.random.default_rng(3)
+    accuracies = {arm: pd.Series(0.7 + rng.normal(0, 0.001, 8)) for arm in ("constant", "constant_averaged", "linear")}
+    choices = {arm: replace(choose(parabola(0.0)), error=0.004) for arm in ("constant", "linear")}
+    table = differences_table(accuracies, choices, {}, "linear", 0.005, 0.01).set_index("name")
+    assert (table.error > 2**0.5 * 0.004).all()
+    assert set(table.index) == {"constant", "constant_averaged"}
+
+
 def test_noise_between_tuning_seeds_is_an_error_of_the_choice():
     assert choose(parabola(0.0, noise=0.01)).error > choose(parabola(0.0, noise=0.001)).error > 0
 

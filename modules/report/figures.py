@@ -477,13 +477,14 @@ def forest(differences: pd.DataFrame, reference: str, margin: float, title: str)
     """
     rows = differences[differences.kind == "arm"].sort_values("value")
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.4 * len(rows)))
-    axes.axvspan(-100 * margin, 100 * margin, color="0.93", zorder=0, label=f"within {100 * margin:.1f} points")
+    axes.axvspan(-100 * margin, 100 * margin, color="0.93", zorder=0)
     axes.axvline(0, color="0.4", linewidth=1)
     errors = [100 * (rows.value - rows.low), 100 * (rows.high - rows.value)]
+    legend = f"bars: 95 % intervals, the tuning's error counted; grey: within {100 * margin:.1f} points"
     axes.errorbar(100 * rows.value, range(len(rows)), xerr=errors, fmt="o", capsize=3, color=COLOURS[0])
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows.name])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set(title=title, xlabel=f"test accuracy less that of {reference.replace('_', ' ')}, points")
+    axes.set(title=title, xlabel=f"test accuracy less that of {reference.replace('_', ' ')}, points\n{legend}")
     figure.tight_layout()
     return figure
 

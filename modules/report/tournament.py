@@ -10,6 +10,7 @@ import pandas as pd
 from modules.report.tables import blocks, difference_of, mean_of, mean_row, row_of, table_of
 from modules.statistics import AnalysisError, Estimate, difference, holm
 
+AVERAGED = "_averaged"  # ends the name of an arm that is another's runs, tested with the average of their weights
 FITTED = 5  # rates nearest the best that the parabola is fitted to ...
 CLOSE = 0.02  # ... where their mean accuracy is that close to the best's: a collapse says nothing of the top
 ROBUST = 4  # a factor: rates within it of the best one count for robustness
@@ -86,6 +87,7 @@ def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float, tuple[floa
     """The chosen rate, the best tested rate, and the parabola through the rates nearest it."""
     best = float(rates[means.argmax()])
     distance = np.abs(np.log2(rates) - math.log2(best))
+    # Of two rates as far off the lower one is taken: the registration does not say which.
     near = np.sort(np.argsort(distance, kind="stable")[:FITTED])
     near = near[means[near] >= means.max() - CLOSE]
     if len(near) < 3:
@@ -208,7 +210,9 @@ def differences_table(
     """
 
     def against(a: str, b: str) -> Estimate:
-        errors = (choices[arm].error if arm in choices else 0.0 for arm in (a, b))
+        # An average of weights has the rate of the runs it is of, and that choice's error.
+        of = [choices.get(arm.removesuffix(AVERAGED)) for arm in (a, b)]
+        errors = (choice.error if choice else 0.0 for choice in of)
         return contrast(accuracies[a], accuracies[b], *errors)
 
     found = {name: against(*pair) for name, pair in primary.items() if all(len(accuracies[a]) > 1 for a in pair)}
@@ -291,7 +295,7 @@ SAID = {
     "not needed": "is not needed: what it changes lies within the margin",
     "helps": "helps, by the margin or more",
     "harms": "harms, by the margin or more",
-    "not resolved": "is not resolved: more runs would be needed",
+    "not resolved": "is not resolved: its interval leaves the question open",
 }
 
 

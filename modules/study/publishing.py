@@ -10,11 +10,11 @@ import pandas as pd
 
 from modules.report.comparison import TABLES
 from modules.report.tables import read_runs
+from modules.report.tournament import AVERAGED
 from modules.runs.files import atomic_write, writing
 from modules.study import documents
 from modules.study.notebooks import conclude
 from modules.study.parameters import StudyError, published_folder, read_study
-from modules.study.tournament import AVERAGED
 
 IMAGES = Path("images")
 

@@ -16,13 +16,12 @@ from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.data.splits import FOLDS
 from modules.range_test import best_rate
-from modules.report.tournament import CHANCE, Choice, choose, contrast, verdicts
+from modules.report.tournament import AVERAGED, CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, spec
 from modules.statistics import AnalysisError
 
-AVERAGED = "_averaged"  # ends the name of an arm that is another's runs, tested with the average of their weights
 EXTENSIONS = 3  # of a grid whose best rate lies at its edge
 _EXPRESSION = re.compile(r"(rate|T)(?: \* (\d+)(?:/(\d+))?)?")
 
