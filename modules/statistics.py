@@ -60,6 +60,11 @@ class Estimate(NamedTuple):
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.df))
 
 
+def error_of(low: float, high: float) -> float:
+    """The standard error that a normal distribution's 95 % interval stands for."""
+    return (high - low) / (2 * 1.959964)
+
+
 NOTHING = Estimate(math.nan, math.nan, 0)
 
 

@@ -282,3 +282,18 @@ def test_the_published_verdicts_follow_from_the_published_runs():
         there = published.loc[("final_accuracy_difference", " - ".join(design["primary"][row.name]))]
         assert (there.value, there.error) == pytest.approx((row.value, row.error), rel=1e-9)
         assert there.note == f"{row.name}: {row.verdict}"
+
+
+def test_the_second_verdict_rests_on_a_tie_that_the_registration_leaves_open():
+    """results/published/tournament.md says so. With the reciprocals of the rates the higher of two is the lower."""
+    folder = ROOT / "results" / "published" / "cifar10-jpeg"
+    registration = Registration.read(REGISTERED)
+    design, core = registration.design, ["constant_anneal", "cycle", "cycle_anneal", "linear"]
+    tournament = Tournament(registration, "images", folder / "tournament_tuning", folder / "tournament", core)
+    mirrored = {arm: choose({1 / rate: values for rate, values in tournament.grid(arm).items()}) for arm in core}
+    assert 1 / mirrored["cycle"].rate == pytest.approx(0.66 * tournament.choices()["cycle"].rate, rel=0.01)
+    assert 1 / mirrored["linear"].rate == pytest.approx(tournament.choices()["linear"].rate)
+    accuracies = tournament.final_accuracies()
+    alpha = design["alphas"][1]
+    table = differences_table(accuracies, mirrored, design["primary"], "linear", design["margin"], alpha)
+    assert table[table.kind == "primary"].verdict.tolist() == ["not resolved", "not resolved"]

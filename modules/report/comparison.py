@@ -160,7 +160,7 @@ def _estimate(about: Quantity, row: dict, end: str) -> Estimate:
     if about.measure == "factor":
         if not low > 0:
             return Estimate(math.log(value), math.nan, 0)
-        return Estimate(math.log(value), math.log(high / low) / (2 * 1.959964), math.inf)
+        return Estimate(math.log(value), statistics.error_of(math.log(low), math.log(high)), math.inf)
     error, df = (row.get(key + end, math.nan) for key in ("error", "df"))
     return Estimate(value, error, df) if df > 0 else Estimate(value, math.nan, 0)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from modules.report.tables import table_of
-from modules.statistics import AnalysisError, quantiles
+from modules.statistics import AnalysisError, error_of, quantiles
 
 DRAWS = 2000
 CATASTROPHE = 0.05  # of accuracy
@@ -184,7 +184,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "policy": re.sub(r"[^\w .-]+", "", " ".join(words)),
                 "runs": row.ramps,
                 **{key: getattr(row, key) / 100 for key in ("value", "low", "high")},
-                "error": (row.high - row.low) / 100 / (2 * 1.959964),  # as of a normal distribution
+                "error": error_of(row.low, row.high) / 100,
                 "df": math.inf,
                 "method": "resampled",
             }
