@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from modules.report.comparison import COLUMNS
-from modules.study import cli, documents, parameters, publishing
+from modules.study import cli, documents, notebooks, parameters, publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = list(parameters.read_study("smoke")["notebooks"])
@@ -49,6 +49,19 @@ def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
         figures = sum("image/png" in output.get("data", {}) for output in outputs)
         least = {"00": 4, "01": 10, "02": 1, "03": 0, "04": 2, "05": 3, "06": 2, "07": 1, "09": 3, "10": 2}
         assert figures >= least[path.stem[:2]]
+
+
+def test_a_notebook_executed_again_is_the_same_bytes(smoke):
+    """Else who reproduces a published study cannot see what changed."""
+    results, _ = smoke
+    plan = parameters.parameters("smoke", results, {})
+    with notebooks.one_kernel() as kernel:
+        for name in ("04_headline_figures", "05_policies"):
+            contents = set()
+            for _ in range(2):
+                notebooks.execute(name, plan, results, kernel)
+                contents.add((results / "notebooks" / f"{name}.ipynb").read_bytes())
+            assert len(contents) == 1, name
 
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):

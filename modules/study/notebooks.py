@@ -16,6 +16,7 @@ from modules.runs.files import atomic_write
 from modules.study.documents import number
 from modules.study.parameters import StudyError, read_study, source
 
+TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # how pandas names a styled table, in its page's style sheet
 CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 
@@ -95,7 +96,9 @@ def _forget(kernel: AsyncKernelManager) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat.NotebookNode:
-    """Leave out of an executed notebook what tells of the machine: papermill's paths, and the progress bar's frames.
+    """Leave out of an executed notebook what tells of the machine, and what differs from one execution to the next.
+
+    That is papermill's paths, the progress bar's frames, and the names and addresses drawn anew for cells and tables.
 
     Args:
         notebook: it is changed.
@@ -109,12 +112,18 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[(?P<text>[^]]+)\]\((?P<notebook>\w+)\.ipynb\)", kept, cell.source)
         if cell.cell_type == "code":
             cell.outputs = [
                 output for output in cell.outputs if not (output.get("name") == "stderr" and _is_progress(output.text))
             ]
+            for place, output in enumerate(cell.outputs):
+                for kind, text in output.get("data", {}).items():
+                    if kind.startswith("text/"):
+                        output.data[kind] = re.sub(r" at 0x[0-9a-f]+(?=>)", "", TABLE.sub(f"T_{cell.id}-{place}", text))
     return notebook
 
 
