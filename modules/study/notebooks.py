@@ -117,9 +117,7 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[(?P<text>[^]]+)\]\((?P<notebook>\w+)\.ipynb\)", kept, cell.source)
         if cell.cell_type == "code":
-            cell.outputs = [
-                output for output in cell.outputs if not (output.get("name") == "stderr" and _is_progress(output.text))
-            ]
+            cell.outputs = _whole_streams(cell.outputs)
             for place, output in enumerate(cell.outputs):
                 for kind, text in output.get("data", {}).items():
                     if kind.startswith("text/"):
@@ -127,9 +125,17 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
     return notebook
 
 
-def _is_progress(text: str) -> bool:
-    """Whether a piece of stderr is a progress bar's frames, or the newline after the last."""
-    return "\r" in text or not text.strip()
+def _whole_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """A cell's outputs without a progress bar's frames, and what was printed in one piece, however it arrived."""
+    kept = []
+    for output in outputs:
+        if output.get("name") == "stderr" and ("\r" in output.text or not output.text.strip()):
+            continue
+        if kept and "name" in output and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def conclude(study: str, results: Path, source: Path, name: str) -> None:
