@@ -148,5 +148,5 @@ def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, maj
         "A difference is the schedule's accuracy less that of the advised one. Of schedules that are not told apart, "
         "linear is advised before cycle, and cycle before constant: it forgives a wrong rate most (notebook 9).",
         f"In torch: the optimizer at lr={rates[arm]:.3g}, {code}{steps}.",
-        "It is a start: try half and twice this rate before a training of days.",
+        "It is a start: try twice, half and a quarter of this rate before a training of days.",
     ]
