@@ -28,6 +28,7 @@ PAGES = (
     "caffe-setting",
     "fashion-mnist",
     "mnist",
+    "sigmoid",
     "rate-finders",
     "claims",
 )
