@@ -119,10 +119,15 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
         if cell.cell_type == "code":
             cell.outputs = _whole_streams(cell.outputs)
             for place, output in enumerate(cell.outputs):
-                for kind, text in output.get("data", {}).items():
-                    if kind.startswith("text/"):
-                        output.data[kind] = re.sub(r" at 0x[0-9a-f]+(?=>)", "", TABLE.sub(f"T_{cell.id}-{place}", text))
+                data = output.get("data", {})
+                name = f"T_{cell.id}-{place}"
+                data.update({kind: _settled(text, name) for kind, text in data.items() if kind.startswith("text/")})
     return notebook
+
+
+def _settled(text: str, name: str) -> str:
+    """An output's text with a table's own name in place of the one that was drawn, and without an object's address."""
+    return re.sub(r" at 0x[0-9a-f]+(?=>)", "", TABLE.sub(name, text))
 
 
 def _whole_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
