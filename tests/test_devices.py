@@ -8,9 +8,9 @@ import torch
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError
-from modules.runs import together
+from modules.runs import stacked
 from modules.runs.files import RunFiles
-from modules.runs.together import train_together
+from modules.runs.stacked import train_together
 from modules.runs.training import one_thread, train
 
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -96,7 +96,7 @@ def test_float32_is_float32_and_what_was_set_before_comes_back(device):
 
 def room_for(monkeypatch, most):
     """Let a group run out of memory where it has more runs than this."""
-    train_group, groups = together._train, []
+    train_group, groups = stacked._train, []
 
     def limited(specs, *arguments):
         if len(specs) > most:
@@ -104,7 +104,7 @@ def room_for(monkeypatch, most):
         groups.append(len(specs))
         return train_group(specs, *arguments)
 
-    monkeypatch.setattr(together, "_train", limited)
+    monkeypatch.setattr(stacked, "_train", limited)
     return groups
 
 

@@ -9,7 +9,7 @@ from toys import small
 from modules import models
 from modules.checks import RunError
 from modules.models import own
-from modules.runs import together
+from modules.runs import stacked
 from modules.runs.files import RunFiles
 from modules.runs.training import train
 
@@ -86,7 +86,7 @@ def test_it_is_trained_like_the_others_and_a_seed_gives_the_same_bytes(tmp_path,
     second.mkdir()
     assert train(run, first).read_bytes() == train(run, second).read_bytes()
     assert json.loads(RunFiles(first, run.name).json.read_text())["spec"]["model"] == run.model
-    assert "of your own" in together.why_not(run)
+    assert "of your own" in stacked.why_not(run)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

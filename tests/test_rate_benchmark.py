@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from modules.checks import RunError
-from modules.rate_finders import RULES
-from modules.report import regret
+from modules.rate_finders import regret
+from modules.rate_finders.benchmark import BOUNDS, DEFAULT, HALVING, RANDOM, SCHEDULES, Task, tasks
+from modules.rate_finders.rules import RULES
 from modules.runs.training import train
-from modules.study.rate_finders import BOUNDS, DEFAULT, HALVING, RANDOM, SCHEDULES, Task, tasks
 
 SETTINGS = dict(dataset="digits-8x8", model="dense-16", batch_size=50, weight_decay=0.0)
 

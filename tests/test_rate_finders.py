@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modules.range_test import best_rate
-from modules.rate_finders import (
+from modules.rate_finders.rules import (
     RULES,
     SLIDE,
     accuracy_peak,

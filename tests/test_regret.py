@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modules.report import regret
-from modules.report.regret import Landscape
+from modules.rate_finders import regret
+from modules.rate_finders.regret import Landscape
 from modules.statistics import AnalysisError
 
 RATES = np.geomspace(0.001, 1, 21)

@@ -8,11 +8,11 @@ from toys import rates, sgd
 
 from modules.checks import RunError
 from modules.data.datasets import DataError
+from modules.rate_finders.benchmark import SCHEDULES
 from modules.report import advice
 from modules.runs.spec import spec
 from modules.statistics import AnalysisError
 from modules.study import experiments, parameters
-from modules.study.rate_finders import SCHEDULES
 
 RATES = dict(constant=0.01, linear=0.02, cycle=0.015)
 LR = np.geomspace(1e-6, 10, 400)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from modules.range_test import best_rate
-from modules.rate_finders import DIVISORS, ROWS, in_rows, suggest_rate
+from modules.rate_finders.rules import DIVISORS, ROWS, in_rows, suggest_rate
 from modules.report.formatting import show
 from modules.report.tables import final_accuracies, final_difference, mean_row, table_of
 from modules.statistics import AnalysisError

@@ -17,7 +17,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from modules.policies import label
 from modules.range_test import BestRate, best_rate, suggest_bounds
 from modules.report.crossing import Crossing
-from modules.report.regret import Landscape
 from modules.runs.files import atomic_write
 from modules.statistics import AnalysisError
 
@@ -349,79 +348,6 @@ def suggested_rates(ramps: pd.DataFrame, rates: pd.DataFrame, title: str) -> Fig
     axes.set_ylim(lowest - margin, start + 3 * margin)
     several = rates.low.notna().any()
     _legend_below(axes, 2, "stripes: lowest to highest range test" if several else None)
-    figure.tight_layout()
-    return figure
-
-
-def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
-    """For each schedule, the share of tasks and ramps on which a rule costs at most x points; the best five in colour.
-
-    Args:
-        shares: as `regret.profile` gives it.
-        ramp: which ramps.
-    """
-    shares = shares[shares.ramp == ramp]
-    schedules, areas = list(dict.fromkeys(shares.schedule)), shares.groupby("rule").share.mean()
-    rules = areas.sort_values().index  # the best last: on top
-    best = list(rules[::-1][: len(DASHES)])
-    figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 4.5), squeeze=False)
-    for axes, schedule in zip(panels[0], schedules, strict=True):
-        for rule in rules:
-            found = shares[(shares.schedule == schedule) & (shares.rule == rule)]
-            look = dict(color="0.75", linewidth=0.8, label="the others")
-            if rule in best:
-                number = best.index(rule)
-                look = dict(color=COLOURS[number], linestyle=DASHES[number], label=rule)
-            axes.plot(found.regret, found.share, **look)
-        axes.set(xlabel="regret in points, at most", title=schedule, ylim=(0, 1.02), xlim=(0, shares.regret.max()))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels[0, 0].set_ylabel("share of tasks and ramps")
-    figure.suptitle(f"Who finds a good rate: ramps of {ramp}", fontsize="medium")
-    drawn = {line.get_label(): line for axes in panels[0] for line in axes.lines}
-    names = [*best, "the others"][: len(drawn)]
-    figure.legend(
-        [drawn[name] for name in names],
-        names,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-    )
-    figure.tight_layout()
-    return figure
-
-
-def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, title: str) -> Figure:
-    """A task's accuracy at every rate, one line a schedule, and below it what each rule suggested, one dot a ramp.
-
-    Args:
-        landscapes: by schedule.
-        suggestions: of this task and of one length of ramp: `rule`, `rate`.
-        title: the figure's title.
-    """
-    rules = list(dict.fromkeys(suggestions.rule))
-    figure, (top, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(8, 3 + 0.25 * len(rules)), height_ratios=(3, 0.25 * len(rules))
-    )
-    for number, (schedule, landscape) in enumerate(landscapes.items()):
-        look = dict(color=COLOURS[number], linestyle=DASHES[number])
-        top.plot(landscape.rates, landscape.mean, label=f"{schedule} (best at {landscape.best:.2g})", **look)
-        low, high = landscape.accuracies.min(axis=1), landscape.accuracies.max(axis=1)
-        top.fill_between(landscape.rates, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
-        for axes in (top, below):
-            axes.axvline(landscape.best, color=COLOURS[number], linewidth=0.8, linestyle=DASHES[number])
-    top.set(ylabel="test accuracy", title=title)
-    top.legend(frameon=False, fontsize="small", loc="best")
-    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for number, rule in enumerate(rules):
-        rates = suggestions.rate[suggestions.rule == rule]
-        below.plot(rates, np.full(len(rates), number), ".", color=BASELINE, alpha=0.4, markersize=8)
-        if missing := int(rates.isna().sum()):
-            note = f"{missing} of {len(rates)}: no answer"
-            below.annotate(note, (1.01, number), xycoords=("axes fraction", "data"), va="center", fontsize="x-small")
-    below.set_yticks(range(len(rules)), rules, fontsize="small")
-    below.set(ylim=(len(rules) - 0.5, -0.5), xscale="log", xlabel="learning rate")
     figure.tight_layout()
     return figure
 

@@ -23,7 +23,7 @@ from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
-from modules.runs.together import divided, train_together, why_not
+from modules.runs.stacked import divided, train_together, why_not
 from modules.runs.training import anneals, check, train
 
 TOPIC = "clr-progress"

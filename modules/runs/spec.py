@@ -117,6 +117,12 @@ def spec(**settings) -> Spec:
         raise RunError(complaints(error, Spec.model_fields)) from None
 
 
+def rate_label(rate: float) -> str:
+    """A rate as runs' names have it, which take no sign: `0.008`; `5em10` where eight decimals do not tell it."""
+    text = f"{rate:.8f}".rstrip("0").rstrip(".")
+    return text if abs(float(text) - rate) <= 1e-3 * rate else f"{rate:.6g}".replace("e-", "em")
+
+
 def differences(a: Spec, b: Spec) -> list[str]:
     """The settings in which two specs differ, each as `name: a's value, not b's`."""
     flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))

@@ -12,7 +12,7 @@ from modules.data.datasets import load
 from modules.runs.files import RunFiles, as_csv
 from modules.runs.provenance import processor
 from modules.runs.spec import spec
-from modules.runs.together import rows_so_far, train_together
+from modules.runs.stacked import rows_so_far, train_together
 from modules.runs.training import train
 
 

@@ -31,6 +31,8 @@ from modules.checks import (
 from modules.data import datasets
 from modules.data.splits import Split, split
 from modules.range_test import best_rate
+from modules.rate_finders.benchmark import SCHEDULES, Task
+from modules.rate_finders.benchmark import tasks as tasks_of
 from modules.report import advice, tables
 from modules.report.comparison import TABLES
 from modules.report.formatting import read_reference
@@ -39,8 +41,6 @@ from modules.runs.files import RunFiles
 from modules.runs.spec import Spec, spec
 from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
-from modules.study.rate_finders import SCHEDULES, Task
-from modules.study.rate_finders import tasks as tasks_of
 from modules.study.tournament import Registration, Tournament
 
 Runs = dict[str, list[Spec]]

@@ -19,7 +19,7 @@ from modules.range_test import best_rate
 from modules.report.tournament import AVERAGED, CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
-from modules.runs.spec import Spec, spec
+from modules.runs.spec import Spec, rate_label, spec
 from modules.statistics import AnalysisError
 
 EXTENSIONS = 3  # of a grid whose best rate lies at its edge
@@ -81,11 +81,6 @@ def filled(template: Any, rate: float | None, iterations: int) -> Any:
     return rate if factor == 1 else rate * float(factor)
 
 
-def text_of(rate: float) -> str:
-    """A rate as runs' names have it: no exponent, no zeros at the end."""
-    return f"{rate:.8f}".rstrip("0").rstrip(".")
-
-
 class Tournament:
     """A registration's runs on one data set, in two experiments of a results folder, or three.
 
@@ -114,7 +109,7 @@ class Tournament:
             seed,
             entry.get("settings", {}),
             policy=filled(entry["policy"], rate, iterations),
-            variant=arm if final else f"{arm}_{text_of(rate)}",
+            variant=arm if final else f"{arm}_{rate_label(rate)}",
             iterations=iterations,
             evaluate_every=design["evaluate_every"],
             evaluation="validation",

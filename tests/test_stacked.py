@@ -9,10 +9,10 @@ import pytest
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError
-from modules.runs import together as runs_together
+from modules.runs import stacked as runs_together
 from modules.runs.files import RunFiles
 from modules.runs.parallel import run_all
-from modules.runs.together import divided, train_together
+from modules.runs.stacked import divided, train_together
 from modules.runs.training import train
 from modules.runs.verification import verify
 

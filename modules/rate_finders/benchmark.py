@@ -14,7 +14,8 @@ from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.data.splits import split
 from modules.range_test import suggest_bounds
-from modules.rate_finders import (
+from modules.rate_finders.regret import CHOSEN_HERE, TRAINED, Landscape
+from modules.rate_finders.rules import (
     ROWS,
     RULES,
     default_rate,
@@ -23,12 +24,10 @@ from modules.rate_finders import (
     successive_halving,
     suggest_rate,
 )
-from modules.report.regret import CHOSEN_HERE, TRAINED, Landscape
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
-from modules.runs.spec import Spec, spec
+from modules.runs.spec import Spec, rate_label, spec
 from modules.statistics import AnalysisError
-from modules.study.tournament import text_of
 
 CANDIDATES = 8  # of successive halving
 CYCLES = 4  # in a training whose rate cycles
@@ -120,7 +119,7 @@ class Task:
 
     def training(self, schedule: str, rate: float, seed: int) -> Spec:
         """A training of the grid; test accuracy stands in its last row."""
-        return self._spec(f"{schedule}_{text_of(rate)}", seed, SCHEDULES[schedule](rate, self.iterations))
+        return self._spec(f"{schedule}_{rate_label(rate)}", seed, SCHEDULES[schedule](rate, self.iterations))
 
     def _seeds(self, count: int) -> range:
         return range(1001, 1001 + count)  # no seed of the grid
@@ -148,7 +147,7 @@ class Task:
         length = max(halving_lengths(CANDIDATES, length)[-1] for length in self.lengths.values())
         policy = SCHEDULES["constant"](rate, length)
         return self._spec(
-            f"halving_{text_of(rate)}", seed, policy, iterations=length, evaluate_every=1, evaluation="none"
+            f"halving_{rate_label(rate)}", seed, policy, iterations=length, evaluate_every=1, evaluation="none"
         )
 
     def bounded(self, label: str, seed: int) -> Spec | None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from modules.runs.spec import Spec, spec
-from modules.runs.together import GROUP, train_together
+from modules.runs.stacked import GROUP, train_together
 from modules.runs.training import train
 
 DATASETS = {"dense-64-64-64": ("digits-8x8", 16), "lenet": ("digits", 16), "cifar10_quick": ("digits", 100)}
