@@ -22,7 +22,7 @@ CODINGS = {
     "quick": ("cifar10-quick/policies", "cifar10-jpeg-quick/policies"),
     "headline": ("cifar10/headline", "cifar10-jpeg/headline"),
 }
-#: Where accuracies are compared: named before any run on CIFAR-10 itself had ended.
+#: Where accuracies are compared: named before a difference was computed; accuracies of single runs had been seen.
 COMPARED = [
     ("quick", "caffe_quick", 4000),
     ("quick", "caffe_quick", 5000),
