@@ -15,14 +15,14 @@ import pandas as pd
 from modules.checks import RunError
 from modules.report import tables
 from modules.report.formatting import readable
-from modules.runs.files import RunFiles
+from modules.runs.files import RunFiles, complete_runs
 from modules.runs.parallel import run_all
 from modules.runs.spec import Spec, spec
 
 
-def again(path: Path, iterations: int) -> Spec:
+def again(run: RunFiles, iterations: int) -> Spec:
     """A run of the headline in bfloat16, up to one of its evaluations."""
-    asked = RunFiles(path.parent, path.stem).read()[1]["spec"]
+    asked = run.read()[1]["spec"]
     if iterations > asked["iterations"] or iterations % asked["evaluate_every"]:
         raise RunError(
             f"iterations={iterations}: a multiple of {asked['evaluate_every']} up to {asked['iterations']} is needed"
@@ -49,11 +49,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20_000)
     parser.add_argument("--data-dir", help="where the data lie, if not in data/")
     options = parser.parse_args()
-    found = sorted((options.results / "headline").glob(f"{options.policy}-seed*.csv"))
+    found = complete_runs(options.results / "headline", options.policy)
     try:
         if not found:
             raise RunError(f"{options.results}/headline has no complete run of {options.policy}")
-        specs = [again(path, options.iterations) for path in found]
+        specs = [again(run, options.iterations) for run in found]
         run_all(specs, options.results / "bfloat16", options.data_dir)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")

@@ -7,7 +7,6 @@ took by their own records, all workers together: two workers train two seconds i
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 from dask.system import CPU_COUNT
 
+from modules.runs.files import complete_runs, experiments
 from modules.runs.provenance import processor, revision
 
 
@@ -32,8 +32,9 @@ def parts(study: str, results: Path) -> pd.DataFrame:
     started, part, known, rows = time.monotonic(), "start and checks", set(), []
 
     def close() -> None:
-        new = set(results.glob("*/*-seed*.csv")) - known
-        training = sum(json.loads(path.with_suffix(".json").read_text())["seconds"] for path in new)
+        found = {run.place: run for name in experiments(results) for run in complete_runs(results / name)}
+        new = found.keys() - known
+        training = sum(found[place].read()[1]["seconds"] for place in new)
         row = {"part": part, "seconds": time.monotonic() - started, "runs": len(new), "training_seconds": training}
         rows.append(row)
         known.update(new)

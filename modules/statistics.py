@@ -358,34 +358,3 @@ def quantiles(values: np.ndarray, weights: np.ndarray, confidence: float = CONFI
 def shares(values: np.ndarray, weights: np.ndarray) -> dict[float, float]:
     """The distribution of weighted values `[n]`: each value's share, in increasing order."""
     return {float(value): float(weights[values == value].sum()) for value in np.unique(values)}
-
-
-def image_difference(
-    a: np.ndarray, b: np.ndarray, draws: int = DRAWS, confidence: float = CONFIDENCE
-) -> tuple[float, float, float]:
-    """The difference of two arms' accuracies on *new* images: runs and images are both resampled.
-
-    An interval over runs alone speaks of the test images at hand.
-
-    Args:
-        a, b: whether each image was classified correctly, `[runs, images]`, the same images.
-        draws: bootstrap resamples, always the same.
-        confidence: of the interval.
-
-    Returns:
-        The difference and the two ends of its percentile interval.
-
-    Raises:
-        AnalysisError: the images are not the same.
-    """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise AnalysisError(f"[runs, images] of the same images are needed, not {a.shape} and {b.shape}")
-    rng = np.random.default_rng(0)
-    images, found = a.shape[1], np.empty(draws)
-    for index in range(draws):
-        drawn = rng.multinomial(images, np.full(images, 1 / images)) / images
-        found[index] = (a @ drawn)[rng.integers(len(a), size=len(a))].mean()
-        found[index] -= (b @ drawn)[rng.integers(len(b), size=len(b))].mean()
-    low, high = quantiles(found, np.full(draws, 1 / draws), confidence)
-    return float(a.mean() - b.mean()), low, high

@@ -284,7 +284,7 @@ def test_a_record_that_is_no_spec_is_named_in_one_line(tmp_path):
     record = a_record(seed=1)
     del record["spec"]["iterations"]
     RunFiles(tmp_path, "fixed-seed1").finish([(5, 0.1, 1.0, 1.0, 0.5)], record)
-    with pytest.raises(AnalysisError, match=r"fixed-seed1.json: iterations=.*required") as error:
+    with pytest.raises(AnalysisError, match=r"fixed-seed1.csv: iterations=.*required") as error:
         read_runs(tmp_path)
     assert "\n" not in str(error.value)
 

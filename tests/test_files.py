@@ -9,7 +9,16 @@ import pytest
 from toys import small
 
 from modules.checks import RunError
-from modules.runs.files import Results, RunFiles, atomic_write, checksums, sweep, writing
+from modules.runs.files import (
+    RunFiles,
+    atomic_write,
+    checksums,
+    complete_runs,
+    experiments,
+    pack_runs,
+    sweep,
+    writing,
+)
 
 ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 
@@ -70,21 +79,20 @@ def test_checksums_are_compared_by_name(complete):
     assert complete.read()[0] == complete.csv.read_text()
 
 
-def test_a_results_folder_has_one_layout(tmp_path):
-    results = Results(tmp_path / "results")
-    assert results.runs("headline") == results.experiments() == []
-    assert not results.folder.exists()
+def test_complete_runs_are_listed_by_experiment_and_by_policy(tmp_path):
+    assert complete_runs(tmp_path / "results" / "headline") == experiments(tmp_path / "results") == []
+    assert not (tmp_path / "results").exists()
+    folder = tmp_path / "results" / "headline"
     for name in ("fixed-seed2", "fixed-seed1", "triangular-seed1"):
-        files = RunFiles(results.experiment("headline"), name)
+        files = RunFiles(folder, name)
         files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         files.finish(ROWS, {})
-    RunFiles(results.experiment("range_test"), "range_test-seed1").checkpoint.parent.mkdir(parents=True)
-    assert [run.csv.stem for run in results.runs("headline")] == ["fixed-seed1", "fixed-seed2", "triangular-seed1"]
-    assert [run.csv.stem for run in results.runs("headline", "fixed")] == ["fixed-seed1", "fixed-seed2"]
-    assert results.experiments() == ["headline"]
-    assert results.table("headline") == tmp_path / "results" / "tables" / "headline.csv"
-    assert results.figure("run") == tmp_path / "results" / "figures" / "run.png"
-    assert results.notebook("01_schedulers") == tmp_path / "results" / "notebooks" / "01_schedulers.ipynb"
+    RunFiles(tmp_path / "results" / "range_test", "range_test-seed1").checkpoint.parent.mkdir(parents=True)
+    for _ in range(2):
+        assert [run.name for run in complete_runs(folder)] == ["fixed-seed1", "fixed-seed2", "triangular-seed1"]
+        assert [run.name for run in complete_runs(folder, "fixed")] == ["fixed-seed1", "fixed-seed2"]
+        assert experiments(tmp_path / "results") == ["headline"]
+        pack_runs(folder)
 
 
 def test_what_is_read_is_what_was_written(complete):

@@ -1,15 +1,17 @@
 """The studies ask for what is published: the runs that a study's file makes are those of the published JSONs."""
 
-import json
 import re
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
+from modules.checks import RunError
 from modules.data import datasets
 from modules.runs import parallel
+from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
 from modules.study import notebooks, parameters
 
@@ -58,7 +60,7 @@ def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, o
     parameters.check(parameters.parameters(study, results, overrides))
     assert set(asked) == experiments
     for experiment, specs in asked.items():
-        records = [json.loads(path.read_text()) for path in (results / experiment).glob("*-seed*.json")]
+        records = [run.read()[1] for run in complete_runs(results / experiment)]
         found = {(run := Spec(**record["spec"])).name: run for record in records}
         assert {run.name: run for run in specs} == found
 
@@ -87,3 +89,27 @@ def test_source_notebooks_conclude_nothing_of_one_study():
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "markdown":
                 assert not re.search(r"JPEG copy|Fashion-MNIST|[+-]\d+\.\d+ points", cell.source), path
+
+
+def test_published_runs_are_packed_and_as_they_were_written():
+    """The checksums that each run's record has are those of its CSV and of the record, taken out of the pack."""
+    damaged, count = [], 0
+    for folder in sorted(path for path in (ROOT / "results" / "published").glob("*/*") if path.is_dir()):
+        for run in complete_runs(folder):
+            count += 1
+            try:
+                run.read()
+            except RunError as error:
+                damaged.append(str(error))
+    assert damaged == []
+    assert count > 6000
+    assert not list((ROOT / "results" / "published").glob("*/*/*-seed*"))
+
+
+def test_every_pack_is_a_data_frame_in_one_line():
+    wrong = []
+    for path in sorted((ROOT / "results" / "published").glob("*/*/runs.csv")):
+        table = pd.read_csv(path)
+        if list(table) != ["policy", "seed", *COLUMNS] or not table.val_acc.dropna().between(0, 1).all():
+            wrong.append(path)
+    assert wrong == []

@@ -9,7 +9,6 @@ import pytest
 import torch
 from toys import make_images
 
-from modules.runs.files import RunFiles
 from modules.study import documents, parameters
 from modules.study.parameters import PUBLISHED
 
@@ -214,10 +213,3 @@ def test_links_between_published_notebooks_lead_somewhere():
     ]
     assert links
     assert [(path.parts[-3], path.stem, target) for path, target in links if not (path.parent / target).exists()] == []
-
-
-def test_published_runs_are_as_they_were_written():
-    tables = list((ROOT / PUBLISHED).glob("*/*/*-seed*.csv"))
-    assert tables
-    for path in tables:
-        RunFiles(path.parent, path.stem).read()

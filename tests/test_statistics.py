@@ -170,19 +170,6 @@ def test_quantiles_count_what_never_came_and_end_at_values():
     assert statistics.shares(np.array([1.0, 2.0, 1.0]), np.full(3, 1 / 3)) == pytest.approx({1.0: 2 / 3, 2.0: 1 / 3})
 
 
-def test_new_images_widen_the_interval_of_a_difference():
-    rng = np.random.default_rng(6)
-    easy = rng.random(2000)  # how easy each image is, for both arms
-    a = rng.random((5, 2000)) < easy
-    b = rng.random((5, 2000)) < easy
-    value, low, high = statistics.image_difference(a, b, draws=500)
-    over_runs = statistics.difference(a.mean(axis=1), b.mean(axis=1))
-    assert value == pytest.approx(over_runs.value)
-    assert low < value < high
-    with pytest.raises(AnalysisError, match="same images"):
-        statistics.image_difference(a, b[:, :-1])
-
-
 def test_values_that_are_not_numbers_are_refused():
     with pytest.raises(AnalysisError, match="finite"):
         statistics.mean([1.0, math.nan])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from modules.report.comparison import COLUMNS
+from modules.runs.files import complete_runs, experiments
 from modules.study import cli, documents, notebooks, parameters, publishing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,6 +225,13 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             target.write_bytes(re.sub(temporary, b"results/smoke", path.read_bytes()))
     assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 0
     published = {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()}
+    for experiment in experiments(mine):
+        folder = tmp_path / "published" / "smoke" / experiment
+        assert {path.name for path in folder.iterdir()} == {"runs.csv", "runs.jsonl"}
+        loose, packed = (
+            {run.name: run.read() for run in complete_runs(place)} for place in (mine / experiment, folder)
+        )
+        assert packed == loose
     assert [path.name for path in (tmp_path / "images" / "smoke").iterdir()] == ["run.png"]
     for path in (mine / "notebooks").glob("*.ipynb"):
         concluded = nbformat.read(tmp_path / "published" / "smoke" / "notebooks" / path.name, 4).cells[-1].source

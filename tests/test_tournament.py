@@ -19,12 +19,12 @@ from modules.report.tournament import (
     untuned_table,
     verdicts,
 )
+from modules.runs.files import RunFiles, complete_runs
 from modules.statistics import AnalysisError
 from modules.study.tournament import Registration, Tournament, filled
 
 ROOT = Path(__file__).resolve().parents[1]
 REGISTERED = ROOT / "studies" / "registered" / "tournament.yaml"
-PUBLISHED = sorted(ROOT.glob("results/published/*/tournament*/*-seed*.json"))
 
 
 def arms(effect_1, effect_2, sd, runs=16):
@@ -173,9 +173,10 @@ def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(s
     # Two seeds of a barely trained network decide nothing: the arms get the seeds of the second look.
     assert len(small.accuracies("cycle_anneal")) == 3
     assert len(small.accuracies("given")) == 1
-    given = json.loads((record := small.finals / "given-seed1.json").read_text())
+    files = RunFiles(small.finals, "given-seed1")
+    text, given = files.read()
     given["ema"]["test"]["accuracy"] = 0.5
-    record.write_text(json.dumps(given))
+    files.finish([line.split(",") for line in text.splitlines()[1:]], given)
     assert small.final_accuracies()["given_averaged"].to_dict() == {1: 0.5}
     assert small.final_accuracies()["given"].to_dict() == {1: given["test"]["accuracy"]}
     next(small.tuning.glob("cycle_anneal*.csv")).unlink()
@@ -239,23 +240,30 @@ def test_the_registered_arms_are_runs(tmp_path):
     assert len(tournament.to_tune()) == 8 * 7 * 2
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_published_runs_were_made_after_their_registration_and_under_it(path):
+@pytest.fixture(scope="module")
+def published():
+    """The records of the published runs of tournaments, by their place."""
+    folders = sorted(ROOT.glob("results/published/*/tournament*"))
+    return {run.place: run.read()[1] for folder in folders for run in complete_runs(folder)}
+
+
+def test_published_runs_were_made_under_their_registration(published):
     """Its checksum stands in each; and tuning runs have not seen the test images."""
-    record = json.loads(path.read_text())
     known = {Registration.read(file).checksum for file in REGISTERED.parent.glob("*.yaml")}
-    assert record["spec"]["registration"] in known
-    assert record["spec"]["evaluation"] == "validation"
-    assert ("test" in record) == (not path.parent.name.endswith("_tuning")) or record["diverged"]
+    strangers = [place for place, record in published.items() if record["spec"]["registration"] not in known]
+    assert strangers == []
+    seen = [place for place, record in published.items() if record["spec"]["evaluation"] != "validation"]
+    seen += [
+        place
+        for place, record in published.items()
+        if ("test" in record) == place.parent.name.endswith("_tuning") and not record["diverged"]
+    ]
+    assert seen == []
+    assert len(published) > 1000
 
 
-def test_a_registration_was_committed_before_the_runs_it_governs():
-    asked = {
-        (record["revision"], record["spec"]["registration"])
-        for record in map(json.loads, map(Path.read_text, PUBLISHED))
-    }
-    if not asked:
-        pytest.skip("no run of a tournament is published yet")
+def test_a_registration_was_committed_before_the_runs_it_governs(published):
+    asked = {(record["revision"], record["spec"]["registration"]) for record in published.values()}
 
     def git(*arguments):
         return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=True).stdout

@@ -1,6 +1,5 @@
 """One run: the same bytes every time, interrupted or not; what its files say; how it fails."""
 
-import base64
 import json
 from importlib.metadata import version
 
@@ -260,9 +259,7 @@ def test_a_run_that_chooses_on_validation_reads_the_test_images_at_its_end_alone
     chosen = dict(split="validation", evaluation="validation")
     final = train(small(**chosen, test_at_end=True), tmp_path)
     assert read == ["validation"] * 4 + ["test"]
-    found = record_of(final)["test"]
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(found["correct"]), dtype=np.uint8))[:500]
-    assert bits.mean() == found["accuracy"]
+    assert set(record_of(final)["test"]) == {"loss", "accuracy"}
     read.clear()
     tuned = train(small(**chosen, variant="tuning"), tmp_path)
     assert read == ["validation"] * 4
@@ -271,7 +268,7 @@ def test_a_run_that_chooses_on_validation_reads_the_test_images_at_its_end_alone
     assert record_of(tuned)["data"]["validation"] == 130
 
 
-def test_every_run_that_is_tested_says_which_images_it_got_right(tmp_path):
+def test_the_record_of_a_run_that_is_tested_has_its_last_accuracy(tmp_path):
     path = train(small(), tmp_path)
     assert record_of(path)["test"]["accuracy"] == float(lines(path)[-1].split(",")[-1])
     assert "test" not in record_of(train(small(evaluation="none", variant="blind"), tmp_path))

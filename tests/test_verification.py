@@ -5,7 +5,7 @@ from toys import FIXED, TRIANGULAR, make_images, small
 
 from modules.checks import RunError
 from modules.data.datasets import load
-from modules.runs.files import RunFiles
+from modules.runs.files import RunFiles, pack_runs
 from modules.runs.training import train
 from modules.runs.verification import runs_in, verify
 from modules.study import cli
@@ -16,9 +16,13 @@ from modules.study import cli
 def test_runs_come_out_again(tmp_path, policy, rows):
     path = train(small(policy), tmp_path)
     before = path.read_bytes()
-    assert verify(path, rows) is None
+    assert verify(run_at(path), rows) is None
     assert path.read_bytes() == before
     assert not (tmp_path / ".partial").exists()
+
+
+def run_at(path):
+    return RunFiles(path.parent, path.stem)
 
 
 def forged(path, row, number):
@@ -34,8 +38,8 @@ def test_a_forged_row_is_named(tmp_path):
     path = train(small(), tmp_path)
     loss = path.read_text().splitlines()[2].split(",")[2]
     forged(path, 2, "0.5")
-    assert verify(path, 1) is None
-    found = verify(path, 2)
+    assert verify(run_at(path), 1) is None
+    found = verify(run_at(path), 2)
     assert found.startswith("row 2 is 12,")
     assert loss in found
     assert ",0.5," in found
@@ -47,8 +51,8 @@ def test_rows_that_were_left_out_are_named(tmp_path):
     files = RunFiles(tmp_path, path.stem)
     text, record = files.read()
     files.finish([line.split(",") for line in text.splitlines()[1:-1]], record)
-    assert verify(path, 3) is None
-    assert verify(path, 4).startswith("row 4 is 24,")
+    assert verify(run_at(path), 3) is None
+    assert verify(run_at(path), 4).startswith("row 4 is 24,")
 
 
 def test_a_run_of_a_gpu_needs_one(tmp_path, monkeypatch):
@@ -59,13 +63,13 @@ def test_a_run_of_a_gpu_needs_one(tmp_path, monkeypatch):
     files.finish([line.split(",") for line in text.splitlines()[1:]], record)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RunError, match="was trained on Some GPU: a GPU is needed"):
-        verify(path)
+        verify(run_at(path))
 
 
 def test_a_run_of_a_cpu_is_trained_on_one(tmp_path, monkeypatch):
     path = train(small(), tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert verify(path) is None
+    assert verify(run_at(path)) is None
 
 
 def test_other_data_are_refused(tmp_path):
@@ -75,7 +79,7 @@ def test_other_data_are_refused(tmp_path):
     record["data"]["fingerprint"] = "0" * 64
     files.finish([line.split(",") for line in text.splitlines()[1:]], record)
     with pytest.raises(RunError, match="was trained on digits .* name theirs with data_dir"):
-        verify(path)
+        verify(run_at(path))
 
 
 def test_edited_runs_and_wrong_places_are_refused(tmp_path):
@@ -83,10 +87,22 @@ def test_edited_runs_and_wrong_places_are_refused(tmp_path):
         runs_in(tmp_path)
     path = train(small(), tmp_path)
     with pytest.raises(RunError, match="rows=0"):
-        verify(path, 0)
+        verify(run_at(path), 0)
     path.write_text(path.read_text().replace("24,", "25,"))
     with pytest.raises(RunError, match="is not as the run wrote it"):
-        verify(path)
+        verify(run_at(path))
+
+
+def test_a_run_is_found_by_its_name_in_a_pack(tmp_path):
+    path = train(small(), tmp_path / "headline")
+    named = [path, path.with_suffix(""), path.with_suffix(".json")]
+    assert [runs_in(place) for place in named] == [[run_at(path)]] * 3
+    pack_runs(path.parent)
+    packed = [*named, path.parent, tmp_path, path.parent / "runs.csv", path.parent / "runs.jsonl"]
+    assert [runs_in(place) for place in packed] == [[run_at(path)]] * 7
+    assert verify(run_at(path), 3) is None
+    with pytest.raises(RunError, match="holds no complete run"):
+        runs_in(path.with_name("triangular-seed2"))
 
 
 def test_command_line(tmp_path, capsys):

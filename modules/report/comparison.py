@@ -11,6 +11,7 @@ import pandas as pd
 from modules import statistics
 from modules.report.formatting import ACCURACY, Quantity, known, read_reference, show
 from modules.report.tables import curves, read_table
+from modules.runs.files import complete_runs
 from modules.statistics import Estimate
 
 
@@ -119,9 +120,9 @@ def counts(comparison: pd.DataFrame) -> str:
 
 
 def _runs(results: str | Path, experiments: Iterable[str]) -> dict[str, bytes]:
-    """The CSVs of all runs of some experiments, by their place in a results folder."""
-    files = [path for experiment in experiments for path in Path(results).glob(f"{experiment}/*-seed*.csv")]
-    return {str(path.relative_to(results)): path.read_bytes() for path in files}
+    """The CSVs of all runs of some experiments, by experiment and name."""
+    folders = [folder for pattern in experiments for folder in Path(results).glob(pattern)]
+    return {f"{folder.name}/{run.name}": run.table() for folder in folders for run in complete_runs(folder)}
 
 
 def _set(results: str | Path) -> pd.DataFrame | None:

@@ -9,7 +9,6 @@ and `b` say which runs: `{arm: fixed, at: 20000}`, or `fixed` alone. A term has
   iteration, a list of them, `{last: 5}` evaluations, or `{first: 4000, last: 40000, every: 4000}`; of several the mean.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from modules.report.tables import (
     table_of,
     write,
 )
+from modules.runs.files import complete_runs
 from modules.statistics import AnalysisError
 
 NAME = re.compile(r"[\w .-]+")
@@ -74,10 +74,10 @@ class Runs:
 
     def records(self, experiment: str | None = None, arm: str = "*") -> list[dict]:
         """The JSON of each run of an experiment."""
-        paths = sorted((self.results / (experiment or self.experiment)).glob(f"{arm}-seed*.json"))
-        if not paths:
+        found = complete_runs(self.results / (experiment or self.experiment), arm)
+        if not found:
             raise AnalysisError(f"no run of {experiment or self.experiment}")
-        return [json.loads(path.read_text()) for path in paths]
+        return [run.read()[1] for run in found]
 
     def policy(self, term: dict | str) -> dict:
         """The settings of a term's policy."""

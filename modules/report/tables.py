@@ -15,7 +15,7 @@ from modules import statistics
 from modules.checks import RunError, short
 from modules.data.splits import FOLDS
 from modules.range_test import diverged_as_chance, suggest_bounds
-from modules.runs.files import COLUMNS, RunFiles, atomic_write
+from modules.runs.files import COLUMNS, atomic_write, complete_runs
 from modules.runs.spec import Spec, spec
 from modules.statistics import AnalysisError, Estimate
 
@@ -54,22 +54,23 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
         AnalysisError: no complete run, or runs that do not belong together.
         RunError: a run's CSV or JSON is not as the run wrote it.
     """
-    tables, known, of_all = [], {}, None
+    found, rows, known, of_all = [], [",".join(COLUMNS)], {}, None
     asked = None if specs is None else {spec.name for spec in specs}
-    for path in sorted(Path(folder).glob("*-seed*.csv")):
-        if asked is not None and path.stem not in asked:
+    for run in complete_runs(folder):
+        if asked is not None and run.name not in asked:
             continue
-        text, record = RunFiles(folder, path.stem).read()
+        path = run.place
+        text, record = run.read()
         try:
             settings = spec(**record["spec"])
         except RunError as error:
-            raise AnalysisError(f"{path.with_suffix('.json')}: {error}") from error
-        table = pd.read_csv(io.StringIO(text), dtype={"iteration": int} | dict.fromkeys(COLUMNS[1:], float))
-        if table.empty:  # diverged before its first evaluation: a row without numbers, or it would not be counted
-            table.loc[0, "iteration"] = settings.evaluate_every
+            raise AnalysisError(f"{path}: {error}") from error
+        # Diverged before its first evaluation: a row without numbers, or it would not be counted.
+        own = text.splitlines()[1:] or [f"{settings.evaluate_every},,,,"]
+        rows += own
         first, expected = known.setdefault(settings.kind, (path, settings))
         source, data = of_all = of_all or (path, record["data"])
-        if path.stem != settings.name:
+        if run.name != settings.name:
             raise AnalysisError(
                 f"{path} is the run {settings.name}: give it its name back, or take it out of the folder"
             )
@@ -77,7 +78,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             raise AnalysisError(f"{path} and {first} are runs with different settings: keep one kind in the folder")
         if record["data"]["label"] != data["label"] or record["data"].get("fingerprint") != data.get("fingerprint"):
             raise AnalysisError(f"{path} and {source} were trained on different data: keep one kind in the folder")
-        run = {
+        about = {
             "policy": settings.kind,
             "seed": settings.seed,
             "diverged": record["diverged"],
@@ -87,10 +88,12 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             "fold": settings.seed % FOLDS if settings.split == "folds" else None,
             "test_acc": record.get("test", {}).get("accuracy", math.nan),
         }
-        tables.append(table.assign(**run)[[*run, *table.columns]])
-    if not tables:
+        found += [about] * len(own)
+    if not found:
         raise AnalysisError(f"no complete run in {folder}")
-    return pd.concat(tables, ignore_index=True)
+    # All rows at once: a table for each of thousands of runs takes many times as long.
+    dtypes = {"iteration": int} | dict.fromkeys(COLUMNS[1:], float)
+    return pd.concat([pd.DataFrame(found), pd.read_csv(io.StringIO("\n".join(rows)), dtype=dtypes)], axis=1)
 
 
 def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 A results folder holds a folder for each experiment (`headline/`), and `tables/`, `figures/`, `notebooks/`. A run's
 results are `<policy>-seed<k>.csv` and `.json` in its experiment's folder; while it is under way its checkpoint is
-`.partial/<name>.pt`, taken up only by the run that wrote it.
+`.partial/<name>.pt`, taken up only by the run that wrote it. Where an experiment is published, all its runs are in one
+pack, as `packed` says. Whoever reads runs asks here, and need not know which of the two it is.
 """
 
 import csv
@@ -14,68 +15,98 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import filelock
 import torch
 
 from modules.checks import RunError
+from modules.runs import packed
 from modules.runs.spec import Spec, differences, spec
 
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 
 
-class Results:
-    """The layout of a study's results folder.
-
-    Args:
-        folder: the results folder; it need not exist.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def experiment(self, name: str) -> Path:
-        """The folder of an experiment's runs."""
-        return self.folder / name
-
-    def experiments(self) -> list[str]:
-        """The names of all experiments that have a complete run."""
-        return sorted({path.parent.name for path in self.folder.glob("*/*-seed*.csv")})
-
-    def runs(self, experiment: str, variant: str = "*") -> "list[RunFiles]":
-        """The files of an experiment's complete runs, in the order of their names.
-
-        Args:
-            experiment: its name.
-            variant: only runs of this policy or variant.
-        """
-        return complete_runs(self.experiment(experiment), variant)
-
-    def table(self, name: str) -> Path:
-        return self.folder / "tables" / f"{name}.csv"
-
-    def figure(self, name: str) -> Path:
-        return self.folder / "figures" / f"{name}.png"
-
-    def notebook(self, name: str) -> Path:
-        """An executed notebook."""
-        return self.folder / "notebooks" / f"{name}.ipynb"
-
-
-def complete_runs(folder: str | Path, variant: str = "*") -> "list[RunFiles]":
-    """The files of the complete runs in one experiment's folder, in the order of their names.
+def complete_runs(folder: str | Path, policy: str = "*") -> "list[RunFiles]":
+    """The complete runs in one experiment's folder, packed or not, in the order of their names.
 
     Args:
         folder: the experiment's folder; it need not exist.
-        variant: only runs of this policy or variant.
+        policy: only runs of this policy or variant.
+
+    Raises:
+        RunError: the folder's pack is damaged.
     """
-    found = sorted(Path(folder).glob(f"{variant}-seed*.csv"))
-    return [RunFiles(folder, path.stem) for path in found]
+    names = {path.stem for path in Path(folder).glob("*-seed*.csv")}
+    if pack := _pack(folder):
+        names |= set(pack.names)
+    return [RunFiles(folder, name) for name in sorted(names) if policy in ("*", name.rpartition("-seed")[0])]
+
+
+def experiments(results: str | Path) -> list[str]:
+    """The experiments in a results folder that have a complete run, in the order of their names."""
+    folders = sorted(path for path in Path(results).glob("[!.]*") if path.is_dir())
+    return [folder.name for folder in folders if complete_runs(folder)]
+
+
+def pack_runs(folder: str | Path) -> None:
+    """Put all complete runs of an experiment into its pack, `runs.csv` and `runs.jsonl`, and delete their own files.
+
+    A stop in between loses nothing: a run's own files go last, and until then they are what counts.
+
+    Raises:
+        RunError: a run is damaged, or is there twice with different results, or has other columns than the others.
+    """
+    folder = Path(folder)
+    runs = complete_runs(folder)
+    loose = [run for run in runs if run.csv.exists() or run.json.exists()]
+    if not loose:
+        return
+    contents = {run.name: run.read() for run in runs}
+    sums = {name: checksums(table.encode(), record) for name, (table, record) in contents.items()}
+    if before := _pack(folder):
+        for run in loose:
+            if run.name in before.names and before.run(run.name)[1]["sha256"] != sums[run.name]:
+                raise RunError(f"{run.csv} is not the {run.name} of {folder / packed.TABLE}: take one of them out")
+    table, records = packed.packed(
+        {name: (table, {**record, "sha256": sums[name]}) for name, (table, record) in contents.items()}
+    )
+    again = packed.Pack(table, records)
+    for name in contents:
+        text, record = again.run(name)
+        del record["sha256"]
+        if checksums(text.encode(), record) != sums[name]:
+            raise RunError(f"{folder / name} cannot be packed: its columns are not those of the other runs")
+    atomic_write(folder / packed.RECORDS, records)
+    atomic_write(folder / packed.TABLE, table)
+    for run in loose:
+        run.csv.unlink(missing_ok=True)
+        run.json.unlink(missing_ok=True)
+
+
+def _pack(folder: str | Path) -> packed.Pack | None:
+    """The pack of an experiment's folder, where there is one."""
+    table, records = (Path(folder) / name for name in (packed.TABLE, packed.RECORDS))
+    if not table.exists():  # it is written last
+        return None
+    if not records.exists():
+        raise RunError(f"{table} has no {records.name} beside it: restore it")
+    stats = (path.stat() for path in (table, records))
+    return _read_pack(table, records, *((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+@lru_cache(maxsize=4)  # a study asks for its runs one by one
+def _read_pack(table: Path, records: Path, *stamps: tuple[int, int, int]) -> packed.Pack:
+    """The pack in two files; `stamps` are others when the files are."""
+    try:
+        return packed.Pack(table.read_bytes().decode(), records.read_bytes().decode())
+    except (RunError, UnicodeDecodeError) as error:
+        raise RunError(f"{table.parent}: {error}: restore {table.name} and {records.name}") from error
 
 
 class RunFiles:
-    """Where one run's results live in a folder.
+    """Where one run's results live in a folder: `csv` and `json`, or the folder's pack.
 
     Args:
         folder: the experiment's results folder.
@@ -83,16 +114,38 @@ class RunFiles:
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
+        self.name = name
         self.csv = folder / f"{name}.csv"
         self.json = folder / f"{name}.json"
         self.weights = folder / f"{name}.weights.pt"
         self.checkpoint = folder / ".partial" / f"{name}.pt"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunFiles) and self.csv == other.csv
+
+    def __hash__(self) -> int:
+        return hash(self.csv)
+
     @property
     def complete(self) -> bool:
-        """The CSV is written last, so it is there only when everything is."""
-        return self.csv.exists()
+        """Whether everything of it is there: of its own files the CSV is written last."""
+        return self.csv.exists() or self._packed is not None
+
+    @property
+    def _packed(self) -> packed.Pack | None:
+        """Its folder's pack, where it is in there and has no files of its own."""
+        pack = None if self.csv.exists() else _pack(self.folder)
+        return pack if pack and self.name in pack else None
+
+    @property
+    def place(self) -> Path:
+        """What messages call it: its CSV, or its name in the folder of its pack."""
+        return self.folder / self.name if self._packed else self.csv
+
+    def table(self) -> bytes:
+        """A complete run's CSV as it lies here, unchecked."""
+        return pack.run(self.name)[0].encode() if (pack := self._packed) else self.csv.read_bytes()
 
     def read(self) -> tuple[str, dict]:
         """A complete run's CSV text and JSON record, both as the run wrote them.
@@ -100,24 +153,35 @@ class RunFiles:
         Raises:
             RunError: one of them is missing, unreadable, or not what the run wrote.
         """
+        pack = self._packed
         try:
-            table = self.csv.read_bytes()
-            record = json.loads(self.json.read_bytes())
+            table = self.table()
+            record = pack.run(self.name)[1] if pack else json.loads(self.json.read_bytes())
             stored = record.pop("sha256")
             written = {"csv": stored["csv"], "record": stored["record"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"{self.csv} has no readable {self.json.name} beside it ({type(error).__name__}): restore it, or "
-                "delete both and the run is trained anew"
-            ) from error
+            raise self._unreadable(error) from error
         actual = checksums(table, record)
-        for part, path in (("csv", self.csv), ("record", self.json)):
+        for part, path, shared in (("csv", self.csv, packed.TABLE), ("record", self.json, packed.RECORDS)):
             if written[part] != actual[part]:
+                if self._packed:
+                    raise RunError(
+                        f"{self.place} is not as the run wrote it (checksum): restore {self.folder / shared}"
+                    )
                 raise RunError(
                     f"{path} is not as the run wrote it (checksum): restore it, or delete {self.csv.name} and "
                     f"{self.json.name} and the run is trained anew"
                 )
         return table.decode(), record
+
+    def _unreadable(self, error: Exception) -> RunError:
+        why = type(error).__name__
+        if self._packed:
+            return RunError(f"{self.place} has no readable record ({why}): restore {self.folder / packed.RECORDS}")
+        return RunError(
+            f"{self.csv} has no readable {self.json.name} beside it ({why}): restore it, or delete both and the run is "
+            "trained anew"
+        )
 
     def check(self, asked: Spec, fingerprint: str) -> None:
         """Raise RunError when a complete run here is damaged or not the one asked for; it is never overwritten."""
@@ -127,12 +191,13 @@ class RunFiles:
         try:
             found = differences(spec(**record["spec"]), asked)
         except RunError as error:
-            raise RunError(f"{self.json}: {error}") from error
+            raise RunError(f"{self.place}: {error}") from error
         if record["data"]["fingerprint"] != fingerprint:
             found.append(f"data: fingerprint {record['data']['fingerprint'][:12]}, not {fingerprint[:12]}")
         if found:
             raise RunError(
-                f"{self.csv} is a complete run with other settings ({'; '.join(found)}): move it or use another folder"
+                f"{self.place} is a complete run with other settings ({'; '.join(found)}): move it or use another "
+                "folder"
             )
 
     @contextmanager

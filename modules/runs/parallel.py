@@ -4,7 +4,6 @@ By default a cluster of this machine's cores, bound to loopback, is started and 
 `DASK_SCHEDULER_ADDRESS` names a scheduler, its workers are used; they must see the same folders under the same names.
 """
 
-import json
 import logging
 import os
 import signal
@@ -419,12 +418,13 @@ def _teller() -> Callable[[dict], None]:
 
 def _outcome(path: Path) -> str:
     """How a complete run ended, in a line."""
-    rows = path.read_text().splitlines()
+    text, record = RunFiles(path.parent, path.stem).read()
+    rows = text.splitlines()
     last = rows[-1].split(",") if len(rows) > 1 else None
     if last is None:
         return "diverged before its first evaluation"
     reached = f"accuracy {float(last[-1]):.4f}" if last[-1] else f"training loss {float(last[2]):.4g}"
-    ended = ", diverged" if json.loads(path.with_suffix(".json").read_text())["diverged"] else ""
+    ended = ", diverged" if record["diverged"] else ""
     return f"{reached} after {int(last[0]):,} iterations{ended}"
 
 

@@ -33,7 +33,7 @@ from modules.range_test import LARGEST_RATE, climbed
 from modules.runs.files import RunFiles, atomic_write, sweep
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
-from modules.runs.training import build, check, data_for, described, one_thread, plain_optimizer
+from modules.runs.training import build, check, data_for, evaluation_record, one_thread, plain_optimizer
 
 #: What may differ between runs that are trained together.
 OWN = {"seed": 0, "policy": None, "variant": None, "test_at_end": False, "registration": None}
@@ -489,7 +489,7 @@ def _train(
         about = record(spec, dataset, sizes, stack.starts, iterations, seconds, diverged)
         about["together"] = len(specs)
         if tested and _reads_test(spec) and not diverged:
-            about["test"] = described(*tested[run])
+            about["test"] = evaluation_record(*tested[run])
         files[spec.name].finish(stack.rows[run], about)
     checkpoint.unlink(missing_ok=True)
     with suppress(OSError):  # other runs are still in there, or it never was

@@ -5,7 +5,6 @@ the network and its batches are channels_last, one run has one thread (several r
 several threads share one run), and denormal numbers, which the momentum buffers would fill with, are flushed to zero.
 """
 
-import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -363,17 +362,16 @@ def _ends(state: _State, data: Data, last: tuple[float, Tensor] | None) -> dict:
     if reads_test:
         with state.evaluating():
             known = last if spec.evaluation == "test" else None
-            ends["test"] = described(*(known or evaluate(state.model, data, "test")))
+            ends["test"] = evaluation_record(*(known or evaluate(state.model, data, "test")))
     if state.average:
         ends["ema"] = {"decay": spec.ema}
         if spec.evaluation == "validation":
-            ends["ema"]["validation"] = described(*evaluate(state.average.module, data, "validation"))
+            ends["ema"]["validation"] = evaluation_record(*evaluate(state.average.module, data, "validation"))
         if reads_test:
-            ends["ema"]["test"] = described(*evaluate(state.average.module, data, "test"))
+            ends["ema"]["test"] = evaluation_record(*evaluate(state.average.module, data, "test"))
     return ends
 
 
-def described(loss: float, correct: Tensor) -> dict:
-    """An evaluation for the record: loss, accuracy, and each image's outcome, one bit an image, in base64."""
-    bits = np.packbits(correct.cpu().numpy())
-    return {"loss": loss, "accuracy": accuracy_of(correct), "correct": base64.b64encode(bits).decode()}
+def evaluation_record(loss: float, correct: Tensor) -> dict:
+    """An evaluation for the record."""
+    return {"loss": loss, "accuracy": accuracy_of(correct)}

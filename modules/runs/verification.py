@@ -1,5 +1,6 @@
 """A complete run's first rows, trained again: the same bytes, or not?"""
 
+import re
 import tempfile
 from importlib.metadata import version
 from itertools import zip_longest
@@ -9,31 +10,40 @@ import torch
 
 from modules.checks import RunError, whole
 from modules.data.datasets import load
-from modules.runs.files import RunFiles, as_csv
+from modules.runs import packed
+from modules.runs.files import RunFiles, as_csv, complete_runs, experiments
 from modules.runs.provenance import processor
 from modules.runs.spec import spec
 from modules.runs.stacked import rows_so_far, train_together
 from modules.runs.training import train
 
 
-def runs_in(place: str | Path) -> list[Path]:
-    """The CSVs of the complete runs at a place: one run's CSV, an experiment's folder, or a study's results.
+def runs_in(place: str | Path) -> list[RunFiles]:
+    """The complete runs at a place.
+
+    Args:
+        place: one run, as `<folder>/<name>` with or without `.csv`; an experiment's folder or its `runs.csv`; or a
+            study's results.
 
     Raises:
         RunError: there are none.
     """
     place = Path(place)
-    found = [place] if place.is_file() else sorted(place.glob("*-seed*.csv")) or sorted(place.glob("*/*-seed*.csv"))
+    folder = place.parent if place.name in (packed.TABLE, packed.RECORDS) else place
+    one = RunFiles(place.parent, re.sub(r"\.(csv|json)$", "", place.name))
+    if folder == place and one.complete:
+        return [one]
+    found = complete_runs(folder) or [run for name in experiments(folder) for run in complete_runs(folder / name)]
     if not found:
-        raise RunError(f"{place} holds no complete run: a run's CSV, or a folder of them, is needed")
+        raise RunError(f"{place} holds no complete run: a run, or a folder of runs, is needed")
     return found
 
 
-def verify(path: Path, rows: int = 1, data_dir: str | Path | None = None) -> str | None:
+def verify(files: RunFiles, rows: int = 1, data_dir: str | Path | None = None) -> str | None:
     """Train a complete run again from its start, as its JSON says, and compare the first rows of its CSV.
 
     Args:
-        path: the run's CSV.
+        files: the run's.
         rows: how many; all of them where the run has fewer.
         data_dir: as for `datasets.load`.
 
@@ -45,18 +55,18 @@ def verify(path: Path, rows: int = 1, data_dir: str | Path | None = None) -> str
         DataError: the data cannot be read.
     """
     whole("rows", rows)
-    files = RunFiles(path.parent, path.stem)
     table, record = files.read()
     asked = spec(**record["spec"])
     fingerprint = load(asked.dataset, data_dir).fingerprint
     if fingerprint != record["data"]["fingerprint"]:
         raise RunError(
-            f"{path} was trained on {record['data']['label']}, fingerprint {record['data']['fingerprint'][:12]}, and "
-            f"the data here have {fingerprint[:12]}: name theirs with data_dir"
+            f"{files.place} was trained on {record['data']['label']}, fingerprint "
+            f"{record['data']['fingerprint'][:12]}, and the data here have {fingerprint[:12]}: name theirs with "
+            "data_dir"
         )
     device = "cpu" if record["device"] == "cpu" else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
-        raise RunError(f"{path} was trained on {record['device']}: a GPU is needed to train it again")
+        raise RunError(f"{files.place} was trained on {record['device']}: a GPU is needed to train it again")
     with tempfile.TemporaryDirectory() as folder:
         again, stop = RunFiles(folder, asked.name), rows * asked.evaluate_every
         if "together" in record:  # sums are taken in another order than alone; whoever shared the group changes nothing

@@ -70,10 +70,10 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
 def verify_all(place: Path, rows: int, data_dir: str | None) -> int:
     """Print of every run at a place whether its first rows came out again; returns the exit status, 1 when not all."""
     differing = 0
-    for path in runs_in(place):
-        found = verify(path, rows, data_dir)
+    for run in runs_in(place):
+        found = verify(run, rows, data_dir)
         differing += found is not None
-        print(f"{path}: {found or 'same bytes'}", flush=True)
+        print(f"{run.place}: {found or 'same bytes'}", flush=True)
     return 1 if differing else 0
 
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     promote.add_argument("--study", required=True, help="the study it is of")
     promote.add_argument("--results", type=Path, help="a complete results folder; by default results/<study>")
     again = commands.add_parser("verify", help="train the first rows of complete runs again: the same bytes?")
-    again.add_argument("--results", type=Path, required=True, help="a run's CSV, or a folder of runs")
+    again.add_argument("--results", type=Path, required=True, help="a run, as FOLDER/NAME, or a folder of runs")
     again.add_argument("--rows", type=int, default=1, help="how many rows of each run")
     again.add_argument("--data-dir", help="where the data lie, if not in data/")
     commands.add_parser("html", help="convert executed notebooks to web pages in site/")

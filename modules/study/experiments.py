@@ -37,7 +37,7 @@ from modules.report import advice, tables
 from modules.report.comparison import TABLES
 from modules.report.formatting import read_reference
 from modules.runs import parallel
-from modules.runs.files import RunFiles
+from modules.runs.files import RunFiles, complete_runs
 from modules.runs.spec import Spec, spec
 from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
@@ -231,11 +231,11 @@ def headline(
             for policy, iterations in lengths
         ]
 
-    there = {path.stem.rpartition("-seed")[0] for path in folder.glob("*-seed*.csv")}
+    there = {run.name.rpartition("-seed")[0] for run in complete_runs(folder)}
     if others := sorted(there - {"fixed", clr_policy}):
         raise RunError(f"clr_policy={clr_policy!r}: {folder} holds runs of {', '.join(others)}, use another RESULTS")
     if missing and clr_policy in there:
-        tested = len(list(Path(results_dir).glob("range_test/range_test-seed*.csv")))
+        tested = len(complete_runs(Path(results_dir) / "range_test", "range_test"))
         if tested not in (0, len(seeds(runs))):
             raise RunError(
                 f"runs={runs}: {folder} holds runs between the bounds of {tested} range tests, and another number "
@@ -435,7 +435,7 @@ def best_lr(
     if all(RunFiles(sweep_folder, run.name).complete for run in swept):
         losses = sweep_losses(tables.read_runs(sweep_folder, swept))
         rate = best_rate(losses.index, losses).lr
-    elif any(Path(folder).glob("*-seed*.csv")):
+    elif complete_runs(folder):
         raise RunError(f"{folder} holds runs at the rate of another sweep: move it, or use another RESULTS")
     else:
         rate = (lr_min * lr_max) ** 0.5  # not known yet; everything else can be checked without it
@@ -667,7 +667,7 @@ def your_data(
     parallel.check_all(ramps, ramp_folder, data_dir, workers)
     if all(RunFiles(ramp_folder, run.name).complete for run in ramps):
         rates = advice.suggested(tables.read_runs(ramp_folder, ramps)).set_index("policy").value.to_dict()
-    elif any(Path(folder).glob("*-seed*.csv")):
+    elif complete_runs(folder):
         raise RunError(f"{folder} holds runs at the rates of other range tests: move it, or use another RESULTS")
     else:
         rates = dict.fromkeys(SCHEDULES, 0.01)  # not known yet; everything else can be checked without them

@@ -11,7 +11,7 @@ import pandas as pd
 from modules.report.comparison import TABLES
 from modules.report.tables import read_runs
 from modules.report.tournament import AVERAGED
-from modules.runs.files import atomic_write, writing
+from modules.runs.files import atomic_write, experiments, pack_runs, writing
 from modules.study import documents
 from modules.study.notebooks import conclude
 from modules.study.parameters import StudyError, published_folder, read_study
@@ -36,9 +36,9 @@ def publish(study: str, results: Path) -> None:
         # Also the folders that a notebook was given, wherever they are.
         named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|log_dir|reference) = \\"[/~]']))
         for path in results.rglob("*"):
-            if path.suffix in (".ipynb", ".json", ".csv") and named.search(path.read_text()):
+            if path.suffix in (".ipynb", ".json", ".jsonl", ".csv") and named.search(path.read_text()):
                 raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")
-        if lost := sorted(_folders(target) - _folders(results)):
+        if lost := sorted(set(experiments(target)) - set(experiments(results))):
             raise StudyError(f"{target} also holds {', '.join(lost)}, which {results} has not: make them there, too")
         texts = documents.updated({target.name: results})  # before anything is replaced
         images = _images(target.name, results, texts.values())
@@ -47,19 +47,19 @@ def publish(study: str, results: Path) -> None:
             shutil.rmtree(new, ignore_errors=True)
             shutil.copytree(results, new, ignore=shutil.ignore_patterns(".*", "comparison.csv", "*.weights.pt"))
             conclude(study, new, new, target.name)
+            for experiment in experiments(new):
+                pack_runs(new / experiment)
             shutil.rmtree(target, ignore_errors=True)
             new.replace(target)
+        else:
+            for experiment in experiments(target):
+                pack_runs(target / experiment)
     for figure in images:
         (IMAGES / target.name).mkdir(parents=True, exist_ok=True)
         atomic_write(IMAGES / target.name / figure, (target / "figures" / figure).read_bytes())
     for path, text in texts.items():
         atomic_write(path, text)
     print(f"published {target}, {len(images)} figures in {IMAGES}, numbers in {len(texts)} documents")
-
-
-def _folders(results: Path) -> set[str]:
-    """The experiments in a results folder."""
-    return {path.name for path in results.glob("*") if any(path.glob("*-seed*.csv"))}
 
 
 def _images(name: str, results: Path, texts: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The tournament's runs, as its registration has them: tuning, rate by rate, then the final seeds."""
 
 import hashlib
-import json
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -218,9 +218,9 @@ class Tournament:
     def _tested(self, folder: Path, arm: str, seeds: Iterable[int], averaged: bool = False) -> pd.Series:
         found = {}
         for seed in seeds:
-            path = folder / f"{arm}-seed{seed}.json"
-            if path.with_suffix(".csv").exists():
-                record = json.loads(path.read_text())
+            run = RunFiles(folder, f"{arm}-seed{seed}")
+            if run.complete:
+                record = run.read()[1]
                 if record["diverged"]:
                     found[seed] = CHANCE
                 else:
@@ -266,7 +266,7 @@ class Tournament:
     def second_look(self) -> bool:
         """Whether there are runs of the second look."""
         first = self.registration.design["final"]["seeds"]
-        return any((self.finals / f"{arm}-seed{first + 1}.csv").exists() for arm in self.arms)
+        return any(RunFiles(self.finals, f"{arm}-seed{first + 1}").complete for arm in self.arms)
 
     def check(self, data_dir: str | Path | None = None, workers: int | None = None) -> None:
         """Look for everything that can be wrong, and change nothing; arguments and errors as for `parallel.run_all`."""
@@ -335,7 +335,7 @@ class Tournament:
         files = RunFiles(self.untuned, self.ramp(arm, seed).name)
         if not files.complete:
             return None
-        table = pd.read_csv(files.csv)
+        table = pd.read_csv(io.StringIO(files.read()[0]))
         try:
             rate = best_rate(table.lr, table.train_loss).lr
         except AnalysisError:
