@@ -6,6 +6,7 @@ To add one, write a class and put it into `POLICIES`: specifications, notebooks,
 from itertools import accumulate
 from typing import Annotated, Any, Literal, get_args
 
+import torch
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -15,7 +16,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
     LambdaLR,
@@ -81,6 +82,16 @@ class PolicyBase(Frozen):
     def unannealed(self, optimizer: Optimizer, iterations: int) -> LRScheduler:
         """The policy without its `anneal`; arguments as for `scheduler`."""
         raise NotImplementedError
+
+    def rates(self, iterations: int) -> list[float]:
+        """The learning rate of each iteration of a run, `[iterations]`."""
+        optimizer = SGD([torch.zeros(1)], lr=1.0)
+        scheduler, rates = self.scheduler(optimizer, iterations), []
+        optimizer.step()  # once, or torch warns
+        for _ in range(iterations):
+            rates.append(scheduler.get_last_lr()[0])
+            scheduler.step()
+        return rates
 
     def settings(self) -> dict[str, Any]:
         """The policy's own settings, by name."""

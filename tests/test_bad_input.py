@@ -19,7 +19,7 @@ from modules.checks import RunError
 from modules.data.datasets import load
 from modules.data.sources import DataError
 from modules.runs.spec import Spec, spec
-from modules.study import parameters
+from modules.study import design, parameters
 
 JUNK = st.one_of(
     st.none(),
@@ -74,7 +74,7 @@ def test_misspelt_settings_are_recognised(field, position):
 PARAMETERS = [
     (notebook, name)
     for notebook in parameters.read_study("smoke")["notebooks"]
-    for name in parameters.declared(notebook)
+    for name in design.declared(notebook)
     if name not in ("results_dir", "published_dir", "data_dir")  # any text is a folder, which is made when missing
 ]
 
@@ -87,7 +87,7 @@ def small_plan(tmp_path):
         results = tmp_path / "results"
         try:
             plan = parameters.parameters("smoke", results, {f"{notebook}.{name}": value})
-            parameters.check({notebook: plan[notebook]})
+            design.check({notebook: plan[notebook]})
         except ValueError as error:
             return str(error)
         finally:

@@ -10,7 +10,7 @@ from modules.report.tables import read_runs
 from modules.report.tensorboard import write_events
 from modules.runs.training import train
 from modules.statistics import AnalysisError
-from modules.study import experiments, parameters
+from modules.study import design
 
 # As its documentation lists them.
 DEFAULTS = dict(
@@ -24,8 +24,8 @@ DEFAULTS = dict(
     num_epochs=55,
     num_learning_batches=4000,
     lr_min=1e-4,
-    lr_max=10,
-    lr_max_multiplier=1,
+    lr_max=10.0,
+    lr_max_multiplier=1.0,
     lr_min_multiplier=0.1,
     cycle=False,
     skip_test=None,
@@ -34,16 +34,11 @@ DEFAULTS = dict(
 )
 
 
-def declared():
-    """The notebook's defaults."""
-    return {name: parameter.default for name, parameter in parameters.declared("06_best_lr").items()}
-
-
 def all_planned(tmp_path, best=0.2, **options):
-    """The specs of the sweeps and of the trainings that the notebook would run."""
-    asked = {**declared(), "results_dir": str(tmp_path / "results"), "dataset": "digits", **options}
-    sweeps, trainings = experiments.best_lr(**asked)
-    return sweeps, trainings(best)
+    """The specs of the sweeps and of the trainings that the notebook would run with best_lr's defaults."""
+    places = dict(results_dir=str(tmp_path / "results"), dataset="digits", model=None, settings={}, runs=1)
+    names = design.build("06_best_lr", {**DEFAULTS, **places, **options})
+    return names["sweeps"], names["trainings"](best)
 
 
 def planned(tmp_path, best=0.2, **options):
@@ -57,11 +52,11 @@ def colour(tmp_path):
     return dict(dataset="images", data_dir=str(make_images(tmp_path / "images")), batch_size=4)
 
 
-def test_options_have_the_names_and_defaults_of_best_lr():
-    mine = declared()
-    assert {name: mine[name] for name in DEFAULTS} == DEFAULTS
-    assert {name: mine[name] for name in experiments.WIDE} == experiments.WIDE
-    assert "log_dir" in mine
+def test_options_have_the_names_of_best_lr():
+    mine = design.declared("06_best_lr")
+    assert {*DEFAULTS, "log_dir", "depth", "width", "augment"} <= set(mine)
+    for name, value in DEFAULTS.items():
+        assert design.typed(name, mine[name], value) == value
 
 
 def test_one_channel_gets_lenet_and_colour_the_wide_residual_network(tmp_path, colour):
@@ -151,8 +146,8 @@ def test_a_sweep_alone_is_the_sweep_that_training_goes_on_from(tmp_path):
         (dict(cycle=True, lr_min_multiplier=2.0), "lr_min_multiplier=2.0, lr_max_multiplier=1.0"),
         (dict(num_epochs=-1), "num_epochs=-1"),
         (dict(num_epochs=0, skip_test=0.1), "num_epochs=0 and skip_test=0.1: neither a sweep nor training"),
-        (dict(num_learning_batches=2.5), "num_learning_batches=2.5: input should be a valid integer"),
-        (dict(cycle=1), "cycle=1: input should be a valid boolean"),
+        (dict(num_learning_batches=2.5), "num_learning_batches=2.5: a whole number"),
+        (dict(cycle=1), "cycle=1: True or False"),
         (dict(batch_size=5000), "batch_size=5000 exceeds the 1297 training images"),
         (dict(cycle=True, step_size_epochs=0.001), "step_size_epochs in iterations=0"),
         (dict(cycle=True, step_size_epochs=1e307), "step_size_epochs in iterations=10000000000"),
@@ -161,7 +156,7 @@ def test_a_sweep_alone_is_the_sweep_that_training_goes_on_from(tmp_path):
     ],
 )
 def test_bad_options_are_named_before_any_work(tmp_path, options, message):
-    with pytest.raises(RunError, match=message):
+    with pytest.raises((RunError, design.StudyError), match=message):
         planned(tmp_path, **options)
     assert not (tmp_path / "results").exists()
 

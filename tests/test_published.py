@@ -13,7 +13,7 @@ from modules.data import datasets
 from modules.runs import parallel
 from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
-from modules.study import notebooks, parameters
+from modules.study import design, notebooks, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -57,7 +57,7 @@ def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, o
 
     monkeypatch.setattr(datasets, "load", named)
     monkeypatch.setattr(parallel, "check_all", note)
-    parameters.check(parameters.parameters(study, results, overrides))
+    design.check(parameters.parameters(study, results, overrides))
     assert set(asked) == experiments
     for experiment, specs in asked.items():
         records = [run.read()[1] for run in complete_runs(results / experiment)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import make_images
 
-from modules.study import documents, parameters
+from modules.study import design, documents, parameters
 from modules.study.parameters import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def test_the_command_for_your_images_is_accepted(tmp_path):
     command = re.search(r'STUDY=cifar10 RESULTS=results/mine \\\n\s+PARAMS="(.*)"', text)[1]
     overrides = dict(re.findall(r"-p (\S+) (\S+)", command))
     plan = parameters.parameters("cifar10", tmp_path / "results", {**overrides, "data_dir": str(images)})
-    parameters.check(plan)
+    design.check(plan)
     asked = plan["03_headline_experiment"]
     assert (asked["dataset"], asked["base_lr"], asked["max_lr"]) == ("images", None, None)
     assert plan["04_headline_figures"]["reference"] is None

@@ -2,14 +2,14 @@
 
 import ast
 import importlib
-import inspect
+import re
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 
-from modules.study import experiments, parameters
+from modules.study import design, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -38,18 +38,34 @@ def test_what_a_notebook_imports_exists(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebooks_check_is_one_call_with_its_parameters_in_order(name):
+def test_a_notebook_has_a_design_that_holds_its_parameters_to_their_types(name):
+    assert len([cell for cell in design.code_cells(name) if "design" in cell.tags]) == 1
+    for key, parameter in design.declared(name).items():
+        assert design.typed(key, parameter, parameter.default) == parameter.default
+    (key, parameter) = next(iter(design.declared(name).items()))
+    with pytest.raises(design.StudyError, match=f"^{key}="):
+        design.build(name, {key: object()})
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_papermill_reads_the_parameters_that_a_design_is_held_to(name):
+    """It warns of parameters that it does not find, and lists them."""
+    assert set(papermill.inspect_notebook(f"{ROOT}/notebooks/{name}.ipynb")) == set(design.declared(name))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_line_of_code_is_longer_than_a_readers_screen(name):
+    lines = [line for cell in design.code_cells(name) for line in cell.code.splitlines()]
+    assert [line for line in lines if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_source_notebook_leads_to_an_executed_copy(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
-    (cell,) = [cell.source for cell in notebook.cells if "check" in cell.metadata.get("tags", [])]
-    assert len([line for line in cell.splitlines() if line]) <= 5
-    (call,) = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
-    assert getattr(experiments, call.func.attr) is experiments.CHECKS[name]
-    asked = inspect.signature(experiments.CHECKS[name]).parameters
-    found = parameters.declared(name)
-    assert [argument.id for argument in call.args] == list(asked) == list(found)
-    for key, parameter in found.items():
-        assert " | ".join(parameter.kinds) == inspect.formatannotation(asked[key].annotation), key
-        assert parameters._typed(key, parameter, parameter.default) == parameter.default
+    (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
+    (path,) = re.findall(r"\]\((\.\./[^)]+\.ipynb)\)", copy)
+    assert Path(path).stem == name
+    assert (ROOT / "notebooks" / path).exists()
 
 
 def test_every_study_is_whole_and_known_to_its_notebooks():
@@ -94,10 +110,9 @@ def test_the_declared_type_decides_what_a_value_is():
     )
     assert plan["02_range_test"]["data_dir"] == "2024"
     asked = plan["03_headline_experiment"]
-    assert (asked["base_lr"], asked["max_lr"]) == (0.001, 1.0)
-    assert asked["settings"]["momentum"] == "1e-1"  # which the run's own specification reads
+    assert (asked["base_lr"], asked["max_lr"], asked["momentum"]) == (0.001, 1.0, 0.1)
     for name, text, needed in (
-        ("runs", "two", "runs='two': a whole number is needed, such as 5"),
+        ("runs", "two", "runs='two': a whole number is needed, such as 40"),
         ("02.evaluate_every", "1.5", "evaluate_every=1.5: a whole number"),
         ("06.cycle", "1", "cycle=1: True or False"),
         ("03.base_lr", "low", "base_lr='low': a number or None"),
@@ -108,11 +123,15 @@ def test_the_declared_type_decides_what_a_value_is():
 
 
 def test_settings_on_the_command_line_join_those_of_the_studys_file():
-    plan = parameters.parameters("smoke", Path("results/smoke"), {"momentum": "0.5", "optimizer": "sgd"})
-    for name in ("02_range_test", "03_headline_experiment"):
-        assert plan[name]["settings"] == {"optimizer": "sgd", "weight_decay": 0.0, "momentum": 0.5}
-    assert "settings" not in plan["05_policies"]
-    assert parameters.parameters("smoke", Path("r"), {"05.ema": "0.9"})["05_policies"]["settings"] == {"ema": 0.9}
+    plan = parameters.parameters("smoke", Path("results/smoke"), {"pooling": "caffe", "05.ema": "0.9"})
+    assert plan["02_range_test"]["settings"] == plan["03_headline_experiment"]["settings"] == {"pooling": "caffe"}
+    assert plan["05_policies"]["settings"] == {"ema": 0.9}
+
+
+def test_settings_on_the_command_line_join_the_notebooks_own():
+    """Else `-p pooling caffe` would test on other images."""
+    plan = parameters.parameters("digits", Path("results/digits"), {"pooling": "caffe"})
+    assert plan["03_headline_experiment"]["settings"] == {"split": "folds", "pooling": "caffe"}
 
 
 def test_values_go_to_the_headline_unless_a_notebook_is_named():
@@ -139,4 +158,4 @@ def test_values_go_to_the_headline_unless_a_notebook_is_named():
 
 def test_a_refusal_names_its_notebook():
     with pytest.raises(parameters.StudyError, match="06_best_lr: weight_decay=0.001: for the wide residual network"):
-        parameters.check(parameters.parameters("smoke", Path("results/smoke"), {"06.weight_decay": 0.001}))
+        design.check(parameters.parameters("smoke", Path("results/smoke"), {"06.weight_decay": 0.001}))

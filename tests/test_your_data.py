@@ -12,14 +12,14 @@ from modules.rate_finders.benchmark import SCHEDULES
 from modules.report import advice
 from modules.runs.spec import spec
 from modules.statistics import AnalysisError
-from modules.study import experiments, parameters
+from modules.study import design, experiments
 
 RATES = dict(constant=0.01, linear=0.02, cycle=0.015)
 LR = np.geomspace(1e-6, 10, 400)
 
 
 def asked(tmp_path, **options):
-    declared = {name: parameter.default for name, parameter in parameters.declared("10_your_data").items()}
+    declared = {name: parameter.default for name, parameter in design.declared("10_your_data").items()}
     return experiments.your_data(**{**declared, "results_dir": str(tmp_path / "results"), **options})
 
 

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -44,16 +44,18 @@ def _legend_below(axes: Axes, columns: int, title: str | None = None) -> None:
     )
 
 
-def policies(schedules: Mapping[str, pd.DataFrame], title: str) -> Figure:
+def policies(schedules: Mapping[str, pd.DataFrame | Sequence[float]], title: str) -> Figure:
     """Learning rate against iteration, one line a schedule.
 
     Args:
-        schedules: by legend name, tables with columns `iteration` and `lr`.
+        schedules: by legend name, the rate of each iteration, or tables with columns `iteration` and `lr`.
         title: the figure's title.
     """
     figure, axes = plt.subplots()
-    for index, (name, table) in enumerate(schedules.items()):
-        axes.plot(table.iteration, table.lr, linestyle=DASHES[index % len(DASHES)], label=name)
+    for index, (name, rates) in enumerate(schedules.items()):
+        if not isinstance(rates, pd.DataFrame):
+            rates = pd.DataFrame({"iteration": range(len(rates)), "lr": rates})
+        axes.plot(rates.iteration, rates.lr, linestyle=DASHES[index % len(DASHES)], label=name)
     axes.set(xlabel="iteration", ylabel="learning rate", title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(schedules) > 1:

@@ -116,6 +116,11 @@ def contrast(a: Sequence[float], b: Sequence[float], a_error: float = 0.0, b_err
     return found._replace(error=math.sqrt(found.error**2 + a_error**2 + b_error**2))
 
 
+def rule_interval(found: Estimate, alpha: float) -> tuple[float, float]:
+    """The interval of a primary difference that must lie within the margin, at the level `1 - 2 * alpha`."""
+    return found.interval(1 - 2 * alpha)
+
+
 def verdicts(primary: Mapping[str, Estimate], margin: float, alpha: float) -> dict[str, str]:
     """What the registered rule says of the primary differences: `not needed`, `helps`, `harms` or `not resolved`.
 
@@ -127,7 +132,7 @@ def verdicts(primary: Mapping[str, Estimate], margin: float, alpha: float) -> di
     adjusted = holm([found.p_value() for found in primary.values()])
     out = {}
     for (name, found), p in zip(primary.items(), adjusted, strict=True):
-        low, high = found.interval(1 - 2 * alpha)
+        low, high = rule_interval(found, alpha)
         if -margin < low and high < margin:
             out[name] = "not needed"
         elif p < alpha and abs(found.value) >= margin:
@@ -205,8 +210,9 @@ def differences_table(
         margin, alpha: as for `verdicts`.
 
     Returns:
-        Columns `kind`, `name`, `value`, `error`, `df`, `low`, `high` (95 %), `p`, `verdict`. Kinds are `primary`;
-        `seeds`, the same without the tuning's error; `effect`; `arm`.
+        Columns `kind`, `name`, `value`, `error`, `df`, `low`, `high` (95 %), `p`, `verdict`, and of primary differences
+        `rule_low`, `rule_high`: the interval that the rule reads. Kinds are `primary`; `seeds`, the same without the
+        tuning's error; `effect`; `arm`.
     """
 
     def against(a: str, b: str) -> Estimate:
@@ -229,9 +235,13 @@ def differences_table(
     if len(accuracies.get(reference, ())) > 1:
         others = (arm for arm, values in accuracies.items() if arm != reference and len(values) > 1)
         rows += [["arm", arm, against(arm, reference), ""] for arm in others]
+    nothing = (math.nan, math.nan)
     return pd.DataFrame(
-        [[kind, name, *e, *e.interval(), e.p_value(), verdict] for kind, name, e, verdict in rows],
-        columns=["kind", "name", "value", "error", "df", "low", "high", "p", "verdict"],
+        [
+            [kind, name, *e, *e.interval(), *(rule_interval(e, alpha) if verdict else nothing), e.p_value(), verdict]
+            for kind, name, e, verdict in rows
+        ],
+        columns=["kind", "name", "value", "error", "df", "low", "high", "rule_low", "rule_high", "p", "verdict"],
     )
 
 
@@ -239,17 +249,19 @@ def differences_table(
 EFFECTS = {"swing": "swing - none", "anneal": "anneal - none", "interaction": "swing with anneal - swing without"}
 
 
-def results_table(arms: pd.DataFrame, differences: pd.DataFrame, primary: Mapping, reference: str) -> pd.DataFrame:
+def results_table(
+    arms: pd.DataFrame, differences: pd.DataFrame, primary: Mapping, reference: str, alpha: float
+) -> pd.DataFrame:
     """A tournament's numbers in the form of every other table: accuracies, differences, rates and their robustness.
 
     Args:
         arms: of `arms_table`.
         differences: of `differences_table`.
-        primary, reference: as there.
+        primary, reference, alpha: as there.
 
     Returns:
-        A table with `tables.TABLE_COLUMNS`; a primary difference has its verdict in the note, a rate whether it lies at
-        an edge of the grid.
+        A table with `tables.TABLE_COLUMNS`; a primary difference has its verdict in the note, with the interval that
+        the rule read, a rate whether it lies at an edge of the grid.
     """
     rows = [{**row, "quantity": "final_accuracy", "policy": row["arm"]} for row in arms.to_dict("records")]
     runs, method = arms.set_index("arm").runs, "blocks" if (arms.method == "blocks").any() else "Welch"
@@ -262,7 +274,8 @@ def results_table(arms: pd.DataFrame, differences: pd.DataFrame, primary: Mappin
         policy = " - ".join(pair) + (" at these rates" if row["kind"] == "seeds" else "")
         about = {"quantity": quantity, "policy": EFFECTS[name] if effect else policy}
         about |= {"runs": None if effect else runs[list(pair)].min(), "method": method}
-        rows.append(row | about | {"note": f"{name}: {row['verdict']}" if row["kind"] == "primary" else None})
+        note = f"{name}: {row['verdict']}, {_rule_in_words(row, alpha)}" if row["kind"] == "primary" else None
+        rows.append(row | about | {"note": note})
     edges = {-1: "the lowest rate tested", 1: "the highest rate tested"}
     for row in arms[arms.rate.notna()].itertuples():
         rows.append({"quantity": "lr", "policy": row.arm, "value": row.rate, "note": edges.get(row.edge)})
@@ -299,19 +312,25 @@ SAID = {
 }
 
 
-def in_words(table: pd.DataFrame, primary: Mapping[str, Sequence[str]], margin: float) -> str:
+def _rule_in_words(row: Mapping, alpha: float) -> str:
+    """The interval that the rule read, in points."""
+    low, high = 100 * row["rule_low"], 100 * row["rule_high"]
+    return f"by its {100 * (1 - 2 * alpha):.0f} % interval [{low:+.2f}, {high:+.2f}]"
+
+
+def in_words(table: pd.DataFrame, primary: Mapping[str, Sequence[str]], margin: float, alpha: float) -> str:
     """What the rule says of the primary differences, one line each.
 
     Args:
         table: of `differences_table`.
-        primary, margin: as there.
+        primary, margin, alpha: as there.
     """
     lines = []
-    for row in table[table.kind == "primary"].itertuples():
-        first, second = primary[row.name]
+    for row in table[table.kind == "primary"].to_dict("records"):
+        first, second = primary[row["name"]]
         lines.append(
-            f"**{row.name}**, *{first}* less *{second}*: {100 * row.value:+.2f} points "
-            f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}], margin {100 * margin:.1f}. "
-            f"By the rule, the cycle {SAID[row.verdict]}."
+            f"**{row['name']}**, *{first}* less *{second}*: {100 * row['value']:+.2f} points "
+            f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]. The rule decides at a margin of "
+            f"{100 * margin:.1f} points, {_rule_in_words(row, alpha)}: the cycle {SAID[row['verdict']]}."
         )
     return "\n\n".join(lines) or "The runs that the rule needs are not all made yet."

@@ -19,8 +19,9 @@ from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
+from modules.study.design import check
 from modules.study.notebooks import conclude, execute, one_kernel
-from modules.study.parameters import check, parameters, published_folder, study_notes
+from modules.study.parameters import parameters, published_folder, study_notes
 from modules.study.publishing import publish
 
 

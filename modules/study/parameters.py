@@ -1,18 +1,14 @@
 """The parameters of a study: what its file and the command line say, checked before anything runs."""
 
-import ast
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
 from modules.checks import did_you_mean, short
 from modules.report.notes import check_notes
 from modules.runs.spec import Spec
-from modules.study import experiments
+from modules.study.design import NOTEBOOKS, SET_BY_EXPERIMENT, StudyError, declared, source, typed
 
-NOTEBOOKS = Path("notebooks")
 STUDIES = Path("studies")
 PUBLISHED = Path("results/published")
 HEADLINE = ("02", "03", "04")
@@ -23,45 +19,7 @@ EVERYWHERE = ("dataset", "data_dir", "workers")
 PARTS = ("notebooks", "conclusions", "notes")
 
 #: The settings of a run that go through a notebook's `settings`, where it has no parameter of that name.
-SETTINGS = tuple(name for name in Spec.model_fields if name not in experiments.DECIDED)
-
-#: The types a parameters cell can declare, and what a message calls them.
-KINDS = {
-    "bool": (bool, "True or False"),
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
-    "str": (str, "text"),
-    "list": (list, "a list"),
-    "dict": (dict, "settings such as {name: value}"),
-    "None": (type(None), "None"),
-}
-
-
-class StudyError(ValueError):
-    """Something asked of a study that cannot be done; the message is one line for the user."""
-
-
-def source(name: str) -> Path:
-    """The notebook behind a name; after a hyphen stands what tells apart several runs of one: `08_tournament-short`."""
-    return NOTEBOOKS / f"{name.partition('-')[0]}.ipynb"
-
-
-class Parameter(NamedTuple):
-    """What a notebook's parameters cell declares of one parameter."""
-
-    default: object
-    kinds: tuple[str, ...]  # of `KINDS`
-
-
-def declared(name: str) -> dict[str, Parameter]:
-    """The parameters of a notebook, by their names; its parameters cell is read, not run."""
-    import papermill
-
-    found = papermill.inspect_notebook(str(source(name)))
-    return {
-        key: Parameter(ast.literal_eval(one["default"]), tuple(one["inferred_type_name"].split("|")))
-        for key, one in found.items()
-    }
+SETTINGS = tuple(name for name in Spec.model_fields if name not in SET_BY_EXPERIMENT)
 
 
 def read_study(study: str) -> dict[str, dict]:
@@ -126,7 +84,7 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
                 hint = did_you_mean(str(key), known[name])
                 into = ": it goes into `settings`" if key in SETTINGS and "settings" in known[name] else ""
                 raise StudyError(f"{study}: {name} has no parameter {key!r} (value {short(value)}{hint}){into}")
-            values[key] = _typed(f"{name}: {key}", known[name][key], value)
+            values[key] = typed(f"{name}: {key}", known[name][key], value)
     for given, text in overrides.items():
         number, _, key = given.rpartition(".")
         named = [name for name in plan if number in ("", name, name.partition("_")[0])]
@@ -140,9 +98,10 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         for name in owners:
             if key in known[name]:
                 parameter = known[name][key]
-                plan[name][key] = _typed(f"{name}: {key}", parameter, parsed(text, parameter.kinds))
+                plan[name][key] = typed(f"{name}: {key}", parameter, parsed(text, parameter.kinds))
             else:
-                plan[name]["settings"] = {**plan[name].get("settings", {}), key: parsed(text)}
+                before = plan[name].get("settings", known[name]["settings"].default)
+                plan[name]["settings"] = {**before, key: parsed(text)}
     places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
     for name, values in plan.items():
         values.update({key: place for key, place in places.items() if key in known[name]})
@@ -171,37 +130,3 @@ def parsed(text: object, kinds: tuple[str, ...] = ()) -> object:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
-
-
-def _typed(name: str, parameter: Parameter, value: object) -> object:
-    """A value of the kind that its parameter declares.
-
-    Raises:
-        StudyError: it is of another kind.
-    """
-    # A whole number is a number, and YAML takes 1e-3 for text.
-    if "float" in parameter.kinds and isinstance(value, int | str) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            return float(value)
-    if type(value) in [KINDS[kind][0] for kind in parameter.kinds]:
-        return value
-    needed = " or ".join(KINDS[kind][1] for kind in parameter.kinds)
-    raise StudyError(f"{name}={short(value)}: {needed} is needed, such as {short(parameter.default)}")
-
-
-def check(plan: dict[str, dict]) -> None:
-    """Check every notebook's parameters as its own `check` cell does, before anything is computed.
-
-    Raises:
-        StudyError: they were refused, with the notebook's name and why.
-    """
-    for name, values in plan.items():
-        if asked := experiments.CHECKS.get(source(name).stem):
-            defaults = {key: parameter.default for key, parameter in declared(name).items()}
-            try:
-                asked(**{**defaults, **values})
-            except experiments.Pending as error:
-                if "02_range_test" not in plan:
-                    raise StudyError(f"{name}: {error}") from error
-            except ValueError as error:
-                raise StudyError(f"{name}: {error}") from error

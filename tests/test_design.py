@@ -1,4 +1,4 @@
-"""From a notebook's parameters to its runs: which runs they are, and what is refused before any work."""
+"""A notebook's design: which runs its first cells make of its parameters, and what they refuse before any work."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from modules.data import sources
 from modules.report import tables
 from modules.runs.training import train
 from modules.statistics import AnalysisError
-from modules.study import experiments, parameters
+from modules.study import design
 
 #: What each policy needs beside bounds and step size, for a run of 40 iterations.
 NEEDS = {
@@ -36,19 +36,17 @@ NEEDS = {
 
 @pytest.fixture
 def asked(tmp_path):
-    """A function from a notebook and changes of its parameters to what its experiment returns; no result is there."""
+    """A function from a notebook and changes of its parameters to the variables of its design; no result is there."""
 
     def ask(name, **changes):
-        defaults = {key: parameter.default for key, parameter in parameters.declared(name).items()}
-        return experiments.CHECKS[name](**{**defaults, "dataset": "digits", "results_dir": str(tmp_path), **changes})
+        return design.build(name, {"results_dir": str(tmp_path), "settings": {}, **changes})
 
     return ask
 
 
 def headline(asked, **changes):
-    parts = asked("03_headline_experiment", **{"clr_iterations": 40, "step_size": 10, "runs": 2, **changes})
-    assert set(parts) == {"headline"}
-    return parts["headline"]
+    small = dict(dataset="digits", clr_iterations=40, step_size=10, runs=2, base_lr=None, max_lr=None)
+    return asked("03_headline_experiment", **{**small, **changes})["specs"]
 
 
 def bounds(folder, base_lr=0.002, max_lr=0.008):
@@ -60,7 +58,7 @@ def bounds(folder, base_lr=0.002, max_lr=0.008):
 def test_the_headline_is_both_policies_seed_by_seed(asked):
     runs = headline(asked, base_lr=0.001, max_lr=0.01)
     assert [run.name for run in runs] == ["fixed-seed1", "triangular-seed1", "fixed-seed2", "triangular-seed2"]
-    assert [run.iterations for run in runs[:2]] == [70_000, 40]
+    assert [run.iterations for run in runs[:2]] == [1200, 40]
     assert (runs[1].policy.base_lr, runs[1].policy.max_lr, runs[1].policy.step_size) == (0.001, 0.01, 10)
 
 
@@ -93,8 +91,7 @@ def test_a_policy_a_network_and_a_data_set_of_ones_own_run_in_notebook_3(asked, 
     table = tables.read_runs(tmp_path / "headline", runs)
     assert tables.other_policy(table, "fixed") == "staircase"
     assert set(table.label) == {"squares"}
-    places = dict(reference=None, results_dir=str(tmp_path), published_dir="published")
-    assert experiments.headline_figures("fixed", "staircase", **places) == {}
+    design.build("04_headline_figures", dict(challenger="staircase", results_dir=str(tmp_path)))
 
 
 def test_an_anneal_is_one_of_the_challengers_settings(asked):
@@ -103,10 +100,15 @@ def test_an_anneal_is_one_of_the_challengers_settings(asked):
 
 
 def test_the_headline_waits_for_the_range_test_and_checks_the_rest_before(asked, tmp_path):
-    with pytest.raises(experiments.Pending, match="no bounds in .*: run the range test there first"):
+    with pytest.raises(design.Pending, match="no bounds in .*: run the range test there first"):
         headline(asked)
-    with pytest.raises(RunError, match="batch_size=5000 exceeds"):
-        headline(asked, batch_size=5000)
+    plan = {"02_range_test": {"results_dir": str(tmp_path)}}
+    pending = {"base_lr": None, "max_lr": None, "results_dir": str(tmp_path)}
+    design.check({**plan, "03_headline_experiment": pending})
+    with pytest.raises(design.StudyError, match="03_headline_experiment: batch_size=5000 exceeds"):
+        design.check({**plan, "03_headline_experiment": {**pending, "batch_size": 5000}})
+    with pytest.raises(design.StudyError, match="03_headline_experiment: no bounds in"):
+        design.check({"03_headline_experiment": pending})
     assert list(tmp_path.iterdir()) == []
     bounds(tmp_path)
     assert headline(asked)[1].policy.max_lr == 0.008
@@ -121,24 +123,26 @@ def test_the_headline_waits_for_the_range_test_and_checks_the_rest_before(asked,
         (dict(clr_policy="linear", base_lr=0.1), "base_lr=0.1: no such setting of policy name='linear'"),
         (dict(clr_policy="linear"), "lr"),
         (dict(clr_settings=dict(step_size=5)), r"clr_settings: step_size \(value 5\) is decided"),
-        (dict(runs=True), "runs=True: input should be a valid integer"),
-        (dict(fixed_milestones=(1, 2)), r"fixed_milestones=\(1, 2\): input should be a valid list"),
+        (dict(runs=True), "runs=True: a whole number is needed"),
+        (dict(fixed_milestones=(1, 2)), r"fixed_milestones=\(1, 2\): a list is needed"),
         (dict(settings=dict(seed=3)), r"settings: seed \(value 3\) is decided"),
         (dict(settings=dict(model="mlp")), r"settings: model \(value 'mlp'\) is decided"),
         (dict(settings=dict(poling="caffe")), r"settings: 'poling' \(value 'caffe'\): .* did you mean 'pooling'"),
         (dict(settings=dict(pooling="max")), "pooling='max'"),
     ],
 )
-def test_what_is_wrong_with_the_headline_is_named(asked, tmp_path, changes, message):
-    with pytest.raises(RunError, match=message):
-        headline(asked, **changes)
+def test_what_is_wrong_with_the_headline_is_named(tmp_path, changes, message):
+    places = {"results_dir": str(tmp_path)}
+    asked = {"base_lr": None, "max_lr": None, "runs": 2, **changes}
+    with pytest.raises(design.StudyError, match=message):
+        design.check({"02_range_test": places, "03_headline_experiment": asked | places})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_range_test_needs_twelve_evaluations(asked):
-    assert len(asked("02_range_test")["range_test"]) == 5
-    with pytest.raises(RunError, match="evaluate_every=400: a range test of 4000 iterations needs at least 12"):
-        asked("02_range_test", evaluate_every=400)
+    assert len(asked("02_range_test")["specs"]) == 40
+    with pytest.raises(RunError, match="evaluate_every=40: a range test of 400 iterations needs at least 12"):
+        asked("02_range_test", evaluate_every=40)
 
 
 def entry(variant, **settings):
@@ -148,13 +152,15 @@ def entry(variant, **settings):
 def test_policies_side_by_side(asked):
     parts = asked(
         "05_policies",
+        dataset="digits",
+        model="cifar10_quick",
         policies=[entry("a"), entry("b", momentum=0.5)],
         ablation=[entry("c", pooling="floor")],
         compare=[["a", "b"]],
         range_test=dict(min_lr=0.001, max_lr=0.1, iterations=60, evaluate_every=5),
         settings=dict(pooling="caffe"),
         runs=2,
-    )
+    )["parts"]
     assert {part: [run.name for run in runs] for part, runs in parts.items()} == {
         "policies": ["a-seed1", "b-seed1", "a-seed2", "b-seed2"],
         "ablation": ["c-seed1", "c-seed2"],
@@ -181,16 +187,16 @@ def test_policies_side_by_side(asked):
 )
 def test_what_is_wrong_with_policies_is_named(asked, tmp_path, changes, message):
     with pytest.raises((RunError, AnalysisError), match=message):
-        asked("05_policies", **{"policies": [entry("a"), entry("b")], **changes})
+        asked("05_policies", **{"policies": [entry("a"), entry("b")], "compare": [], **changes})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seven_arms(asked):
-    changes = dict(small_batch=10, large_batch=200, epochs=2, step_size=90, runs=1)
-    runs = {run.variant: run for run in asked("07_mlp_mnist", **changes)["mlp"]}
+    changes = dict(dataset="digits", small_batch=10, large_batch=200, epochs=2, step_size=90, runs=1)
+    runs = {run.variant: run for run in asked("07_mlp_mnist", **changes)["specs"]}
     assert len(runs) == 7
     assert {run.batch_size: run.iterations for run in runs.values()} == {10: 258, 200: 12}
-    rates = experiments.cyclical_rates(0.001, 0.006, 90, 258)
+    rates = runs["clr_small_batch"].policy.rates(258)
     assert runs["mean_small_batch"].policy.lr == pytest.approx(sum(rates) / len(rates))
     assert runs["mean_small_batch"].policy == runs["small_mean_large_batch"].policy
     assert runs["mean_large_batch"].policy.lr < 0.0015  # the first twelve rates of a cycle
