@@ -2,10 +2,10 @@
 
     python benchmarks/jpeg_copy.py
 
-It trains nothing. It reads the published runs of both codings and writes `results/published/jpeg-copy/tables/
-jpeg_copy.csv`: for each arm and iteration the accuracies on CIFAR-10 itself, those on the copy, and their difference. A
-seed gives both runs of a pair the same initial weights and the same images in the same order, so they are pairs. What is
-not trained on both has no row.
+It trains nothing. It reads the published runs of both codings and writes
+`results/published/jpeg-copy/tables/jpeg_copy.csv`: for each arm and iteration the accuracies on CIFAR-10 itself, those
+on the copy, and their difference. A seed gives both runs of a pair the same initial weights and the same images in the
+same order. What is not trained on both has no row.
 """
 
 from pathlib import Path
