@@ -4,7 +4,7 @@ To add one, write a class and put it into `POLICIES`: specifications, notebooks,
 """
 
 from itertools import accumulate
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import (
@@ -53,11 +53,18 @@ class PolicyBase(Frozen):
 
     Attributes:
         name: the policy's, in specifications.
+        warm_up: the first iterations, in which the rate is also multiplied by a straight line from
+            `schedulers.WARM_UP_FROM` to 1; None for no such start. The policy counts from the run's first iteration,
+            whether the rate climbs or not.
         anneal: the last part of the run in which the rate is also multiplied by a straight line from 1 to 0; None for
-            no such end.
+            no such end. A constant rate with a climb and such an end is warm-up, stable, decay (WSD).
+        any_length: whether the rate of an iteration, but for the anneal, is the same however long the run is.
     """
 
+    any_length: ClassVar[bool] = False
+
     name: str
+    warm_up: Count | None = None
     anneal: Share | None = None
 
     @property
@@ -76,11 +83,13 @@ class PolicyBase(Frozen):
             optimizer: its rates are set at once.
             iterations: length of the run.
         """
-        plain = self.unannealed(optimizer, iterations)
-        return schedulers.Annealed(plain, self.anneal_start(iterations), iterations) if self.anneal else plain
+        found = self.unannealed(optimizer, iterations)
+        if self.warm_up:
+            found = schedulers.WarmedUp(found, self.warm_up)
+        return schedulers.Annealed(found, self.anneal_start(iterations), iterations) if self.anneal else found
 
     def unannealed(self, optimizer: Optimizer, iterations: int) -> LRScheduler:
-        """The policy without its `anneal`; arguments as for `scheduler`."""
+        """The policy without its `warm_up` and its `anneal`; arguments as for `scheduler`."""
         raise NotImplementedError
 
     def rates(self, iterations: int) -> list[float]:
@@ -95,7 +104,7 @@ class PolicyBase(Frozen):
 
     def settings(self) -> dict[str, Any]:
         """The policy's own settings, by name."""
-        return self.model_dump(exclude={"name", "anneal"})
+        return self.model_dump(exclude={"name", "warm_up", "anneal"})
 
 
 class _Bounded(PolicyBase):
@@ -111,6 +120,8 @@ class _Bounded(PolicyBase):
 
 class Cyclic(_Bounded):
     """`schedulers.CyclicLR` in one of its modes."""
+
+    any_length: ClassVar[bool] = True
 
     name: Literal[schedulers.MODES] = "triangular"
     step_size: Count
@@ -136,6 +147,8 @@ class Cyclic(_Bounded):
 class CustomCyclic(_Bounded):
     """`schedulers.CyclicLR` with a named scale function."""
 
+    any_length: ClassVar[bool] = True
+
     name: Literal["custom"] = "custom"
     step_size: Count
     scale_fn: Literal[tuple(schedulers.SCALE_FUNCTIONS)]
@@ -151,6 +164,8 @@ class CustomCyclic(_Bounded):
 
 class Fixed(PolicyBase):
     """`schedulers.fixed`: a rate with its cuts; without `milestones` a constant one."""
+
+    any_length: ClassVar[bool] = True
 
     name: Literal["fixed"] = "fixed"
     lr: Rate = 0.001
@@ -170,6 +185,8 @@ class Fixed(PolicyBase):
 class Decay(_Bounded):
     """`schedulers.decay`: from `max_lr` to `base_lr` over `step_size` iterations, then `base_lr`."""
 
+    any_length: ClassVar[bool] = True
+
     name: Literal["decay"] = "decay"
     step_size: Count
 
@@ -179,6 +196,8 @@ class Decay(_Bounded):
 
 class Exponential(PolicyBase):
     """`schedulers.exponential`."""
+
+    any_length: ClassVar[bool] = True
 
     name: Literal["exp"] = "exp"
     lr: Rate
@@ -210,6 +229,8 @@ class CosineRestarts(PolicyBase):
         lr: where each period starts.
         period: iterations from one restart to the next.
     """
+
+    any_length: ClassVar[bool] = True
 
     name: Literal["cosine_restarts"] = "cosine_restarts"
     lr: Rate
@@ -295,8 +316,8 @@ class Phase(Frozen):
 
     @model_validator(mode="after")
     def _is_a_part(self):
-        if self.policy.name in ("phases", "range_test") or self.policy.anneal:
-            raise ValueError(f"a phase can be no {self.policy.name}, and has no anneal of its own")
+        if self.policy.name in ("phases", "range_test") or self.policy.anneal or self.policy.warm_up:
+            raise ValueError(f"a phase can be no {self.policy.name}, and has no anneal and no warm_up of its own")
         return self
 
 

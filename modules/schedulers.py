@@ -576,21 +576,19 @@ def fixed(
     return _OwnMultiStepLR(optimizer, list(milestones), gamma)
 
 
-class Annealed(LRScheduler):
-    """Another scheduler's rates, multiplied from iteration `start` on by a straight line from 1 to 0 at `end`.
+#: What a warm-up starts from, of the policy's own rate: a cycle with `base_lr = max_lr / 4` climbs from there, too.
+WARM_UP_FROM = 0.25
+
+
+class _Multiplied(LRScheduler):
+    """Another scheduler's rates, each multiplied by a factor that depends on the iteration alone.
 
     Args:
         scheduler: any torch scheduler, fresh; it is stepped by this one.
-        start, end: iterations, `start < end`.
-
-    Raises:
-        ValueError: `start` is not before `end`.
     """
 
-    def __init__(self, scheduler: LRScheduler, start: int, end: int) -> None:
-        if not 0 <= start < end:
-            raise ValueError(f"start must be before end: start={start!r}, end={end!r}")
-        self.scheduler, self.start, self.end = scheduler, start, end
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self.scheduler = scheduler
         self.optimizer, self.base_lrs = scheduler.optimizer, getattr(scheduler, "base_lrs", None)
         self._apply()
 
@@ -600,7 +598,7 @@ class Annealed(LRScheduler):
 
     def factor(self, t: int) -> float:
         """What the rate of iteration `t` is multiplied by."""
-        return min(1.0, max(0.0, (self.end - t) / (self.end - self.start)))
+        raise NotImplementedError
 
     def step(self) -> None:
         """Move to the next iteration's rate."""
@@ -618,14 +616,58 @@ class Annealed(LRScheduler):
 
     @staticmethod
     def state_of(scheduler_state: dict) -> dict:
-        """The state of an `Annealed` scheduler that has not begun to anneal, from the state of the one within."""
+        """The state of such a scheduler from the state of the one within."""
         return {"scheduler": scheduler_state}
 
     def state_dict(self) -> dict:
-        """The state of the scheduler within; `start` and `end` belong to the run."""
+        """The state of the scheduler within; the factor belongs to the run."""
         return self.state_of(self.scheduler.state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a state, also from one that `state_of` made of the inner scheduler's own."""
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._apply()
+
+
+class Annealed(_Multiplied):
+    """Another scheduler's rates, multiplied from iteration `start` on by a straight line from 1 to 0 at `end`.
+
+    Args:
+        scheduler: any torch scheduler, fresh; it is stepped by this one.
+        start, end: iterations, `start < end`.
+
+    Raises:
+        ValueError: `start` is not before `end`.
+    """
+
+    def __init__(self, scheduler: LRScheduler, start: int, end: int) -> None:
+        if not 0 <= start < end:
+            raise ValueError(f"start must be before end: start={start!r}, end={end!r}")
+        self.start, self.end = start, end
+        super().__init__(scheduler)
+
+    def factor(self, t: int) -> float:
+        return min(1.0, max(0.0, (self.end - t) / (self.end - self.start)))
+
+
+class WarmedUp(_Multiplied):
+    """Another scheduler's rates, multiplied by a straight line from `start` at iteration 0 to 1 at `iterations`.
+
+    The scheduler within counts from iteration 0 as well: the climb takes nothing off its length.
+
+    Args:
+        scheduler: any torch scheduler, fresh; it is stepped by this one.
+        iterations: length of the climb, above 0.
+        start: the first factor, from 0 to 1.
+
+    Raises:
+        ValueError: a length or a start that makes no sense.
+    """
+
+    def __init__(self, scheduler: LRScheduler, iterations: int, start: float = WARM_UP_FROM) -> None:
+        self.iterations, self.start = _number("iterations", iterations), float(_number("start", start, zero=True))
+        _ordered(self.start, 1.0, "start", "the last factor")
+        super().__init__(scheduler)
+
+    def factor(self, t: int) -> float:
+        return min(1.0, self.start + (1 - self.start) * t / self.iterations)

@@ -69,12 +69,14 @@ def test_check_all_changes_nothing(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_run_that_anneals_waits_for_the_one_it_goes_on_from(tmp_path):
+def test_branches_wait_for_the_run_they_go_on_from(tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
-    twins = [small({**TRIANGULAR, "anneal": 0.5}, seed, variant="annealed") for seed in (1, 2)]
-    run_all([*twins, *SPECS], together, workers=2)
-    run_all(twins, alone, workers=2)
+    branches = [small({**TRIANGULAR, "anneal": 0.5}, seed, variant="annealed") for seed in (1, 2)]
+    branches += [small(TRIANGULAR, seed, variant="beginning", iterations=12) for seed in (1, 2)]
+    run_all([*branches, *SPECS], together, workers=2)
+    run_all(branches, alone, workers=2)
     assert contents(alone).items() <= contents(together).items()
-    forked = ["forked" in json.loads(path.read_text()) for path in sorted(together.glob("annealed-*.json"))]
-    assert forked == [True, True]
+    for kind in ("annealed", "beginning"):
+        records = [json.loads(path.read_text()) for path in sorted(together.glob(f"{kind}-*.json"))]
+        assert [record["forked"]["iteration"] for record in records] == [12, 12]
     assert not (together / ".partial").exists()

@@ -55,6 +55,12 @@ def test_phases_resume_bit_for_bit(tmp_path, stop):
     assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
 
 
+def test_a_warm_up_that_outlasts_the_run_is_refused():
+    assert small({**FIXED, "warm_up": 24}).policy.warm_up == 24
+    with pytest.raises(RunError, match="warm_up=25 exceeds the run's iterations=24"):
+        small({**FIXED, "warm_up": 25})
+
+
 def test_phases_that_do_not_add_up_are_named():
     with pytest.raises(RunError, match="phases last 24 iterations together, the run iterations=30"):
         small(PHASES, iterations=30)
@@ -104,7 +110,7 @@ def test_one_cycle_rises_to_its_bound_and_falls_to_almost_nothing():
     assert got[-1] < LR / 1000
 
 
-@pytest.mark.parametrize(
+EVERY = pytest.mark.parametrize(
     "policy",
     [
         FIXED,
@@ -117,15 +123,49 @@ def test_one_cycle_rises_to_its_bound_and_falls_to_almost_nothing():
     ],
     ids=lambda policy: policy["name"],
 )
+
+
+@EVERY
 def test_an_anneal_multiplies_the_last_part_by_a_straight_line_to_zero(policy):
     plain, annealed = (rates(small({**policy, "anneal": share}).policy, 24) for share in (None, 0.25))
     line = torch.tensor([min(1.0, (24 - t) / 6) for t in range(24)], dtype=torch.float64)
     torch.testing.assert_close(annealed, plain * line[:, None], rtol=1e-9, atol=0)
 
 
+@EVERY
+def test_a_warm_up_multiplies_the_first_iterations_by_a_straight_line_from_a_quarter(policy):
+    plain, warm, both = (
+        rates(small({**policy, **shape}).policy, 24) for shape in ({}, dict(warm_up=8), dict(warm_up=8, anneal=0.25))
+    )
+    climb = torch.tensor([min(1.0, 0.25 + 0.75 * t / 8) for t in range(24)], dtype=torch.float64)
+    drop = torch.tensor([min(1.0, (24 - t) / 6) for t in range(24)], dtype=torch.float64)
+    torch.testing.assert_close(warm, plain * climb[:, None], rtol=1e-9, atol=0)
+    torch.testing.assert_close(both, plain * (climb * drop)[:, None], rtol=1e-9, atol=0)
+    assert (warm[8:] == plain[8:]).all()
+
+
+def test_a_policy_says_whether_its_rates_depend_on_the_runs_length():
+    settings = {
+        **{name: dict(name=name, base_lr=0.01, max_lr=0.1, step_size=6) for name in ("triangular", "decay")},
+        "custom": dict(name="custom", base_lr=0.01, max_lr=0.1, step_size=6, scale_fn="sinusoidal"),
+        "fixed": FIXED,
+        "exp": dict(name="exp", lr=0.1, gamma=0.9),
+        "linear": dict(name="linear", lr=LR),
+        "cosine_restarts": dict(name="cosine_restarts", lr=LR, period=6),
+        "one_cycle": dict(name="one_cycle", max_lr=LR),
+        "range_test": dict(name="range_test", min_lr=0.01, max_lr=0.1),
+    }
+    names = {kind.model_fields["name"].default for kind in policies.POLICIES}
+    assert set(settings) == names - {"phases"}  # whose lengths add up to the run's
+    for name, policy in settings.items():
+        policy = small({**policy, "warm_up": 3}).policy
+        same = bool((rates(policy, 12) == rates(policy, 24)[:12]).all())
+        assert policy.any_length == same, name
+
+
 @pytest.mark.parametrize("policy", [TRIANGULAR, FIXED, dict(name="exp", lr=0.02, gamma=0.95), PHASES])
-def test_an_annealed_run_resumes_bit_for_bit(tmp_path, policy):
-    run = small({**policy, "anneal": 0.5}, bias_lr_mult=2.0)
+def test_a_run_with_a_climb_and_a_drop_resumes_bit_for_bit(tmp_path, policy):
+    run = small({**policy, "warm_up": 9, "anneal": 0.5}, bias_lr_mult=2.0)
     for stop in (6, 12, 18):
         parts, whole = tmp_path / f"parts{stop}", tmp_path / f"whole{stop}"
         parts.mkdir(), whole.mkdir()

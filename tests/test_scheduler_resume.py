@@ -121,6 +121,14 @@ def test_an_annealed_scheduler_resumes_bit_for_bit(name):
     assert_resumes_bit_for_bit(lambda optimizer, makers: ours.Annealed(makers[0](optimizer), 3, 9), [ALL[name]])
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_scheduler_with_a_climb_and_a_drop_resumes_bit_for_bit(name):
+    def climb_and_drop(optimizer, makers):
+        return ours.Annealed(ours.WarmedUp(makers[0](optimizer), 4), 3, 9)
+
+    assert_resumes_bit_for_bit(climb_and_drop, [ALL[name]])
+
+
 @pytest.mark.parametrize("compose", [in_sequence, beside])
 def test_three_schedulers_resume_bit_for_bit(compose):
     for names in (("LinearLR", "triangular", "fixed"), ("triangular2", "exponential", "exp_range")):

@@ -296,26 +296,58 @@ def test_schedule_free_sgd_is_evaluated_at_its_averaged_weights_and_resumes(tmp_
     assert lines(sgd) != lines(whole / f"{run.name}.csv")
 
 
-@pytest.mark.parametrize("policy", [TRIANGULAR, FIXED], ids=lambda policy: policy["name"])
-def test_an_annealed_twin_goes_on_from_its_stem_with_the_bytes_of_a_run_of_its_own(tmp_path, policy):
+def branches_of(policy):
+    """A trunk of 24 iterations, and what leaves it: two drops and two beginnings, each at an evaluation."""
+    own = dict(test_at_end=True, ema=0.9)
+    return small(policy, variant="trunk", ema=0.9), {
+        12: small({**policy, "anneal": 0.5}, variant="drop", **own),
+        6: small({**policy, "anneal": 0.5}, variant="short_drop", iterations=12, **own),
+        18: small(policy, variant="beginning", iterations=18, **own),
+    }
+
+
+WSD = dict(name="fixed", lr=0.05, milestones=(), warm_up=5)
+
+
+@pytest.mark.parametrize("policy", [TRIANGULAR, FIXED, WSD], ids=["cycle", "cuts", "warm-up, stable, decay"])
+def test_branches_go_on_from_their_trunk_with_the_bytes_of_runs_of_their_own(tmp_path, policy):
     alone, forked = tmp_path / "alone", tmp_path / "forked"
     alone.mkdir(), forked.mkdir()
-    stem, twin = small(policy, variant="stem"), small({**policy, "anneal": 0.5}, variant="twin", test_at_end=True)
-    assert training.anneals(twin, stem)
-    train(stem, forked, twin=twin)
-    assert (forked / ".partial" / "twin-seed1.pt").exists()
-    seen = []
-    path = train(twin, forked, report=lambda iteration, accuracy: seen.append(iteration))
-    assert min(seen) > 12
-    assert path.read_bytes() == train(twin, alone).read_bytes()
-    assert record_of(path)["forked"] == {"from": "stem-seed1", "iteration": 12}
-    assert lines(path)[:3] == lines(forked / "stem-seed1.csv")[:3]
+    trunk, branches = branches_of(policy)
+    assert {start: training.leaves_at(branch, trunk) for start, branch in branches.items()} == {
+        start: start for start in branches
+    }
+    train(trunk, forked, branches=list(branches.values()))
+    for start, branch in branches.items():
+        seen = []
+        path = train(branch, forked, report=lambda iteration, accuracy, seen=seen: seen.append(iteration))
+        assert min(seen, default=99) > start
+        assert path.read_bytes() == train(branch, alone).read_bytes()
+        record, other = record_of(path), record_of(alone / path.name)
+        assert record.pop("forked") == {"from": "trunk-seed1", "iteration": start}
+        assert (record["test"], record["ema"]) == (other["test"], other["ema"])
 
 
-def test_only_the_same_run_up_to_its_anneal_is_a_twin():
-    stem, twin = small(TRIANGULAR, variant="stem"), small({**TRIANGULAR, "anneal": 0.5}, variant="twin")
-    assert training.anneals(twin, stem)
-    assert not training.anneals(stem, twin)
-    assert not training.anneals(twin, stem.model_copy(update={"seed": 2}))
+def test_a_shorter_drop_goes_on_from_a_longer_one(tmp_path):
+    alone, forked = tmp_path / "alone", tmp_path / "forked"
+    alone.mkdir(), forked.mkdir()
+    _, branches = branches_of(TRIANGULAR)
+    longer, shorter = branches[12], branches[6]
+    train(longer, forked, branches=[shorter])
+    assert train(shorter, forked).read_bytes() == train(shorter, alone).read_bytes()
+    assert record_of(forked / "short_drop-seed1.csv")["forked"] == {"from": "drop-seed1", "iteration": 6}
+
+
+def test_only_the_same_run_up_to_an_evaluation_is_a_trunk():
+    trunk, branches = branches_of(TRIANGULAR)
+    for branch in branches.values():
+        assert training.leaves_at(trunk, branch) is None
+        assert training.leaves_at(branch, trunk.model_copy(update={"seed": 2})) is None
     # Between two evaluations the loss since the last one would be lost.
-    assert not training.anneals(small({**TRIANGULAR, "anneal": 0.4}, variant="twin"), stem)
+    assert training.leaves_at(small({**TRIANGULAR, "anneal": 0.4}, variant="drop", ema=0.9), trunk) is None
+    # A line to zero of another length has other rates from the start; so has schedule-free SGD, which warms up itself.
+    line = dict(name="linear", lr=0.1)
+    assert training.leaves_at(small({**line, "anneal": 0.5}, variant="drop", iterations=12), small(line)) is None
+    assert training.leaves_at(small({**line, "anneal": 0.5}, variant="drop"), small(line)) == 12
+    free = dict(optimizer="schedulefree", ema=0.9)
+    assert training.leaves_at(branches[18].model_copy(update=free), trunk.model_copy(update=free)) is None

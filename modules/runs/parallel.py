@@ -23,7 +23,7 @@ from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
 from modules.runs.stacked import divided, train_together, why_not
-from modules.runs.training import anneals, check, train
+from modules.runs.training import check, leaves_at, train
 
 TOPIC = "clr-progress"
 SAID_ONE_BY_ONE = 3  # of a group's runs: a line about each of hundreds would bury what matters
@@ -317,8 +317,8 @@ def _run(
     workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
     with _quiet(), progress, cluster(min(workers, len(alone) + len(groups)), workers) as client:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
-        twins = _twins(alone, folder)
-        later = {twin.name for twin in twins.values()}
+        branches = _branches(alone, folder)
+        later = {branch.name for found in branches.values() for branch in found}
 
         def submit(work: Callable, runs: Sequence[Spec], *arguments):
             return client.submit(
@@ -337,15 +337,15 @@ def _run(
             )
 
         def submit_alone(spec: Spec):
-            return submit(_train, [spec], twins.get(spec.name))
+            return submit(_train, [spec], branches.get(spec.name, ()))
 
         futures = {submit(_train_group, group): group for group in groups}
         futures |= {submit_alone(spec): [spec] for spec in alone if spec.name not in later}
         ended = as_completed(futures)
         for future in ended:
             runs = futures[future]
-            if twin := twins.get(runs[0].name):
-                futures[begun := submit_alone(twin)] = [twin]
+            for branch in branches.get(runs[0].name, ()):
+                futures[begun := submit_alone(branch)] = [branch]
                 ended.add(begun)
             if future.status == "finished":
                 progress.done(runs, future.result())
@@ -360,25 +360,31 @@ def _run(
         raise RunError("; ".join(failures))
 
 
-def _twins(specs: Sequence[Spec], folder: Path) -> dict[str, Spec]:
-    """By a run's name, the one that goes on from its checkpoint where it anneals, and so has to wait for it."""
-    waiting = [spec for spec in specs if spec.policy.anneal and not RunFiles(folder, spec.name).checkpoint.exists()]
-    found = {}
-    for twin in waiting:
-        stems = (spec for spec in specs if spec.name not in found and anneals(twin, spec))
-        if stem := next(stems, None):
-            found[stem.name] = twin
+def _branches(specs: Sequence[Spec], folder: Path) -> dict[str, list[Spec]]:
+    """By a run's name, those that go on from its checkpoints, and so have to wait for it.
+
+    Each goes on from the run that it shares most with, which itself waits for nobody.
+    """
+    found: dict[str, list[Spec]] = {}
+    trunks: list[Spec] = []
+    for spec in sorted(specs, key=lambda spec: -spec.policy.anneal_start(spec.iterations)):
+        begun = RunFiles(folder, spec.name).checkpoint.exists()
+        trunk = None if begun else next((trunk for trunk in trunks if leaves_at(spec, trunk) is not None), None)
+        if trunk:
+            found.setdefault(trunk.name, []).append(spec)
+        else:
+            trunks.append(spec)
     return found
 
 
-def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str, twin: Spec | None) -> list[str]:
+def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str, branches: Sequence[Spec]) -> list[str]:
     """On a worker: train one run and say in a line how it ended."""
     (spec,), say = runs, _teller()
 
     def report(iteration: int, accuracy: float | None) -> None:
         say({"name": spec.name, "iteration": iteration, "accuracy": accuracy})
 
-    return [_outcome(train(spec, folder, data_dir, report=report, fingerprint=fingerprint, twin=twin))]
+    return [_outcome(train(spec, folder, data_dir, report=report, fingerprint=fingerprint, branches=branches))]
 
 
 def _train_group(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str) -> list[str]:

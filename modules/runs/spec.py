@@ -88,7 +88,9 @@ class Spec(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _phases_fit(self):
+    def _policy_fits(self):
+        if self.policy.warm_up and self.policy.warm_up > self.iterations:
+            raise ValueError(f"warm_up={self.policy.warm_up} exceeds the run's iterations={self.iterations}")
         if self.policy.name == "phases":
             total = sum(phase.iterations for phase in self.policy.phases)
             if total != self.iterations:

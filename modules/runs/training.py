@@ -6,7 +6,7 @@ several threads share one run), and denormal numbers, which the momentum buffers
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def train(
     report: Report | None = None,
     stop_after: int | None = None,
     fingerprint: str | None = None,
-    twin: Spec | None = None,
+    branches: Sequence[Spec] = (),
 ) -> Path:
     """Train one run to its end, from its checkpoint where there is one, and write its files.
 
@@ -147,7 +147,7 @@ def train(
         report: called about once a second with (iterations done, last accuracy).
         stop_after: stop at the first checkpoint at or after this many iterations, leaving the run unfinished.
         fingerprint: of the data it must be, where only one will do.
-        twin: a run that is this one up to where it is annealed (`anneals`): it gets a checkpoint to go on from there.
+        branches: runs that are this one up to an iteration (`leaves_at`): each gets a checkpoint to go on from there.
 
     Returns:
         The path of the CSV.
@@ -168,7 +168,7 @@ def train(
         if files.complete:  # by the process that was waited for
             files.check(spec, dataset.fingerprint)
             return files.csv
-        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after, twin)
+        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after, branches)
 
 
 def data_for(spec: Spec, data_dir: str | Path | None, fingerprint: str | None) -> Dataset:
@@ -196,12 +196,27 @@ def check(spec: Spec, dataset: Dataset) -> None:
         raise RunError(str(error)) from error
 
 
-def anneals(twin: Spec, stem: Spec) -> bool:
-    """Whether a run is another one up to the evaluation at which its anneal begins: it need not be trained twice."""
-    start = twin.policy.anneal_start(twin.iterations)
-    plain = twin.policy.model_copy(update={"anneal": None})
-    same = twin.model_copy(update={"policy": plain, "variant": stem.variant, "test_at_end": stem.test_at_end}) == stem
-    return twin.policy.anneal is not None and same and start % twin.evaluate_every == 0
+def leaves_at(branch: Spec, trunk: Spec) -> int | None:
+    """The iteration up to which a run is the same as another, and need not be trained twice.
+
+    That is where its anneal begins, or its end, where it is the other's beginning and no more.
+
+    Args:
+        branch: the run that may go on from the other's checkpoint.
+        trunk: the other one; it is not annealed before that iteration itself.
+
+    Returns:
+        None where they are not the same up to there, or where there is no evaluation: the loss since the last one
+        would be lost.
+    """
+    start, length = branch.policy.anneal_start(branch.iterations), branch.iterations
+    if start % branch.evaluate_every or start > trunk.policy.anneal_start(trunk.iterations):
+        return None
+    if length != trunk.iterations and not (branch.policy.any_length and branch.optimizer != "schedulefree"):
+        return None
+    about = dict(variant=trunk.variant, test_at_end=trunk.test_at_end, iterations=trunk.iterations)
+    policy = branch.policy.model_copy(update={"anneal": trunk.policy.anneal})
+    return start if branch.model_copy(update={"policy": policy, **about}) == trunk else None
 
 
 def build(spec: Spec, dataset: Dataset) -> nn.Module:
@@ -233,11 +248,15 @@ class _State:
         """Write the run's checkpoint."""
         files.save(self.spec, self.fingerprint, self._state())
 
-    def fork(self, files: RunFiles, twin: Spec) -> None:
-        """Write a checkpoint from which `twin`, which anneals from here on, goes on."""
+    def fork(self, files: RunFiles, branch: Spec) -> None:
+        """Write a checkpoint from which `branch` goes on, which is the same run up to here."""
         forked = {"from": self.spec.name, "iteration": self.iteration}
-        scheduler = Annealed.state_of(self.scheduler.state_dict())
-        files.save(twin, self.fingerprint, self._state() | {"scheduler": scheduler, "forked": forked})
+        scheduler = self.scheduler.state_dict()
+        if self.spec.policy.anneal:
+            scheduler = scheduler["scheduler"]
+        if branch.policy.anneal:
+            scheduler = Annealed.state_of(scheduler)
+        files.save(branch, self.fingerprint, self._state() | {"scheduler": scheduler, "forked": forked})
 
     def _state(self) -> dict:
         return {
@@ -281,7 +300,7 @@ def _train(
     device: torch.device,
     report: Report,
     stop_after: int | None,
-    twin: Spec | None,
+    branches: Sequence[Spec],
 ) -> Path:
     state = _State(spec, dataset, device)
     if saved := files.saved(spec, dataset.fingerprint):
@@ -294,7 +313,7 @@ def _train(
     since, diverged, last = 0, False, None
     saved_at, save_took = -np.inf, 0.0
     stop_factor = getattr(spec.policy, "stop_factor", None)
-    fork_at = twin.policy.anneal_start(twin.iterations) if twin else None
+    forks = [(leaves_at(branch, spec), branch) for branch in branches]
     # Now: these are the sources the run is trained with, whatever happens to the files meanwhile.
     remember(state.starts, device)
     started = reported = time.monotonic()
@@ -331,8 +350,9 @@ def _train(
             since = 0
             now = time.monotonic()
             state.seconds, started = state.seconds + now - started, now
-            if state.iteration == fork_at:
-                state.fork(RunFiles(files.csv.parent, twin.name), twin)
+            for iteration, branch in forks:
+                if state.iteration == iteration:
+                    state.fork(RunFiles(files.csv.parent, branch.name), branch)
             stopping = stop_after is not None and stop_after <= state.iteration < spec.iterations
             if stopping or now - saved_at >= SAVING * save_took:
                 state.save(files)
