@@ -296,7 +296,7 @@ def test_schedule_free_sgd_is_evaluated_at_its_averaged_weights_and_resumes(tmp_
     assert lines(sgd) != lines(whole / f"{run.name}.csv")
 
 
-def branches_of(policy):
+def trunk_and_branches(policy):
     """A trunk of 24 iterations, and what leaves it: two drops and two beginnings, each at an evaluation."""
     own = dict(test_at_end=True, ema=0.9)
     return small(policy, variant="trunk", ema=0.9), {
@@ -313,7 +313,7 @@ WSD = dict(name="fixed", lr=0.05, milestones=(), warm_up=5)
 def test_branches_go_on_from_their_trunk_with_the_bytes_of_runs_of_their_own(tmp_path, policy):
     alone, forked = tmp_path / "alone", tmp_path / "forked"
     alone.mkdir(), forked.mkdir()
-    trunk, branches = branches_of(policy)
+    trunk, branches = trunk_and_branches(policy)
     assert {start: training.leaves_at(branch, trunk) for start, branch in branches.items()} == {
         start: start for start in branches
     }
@@ -331,7 +331,7 @@ def test_branches_go_on_from_their_trunk_with_the_bytes_of_runs_of_their_own(tmp
 def test_a_shorter_drop_goes_on_from_a_longer_one(tmp_path):
     alone, forked = tmp_path / "alone", tmp_path / "forked"
     alone.mkdir(), forked.mkdir()
-    _, branches = branches_of(TRIANGULAR)
+    _, branches = trunk_and_branches(TRIANGULAR)
     longer, shorter = branches[12], branches[6]
     train(longer, forked, branches=[shorter])
     assert train(shorter, forked).read_bytes() == train(shorter, alone).read_bytes()
@@ -339,7 +339,7 @@ def test_a_shorter_drop_goes_on_from_a_longer_one(tmp_path):
 
 
 def test_only_the_same_run_up_to_an_evaluation_is_a_trunk():
-    trunk, branches = branches_of(TRIANGULAR)
+    trunk, branches = trunk_and_branches(TRIANGULAR)
     for branch in branches.values():
         assert training.leaves_at(trunk, branch) is None
         assert training.leaves_at(branch, trunk.model_copy(update={"seed": 2})) is None
@@ -351,3 +351,11 @@ def test_only_the_same_run_up_to_an_evaluation_is_a_trunk():
     assert training.leaves_at(small({**line, "anneal": 0.5}, variant="drop"), small(line)) == 12
     free = dict(optimizer="schedulefree", ema=0.9)
     assert training.leaves_at(branches[18].model_copy(update=free), trunk.model_copy(update=free)) is None
+
+
+def test_each_branch_waits_for_the_run_it_shares_most_with_and_which_waits_for_nobody():
+    trunk, branches = trunk_and_branches(TRIANGULAR)
+    runs = [*branches.values(), trunk]
+    assert training.branches_of(runs) == {"trunk-seed1": [branches[18], branches[12], branches[6]]}
+    assert training.branches_of(runs, {"beginning-seed1"}) == {"trunk-seed1": [branches[12], branches[6]]}
+    assert training.branches_of(list(branches.values())) == {"beginning-seed1": [branches[12], branches[6]]}

@@ -23,7 +23,7 @@ from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import Spec
 from modules.runs.stacked import divided, train_together, why_not
-from modules.runs.training import check, leaves_at, train
+from modules.runs.training import branches_of, check, train
 
 TOPIC = "clr-progress"
 SAID_ONE_BY_ONE = 3  # of a group's runs: a line about each of hundreds would bury what matters
@@ -317,7 +317,8 @@ def _run(
     workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
     with _quiet(), progress, cluster(min(workers, len(alone) + len(groups)), workers) as client:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
-        branches = _branches(alone, folder)
+        begun = {spec.name for spec in alone if RunFiles(folder, spec.name).checkpoint.exists()}
+        branches = branches_of(alone, begun)
         later = {branch.name for found in branches.values() for branch in found}
 
         def submit(work: Callable, runs: Sequence[Spec], *arguments):
@@ -358,23 +359,6 @@ def _run(
                 failures.append(f"{runs[0].name}{others} failed: {first_line(future.exception())}")
     if failures:
         raise RunError("; ".join(failures))
-
-
-def _branches(specs: Sequence[Spec], folder: Path) -> dict[str, list[Spec]]:
-    """By a run's name, those that go on from its checkpoints, and so have to wait for it.
-
-    Each goes on from the run that it shares most with, which itself waits for nobody.
-    """
-    found: dict[str, list[Spec]] = {}
-    trunks: list[Spec] = []
-    for spec in sorted(specs, key=lambda spec: -spec.policy.anneal_start(spec.iterations)):
-        begun = RunFiles(folder, spec.name).checkpoint.exists()
-        trunk = None if begun else next((trunk for trunk in trunks if leaves_at(spec, trunk) is not None), None)
-        if trunk:
-            found.setdefault(trunk.name, []).append(spec)
-        else:
-            trunks.append(spec)
-    return found
 
 
 def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str, branches: Sequence[Spec]) -> list[str]:

@@ -6,7 +6,7 @@ several threads share one run), and denormal numbers, which the momentum buffers
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -210,13 +210,34 @@ def leaves_at(branch: Spec, trunk: Spec) -> int | None:
         would be lost.
     """
     start, length = branch.policy.anneal_start(branch.iterations), branch.iterations
-    if start % branch.evaluate_every or start > trunk.policy.anneal_start(trunk.iterations):
+    if branch.seed != trunk.seed or start % branch.evaluate_every or start > trunk.policy.anneal_start(trunk.iterations):
         return None
     if length != trunk.iterations and not (branch.policy.any_length and branch.optimizer != "schedulefree"):
         return None
     about = dict(variant=trunk.variant, test_at_end=trunk.test_at_end, iterations=trunk.iterations)
     policy = branch.policy.model_copy(update={"anneal": trunk.policy.anneal})
     return start if branch.model_copy(update={"policy": policy, **about}) == trunk else None
+
+
+def branches_of(specs: Sequence[Spec], begun: Container[str] = ()) -> dict[str, list[Spec]]:
+    """By a run's name, the runs that go on from its checkpoints, and so have to wait for it.
+
+    Each goes on from the run that it shares most with, which itself waits for nobody.
+
+    Args:
+        specs: the runs that are to be trained.
+        begun: names of those that wait for nobody, as they have checkpoints of their own.
+    """
+    found: dict[str, list[Spec]] = {}
+    trunks: dict[int, list[Spec]] = {}
+    for spec in sorted(specs, key=lambda spec: -spec.policy.anneal_start(spec.iterations)):
+        others = trunks.setdefault(spec.seed, [])
+        trunk = next((other for other in others if leaves_at(spec, other) is not None), None)
+        if trunk and spec.name not in begun:
+            found.setdefault(trunk.name, []).append(spec)
+        else:
+            others.append(spec)
+    return found
 
 
 def build(spec: Spec, dataset: Dataset) -> nn.Module:
