@@ -150,7 +150,7 @@ def test_values_go_to_the_headline_unless_a_notebook_is_named():
     assert changed({"momentum": 0.5}) == ["02", "03"]
     assert changed({"05.momentum": 0.5}) == ["05"]
     assert changed({"kernel_initializer": "torch"}) == ["06"]
-    assert changed({"workers": 1}) == ["02", "03", "05", "06", "07", "09", "10"]
+    assert changed({"workers": 1}) == ["02", "03", "05", "06", "07", "09", "10", "11"]
     for wrong in ("08.batch_size", "04.batch_size", "06.batchsize", "02.seed", "policy"):
         with pytest.raises(parameters.StudyError, match=f"no notebook has a parameter '{wrong}'"):
             plan({wrong: 1})

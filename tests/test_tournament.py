@@ -249,7 +249,7 @@ def published():
 
 def test_published_runs_were_made_under_their_registration(published):
     """Its checksum stands in each; and tuning runs have not seen the test images."""
-    known = {Registration.read(file).checksum for file in REGISTERED.parent.glob("*.yaml")}
+    known = {hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in REGISTERED.parent.glob("*.yaml")}
     strangers = [place for place, record in published.items() if record["spec"]["registration"] not in known]
     assert strangers == []
     seen = [place for place, record in published.items() if record["spec"]["evaluation"] != "validation"]

@@ -68,6 +68,8 @@ QUANTITIES = {
     "reached": COUNT,
     "falls": COUNT,
     "epochs": Quantity("{:.1f}"),
+    "bound": Quantity("{:.3f}"),
+    "tau": TIMES,
 }
 FORMS = ("all", "value", "interval", "low", "high", "runs", "note")
 

@@ -210,7 +210,11 @@ def leaves_at(branch: Spec, trunk: Spec) -> int | None:
         would be lost.
     """
     start, length = branch.policy.anneal_start(branch.iterations), branch.iterations
-    if branch.seed != trunk.seed or start % branch.evaluate_every or start > trunk.policy.anneal_start(trunk.iterations):
+    if (
+        branch.seed != trunk.seed
+        or start % branch.evaluate_every
+        or start > trunk.policy.anneal_start(trunk.iterations)
+    ):
         return None
     if length != trunk.iterations and not (branch.policy.any_length and branch.optimizer != "schedulefree"):
         return None

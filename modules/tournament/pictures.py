@@ -1,0 +1,142 @@
+"""Pictures of the second tournament. Each function draws one message on new axes and returns the figure."""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from modules.report.figures import COLOURS, DASHES
+from modules.tournament.analysis import at, top_of
+from modules.tournament.design import Tournament
+from modules.tournament.theory import rates
+
+PANEL = 2.2  # inches
+FORGIVING = ("cycle_drop", "warm58_drop", "warm_drop", "warm_linear", "constant_drop")
+
+
+def _shape(tournament: Tournament, arm: str) -> np.ndarray:
+    """An arm's rates over the registration's rate, `[iterations]`."""
+    return rates(tournament.spec(arm, 0, 1).policy, tournament.design.iterations) / tournament.rate(0)
+
+
+def schedules(tournament: Tournament) -> Figure:
+    """Every arm's rate over its peak against the iteration, one panel an arm."""
+    arms, across = tournament.design.arms, 4
+    down = math.ceil(len(arms) / across)
+    size = (PANEL * across, 0.7 * PANEL * down)
+    figure, panels = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axes, arm in zip(panels.flat, arms, strict=False):
+        axes.plot(_shape(tournament, arm), color=COLOURS[0], linewidth=1.2)
+        axes.set_title(arms[arm].label, fontsize="x-small")
+        axes.tick_params(labelsize="x-small")
+    for axes in list(panels.flat)[len(arms) :]:
+        axes.set_axis_off()
+    figure.supxlabel("iteration", fontsize="small")
+    figure.supylabel("rate over R", fontsize="small")
+    figure.tight_layout()
+    return figure
+
+
+def accuracy_and_forgiveness(tournament: Tournament, runs: dict[str, pd.DataFrame], title: str) -> Figure:
+    """What the drop buys, and what the swing forgives: the two-by-two, and accuracy against the mean rate.
+
+    Args:
+        tournament: whose runs these are.
+        runs: by question, those of `accuracy` and of `forgiveness`; a panel whose runs are missing says so.
+        title: the figure's title.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(4, 6))
+    left.set_title("what the drop buys", fontsize="medium")
+    right.set_title("what the swing forgives", fontsize="medium")
+    if "accuracy" in runs:
+        _two_by_two(left, runs["accuracy"], tournament.design.iterations)
+    else:
+        _not_yet(left)
+    if "forgiveness" in runs:
+        _mean_rates(right, tournament, runs)
+    else:
+        _not_yet(right)
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout()
+    return figure
+
+
+def _not_yet(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "not trained yet", ha="center", va="center", transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
+    for number, (arm, name) in enumerate((("constant", "constant rate"), ("cycle", "CLR"))):
+        tops = [top_of(runs, f"{arm}{end}", iterations).accuracy for end in ("", "_drop")]
+        values = np.array([found.value for found in tops])
+        errors = np.array([np.subtract(found.interval()[1], found.value) for found in tops])
+        look = dict(marker="o", capsize=4, label=name, color=COLOURS[number], linestyle=DASHES[number])
+        axes.errorbar(np.arange(2) + 0.04 * (2 * number - 1), values, yerr=errors, **look)
+    axes.set(ylabel="test accuracy, each arm at its own best rate", xlim=(-0.4, 1.4))
+    axes.set_xticks([0, 1], ["no drop", "last quarter\nramped to zero"])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.legend(frameon=False, fontsize="small", loc="upper left", title="bars: 95 %", title_fontsize="small")
+
+
+def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame]) -> None:
+    whole = pd.concat([found for name, found in runs.items() if name in ("accuracy", "forgiveness")])
+    whole = whole[whole.budget == tournament.design.iterations].drop_duplicates(["arm", "octave", "seed"])
+    arms = [arm for arm in FORGIVING if arm in set(whole.arm)]
+    for number, arm in enumerate(arms):
+        found, mean = whole[whole.arm == arm], tournament.rate(0) * _shape(tournament, arm).mean()
+        kept = found[~found.collapsed].groupby("octave").test.mean()
+        look = dict(color=COLOURS[number], linestyle=DASHES[number], marker="o", markersize=4)
+        axes.plot(mean * 2.0**kept.index, kept, label=tournament.design.arms[arm].label, **look)
+        lost = found.groupby("octave").collapsed.agg(["sum", "count"])
+        for place, (octave, row) in enumerate(lost[lost["sum"] > 0].iterrows()):
+            text = f"{row['sum']} of {row['count']} collapsed"
+            where = (mean * 2.0**octave, 0.03 + 0.05 * (number + place % 2))
+            axes.annotate(
+                text, where, xycoords=("data", "axes fraction"), color=COLOURS[number], fontsize="x-small", ha="center"
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.2g}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    kept = whole[~whole.collapsed & whole.arm.isin(arms)].groupby(["arm", "octave"]).test.mean()
+    axes.set_ylim(kept.min() - 0.25 * np.ptp(kept), None)
+    axes.set(xlabel="mean learning rate of the run", ylabel="test accuracy, collapsed runs left out")
+    axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 0.25))
+
+
+def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
+    """One cyclic run on its way, and beside it a constant trunk with the drops branched off it, at every budget.
+
+    Args:
+        tournament: whose runs these are.
+        runs: those of `any_time`.
+        title: the figure's title.
+    """
+    budgets = sorted(runs.budget[(runs.arm == "cycle") & (runs.octave == 0)].unique())
+    figure, axes = plt.subplots(figsize=(9, 5))
+    lines = {}
+    for number, (arm, name) in enumerate((("cycle", "CLR, one run"), ("constant", "constant rate, the trunk"))):
+        lines[arm] = tournament.curves(arm, 0).groupby("iteration").val_acc.mean()
+        axes.plot(lines[arm], color=COLOURS[number], linestyle=DASHES[number], linewidth=1.4, label=name)
+    ends = [at(runs, "cycle", 0, budget, "validation").mean() for budget in budgets]
+    axes.plot(budgets, ends, "o", color=COLOURS[0], label="CLR at a cycle's end")
+    for number, budget in enumerate(budgets):
+        start = tournament.spec("constant_drop", 0, 1, budget).policy.anneal_start(budget)
+        end = at(runs, "constant_drop", 0, budget, "validation").mean()
+        name = dict(label="a drop branched off the trunk") if not number else {}
+        axes.plot([start, budget], [lines["constant"][start], end], color=COLOURS[2], linewidth=1.2)
+        axes.plot(budget, end, "s", color=COLOURS[2], **name)
+    averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
+    axes.plot(budgets, averages, "D", color=COLOURS[3], markersize=5, label="moving average of the trunk's weights")
+    low = min(lines[arm][lines[arm].index >= budgets[0] / 2].min() for arm in lines)
+    axes.set(xlabel="iteration", ylabel="validation accuracy, means of all runs", title=title)
+    axes.set_ylim(bottom=low - 0.01)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    figure.tight_layout()
+    return figure
