@@ -106,7 +106,7 @@ def test_the_table_shows_the_interval_that_the_verdict_is_read_off():
     assert len(design.primary) == 7
     table = analysis.differences(design, "accuracy", made_up("accuracy"))
     for row in table.itertuples():
-        primary = row.quantity == "final_accuracy_difference"
+        primary = row.quantity == "registered_difference"
         ends = Estimate(row.value, row.error, row.df).interval(LEVEL if primary else 0.95)
         assert (row.low, row.high) == pytest.approx(ends)
     assert table.policy.tolist()[:2] == ["cycle_drop - constant_drop", "cycle - linear"]

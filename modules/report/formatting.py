@@ -59,6 +59,7 @@ QUANTITIES = {
     "hours": Quantity("{:.1f}"),
     "minutes": Quantity("{:.0f}"),
     "described_difference": POINTS._replace(margin=None),
+    "registered_difference": POINTS._replace(margin=None),  # its interval is the rule's, not of 95 %
     "regret": Quantity("{:z.2f}", " points", 100, 0.005),
     "robustness": POINTS._replace(margin=None),
     "sd": POINTS._replace(form="{:.2f}"),

@@ -184,7 +184,7 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
         runs: its runs.
 
     Returns:
-        A table with `tables.TABLE_COLUMNS`. Of primary differences (`final_accuracy_difference`) the interval is the
+        A table with `tables.TABLE_COLUMNS`. Of primary differences (`registered_difference`) the interval is the
         rule's, at the level of `level`, and the note is the name and the verdict; of others (`described_difference`) it
         is of 95 %. Where runs collapsed the note says how many, with Fisher's p.
     """
@@ -205,7 +205,7 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
             if any(map(any, lost)):
                 counts = [count for some in lost for count in (int(some.sum()), len(some))]
                 notes.append("collapsed: {} of {}, {} of {}".format(*counts) + f", Fisher's p {share(*counts):.2g}")
-        quantity = "final_accuracy_difference" if name else "described_difference"
+        quantity = "registered_difference" if name else "described_difference"
         count = min(_count(runs, arm, contrast, design.iterations) for arm in contrast.arms)
         about = {"quantity": quantity, "policy": name_of(contrast), "runs": count, "note": "; ".join(notes) or None}
         rows.append(about | row)
@@ -219,7 +219,7 @@ def _count(runs: pd.DataFrame, arm: str, contrast: Contrast, iterations: int) ->
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
     """The verdicts of a table of `differences`, by the differences' names."""
-    notes = table.note[table.quantity == "final_accuracy_difference"]
+    notes = table.note[table.quantity == "registered_difference"]
     return dict(note.split("; ")[0].split(": ") for note in notes)
 
 

@@ -116,7 +116,7 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
         runs: those of `any_time`.
         title: the figure's title.
     """
-    budgets = sorted(runs.budget[(runs.arm == "cycle") & (runs.octave == 0)].unique())
+    budgets = sorted(runs.budget[(runs.arm == "cycle") & (runs.octave == 0)].unique().tolist())
     figure, axes = plt.subplots(figsize=(9, 5))
     lines = {}
     for number, (arm, name) in enumerate((("cycle", "CLR, one run"), ("constant", "constant rate, the trunk"))):
