@@ -22,7 +22,7 @@ from modules.tournament.analysis import level, top, verdict
 from modules.tournament.design import Contrast, Design, read
 
 REGISTERED = Path("studies/registered/tournament-2.yaml")
-TABLE = Path("results/published/tournament-2/tables/simulation.csv")
+TABLE = Path("results/published/benchmarks/tournament_power.csv")
 SAID = ("not needed", "helps", "harms", "not resolved")
 BEND = {"a parabola": 0.0, "falls faster above the top": 0.15}  # the third term over the second, an octave away
 COLLAPSE = {"no run collapses": 0.0, "1 in 16 collapses": 1 / 16}

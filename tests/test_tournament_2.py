@@ -17,7 +17,7 @@ from modules.checks import RunError
 from modules.runs.files import RunFiles
 from modules.runs.training import branches_of, leaves_at
 from modules.statistics import AnalysisError, Estimate
-from modules.tournament import analysis, theory
+from modules.tournament import analysis, pictures, theory
 from modules.tournament.design import Tournament, read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,6 +244,33 @@ def test_bad_registrations_and_other_precisions_are_refused(tmp_path):
         (tmp_path / "design.yaml").write_text(text.replace(old, new))
         with pytest.raises(RunError, match=why):
             read(tmp_path / "design.yaml")
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_a_picture_says_what_is_not_trained_yet_and_how_many_runs_collapsed():
+    tournament = registered()
+    assert texts(pictures.accuracy_and_forgiveness(tournament, {}, "")) == ["not trained yet"] * 2
+    runs = {"accuracy": made_up("accuracy"), "forgiveness": made_up("forgiveness", collapsed={"warm58_drop": 20})}
+    figure = pictures.accuracy_and_forgiveness(tournament, runs, "")
+    assert texts(figure) == ["20 of 24 collapsed"]
+    line = {line.get_label(): line for line in figure.axes[1].lines}["CLR, with the drop"]
+    # A cycle's mean is 5/8 of its peak; under the drop, half of that.
+    expected = np.array([0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]) * (0.75 * 5 / 8 + 0.25 * 5 / 16)
+    np.testing.assert_allclose(line.get_xdata(), expected, rtol=0.01)
+
+
+def test_a_saw_tooth_has_the_ends_of_every_budget(digits):
+    figure = pictures.saw_tooth(digits, digits.table("any_time"), "")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    runs = digits.table("any_time").query("arm == 'cycle' and octave == 0").groupby("budget").validation.mean()
+    found = lines["CLR at a cycle's end"]
+    assert found.get_xdata().tolist() == runs.index.tolist() == [40, 80, 120, 160]
+    np.testing.assert_allclose(found.get_ydata(), runs)
+    on_the_way = lines["CLR, one run"]
+    assert dict(zip(on_the_way.get_xdata(), on_the_way.get_ydata(), strict=True))[40] == pytest.approx(runs[40])
 
 
 @pytest.fixture(scope="module")
