@@ -63,6 +63,9 @@ def test_no_line_of_code_is_longer_than_a_readers_screen(name):
 def test_a_source_notebook_leads_to_an_executed_copy(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
+    if copy.startswith("No executed copy is published yet"):
+        assert not list(ROOT.glob(f"results/published/*/notebooks/{name}.ipynb"))
+        return
     (path,) = re.findall(r"\]\((\.\./[^)]+\.ipynb)\)", copy)
     assert Path(path).stem == name
     assert (ROOT / "notebooks" / path).exists()

@@ -1,6 +1,7 @@
 """The second tournament's registration, and the runs it asks for, question by question."""
 
 import hashlib
+import io
 import math
 from collections.abc import Iterable
 from functools import cached_property
@@ -145,6 +146,10 @@ def read(path: str | Path) -> tuple[Design, str]:
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"registration={short(str(path))}: cannot be read ({type(error).__name__})") from error
     return found, hashlib.sha256(content).hexdigest()[:16]
+
+
+def _rows(files: RunFiles) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(files.read()[0]))
 
 
 class Tournament:
@@ -345,7 +350,7 @@ class Tournament:
         files = RunFiles(folder, asked.name)
         text, record = files.read()
         if found := differences(spec(**record["spec"]), asked):
-            raise RunError(f"{files.csv} is another run than the one that was registered ({'; '.join(found)})")
+            raise RunError(f"{files.place} is another run than the one that was registered ({'; '.join(found)})")
         lost = record["diverged"]
         validation = CHANCE if lost else float(text.splitlines()[-1].rpartition(",")[2])
         test = CHANCE if lost else record["test"]["accuracy"]
@@ -361,7 +366,7 @@ class Tournament:
     def curves(self, arm: str, octave: float) -> pd.DataFrame:
         """Validation accuracy on the way, of an arm's whole runs at a rate: `iteration`, `seed`, `lr`, `val_acc`."""
         tables = [
-            pd.read_csv(RunFiles(self.folder, run.name).csv).assign(seed=run.seed)
+            _rows(RunFiles(self.folder, run.name)).assign(seed=run.seed)
             for run in self._at(arm, octave)
             if RunFiles(self.folder, run.name).complete
         ]
@@ -410,7 +415,7 @@ class Tournament:
         files = RunFiles(self.untuned_folder, self.ramp(rule, arm, seed).name)
         if not files.complete:
             return None
-        table, name = pd.read_csv(files.csv), self.design.arms[arm].policy["name"]
+        table, name = _rows(files), self.design.arms[arm].policy["name"]
         if rule == "advised":
             schedule = {"fixed": "constant", "triangular": "cycle", "linear": "linear"}[name]
             found = suggest_rate(table.lr.to_numpy(), table.train_loss.to_numpy(), schedule)

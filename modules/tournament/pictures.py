@@ -12,7 +12,6 @@ from matplotlib.ticker import PercentFormatter
 from modules.report.figures import COLOURS, DASHES
 from modules.tournament.analysis import at, top_of
 from modules.tournament.design import Tournament
-from modules.tournament.theory import rates
 
 PANEL = 2.2  # inches
 FORGIVING = ("cycle_drop", "warm58_drop", "warm_drop", "warm_linear", "constant_drop")
@@ -20,7 +19,8 @@ FORGIVING = ("cycle_drop", "warm58_drop", "warm_drop", "warm_linear", "constant_
 
 def _shape(tournament: Tournament, arm: str) -> np.ndarray:
     """An arm's rates over the registration's rate, `[iterations]`."""
-    return rates(tournament.spec(arm, 0, 1).policy, tournament.design.iterations) / tournament.rate(0)
+    policy = tournament.spec(arm, 0, 1).policy
+    return np.array(policy.rates(tournament.design.iterations)) / tournament.rate(0)
 
 
 def schedules(tournament: Tournament) -> Figure:

@@ -12,9 +12,6 @@ where `S_k = e_k + ... + e_T` and `Q_k = e_k^2 + ... + e_T^2`. The best `r` make
 from typing import NamedTuple
 
 import numpy as np
-import torch
-
-from modules.policies import PolicyBase
 
 
 class Bound(NamedTuple):
@@ -22,17 +19,6 @@ class Bound(NamedTuple):
 
     value: float
     rate: float
-
-
-def rates(policy: PolicyBase, iterations: int) -> np.ndarray:
-    """A policy's learning rates, `[iterations]`."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
-    scheduler, found = policy.scheduler(optimizer, iterations), []
-    optimizer.step()  # schedulers warn of optimizers that never took a step
-    for _ in range(iterations):
-        found.append(float(scheduler.get_last_lr()[0]))
-        scheduler.step()
-    return np.array(found)
 
 
 def last_iterate(schedule: np.ndarray) -> Bound:
