@@ -155,7 +155,7 @@ def test_many_runs_use_it_and_verify_too(tmp_path, capsys):
     assert "100%" in output.err
     assert not (tmp_path / ".partial").exists()
     for rows in (1, 2):
-        assert verify(files[0].csv, rows) is None
+        assert verify(files[0], rows) is None
 
 
 def test_a_group_killed_while_it_wrote_its_runs_goes_on_whole(tmp_path):
