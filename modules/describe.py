@@ -72,7 +72,7 @@ class Description:
             axes.plot(np.frombuffer(rates), style, label=f"group {', '.join(groups)}")
         axes.set(xlabel="iteration", ylabel="learning rate", title=self.name)
         if len(lines) > 1:
-            axes.legend()
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)  # hides no curve
         return figure
 
     def __str__(self) -> str:
