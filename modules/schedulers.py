@@ -6,16 +6,16 @@ already (MultiStepLR, ExponentialLR, OneCycleLR, ...) is used from torch.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from numbers import Real
 from types import FunctionType, MethodType
-from typing import ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING, ExponentialLR, LambdaLR, LRScheduler, MultiStepLR
 
 #: A number, or one for each parameter group; tensors and arrays will do.
 PerGroup = float | Tensor | Sequence[float]
@@ -30,6 +30,11 @@ SCALE_FUNCTIONS: dict[str, Callable[[float], float]] = {
 
 
 _STEP_SIZE = 2000  # bckenstler/CLR's default
+
+_STEPPED_FIRST = (
+    "Detected call of `lr_scheduler.step()` before `optimizer.step()`. Call `optimizer.step()` first: otherwise the "
+    "schedule's first rate is never used."
+)
 
 
 def _plain(value):
@@ -93,28 +98,60 @@ def _is_plain(value) -> bool:
     return value is None or type(value) in (bool, int, float, str, Tensor)
 
 
-def set_lr(optimizer: Optimizer, lr: float | list[float]) -> None:
+def set_lr(optimizer: Optimizer, lr: PerGroup) -> None:
     """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none).
 
     Args:
         optimizer: changed in place.
-        lr: one rate, or one for each group.
+        lr: one rate, or one for each group; 0 or more.
 
     Raises:
         TypeError: `optimizer` is none of torch's.
+        ValueError: a rate is negative or no number, or there are not as many as groups. Nothing is changed then.
     """
     _check_optimizer(optimizer)
-    for group, rate in zip(optimizer.param_groups, _spread(lr, len(optimizer.param_groups)), strict=True):
-        group["initial_lr"] = rate * group.get("lr_mult", 1.0)
-        group["lr"] = _filled(group["lr"], group["initial_lr"])
+    groups = optimizer.param_groups
+    rates = _spread(_per_group("lr", lr, len(groups), zero=True), len(groups))
+    rates = [rate * group.get("lr_mult", 1.0) for rate, group in zip(rates, groups, strict=True)]
+    for group, rate in zip(groups, rates, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = _filled(group["lr"], rate)
+    optimizer._initial_lr_set = rates if _has_scheduler(optimizer) else None
+
+
+def _has_scheduler(optimizer: Optimizer) -> bool:
+    """Whether a scheduler was ever made for it: torch's constructor wraps `step`."""
+    return hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
+@contextmanager
+def _starting_at(optimizer: Optimizer, lr: PerGroup) -> Iterator[None]:
+    """Set rates and initial rates for the scheduler that is made meanwhile.
+
+    `SequentialLR` has its first scheduler start from the initial rates, and torch's `OneCycleLR`, which leaves a
+    `min_lr` in its groups, reads them in each step. So they are put back where a scheduler made before starts from
+    them. One that climbs to them, such as a `LinearLR`, has set rates below: it shall climb to `lr`.
+    """
+    _check_optimizer(optimizer)
+    groups = optimizer.param_groups
+    before = [group.get("initial_lr") for group in groups]
+    # What set_lr, or one of ours, has set belongs to nobody else: ours keep what they start from.
+    another = _has_scheduler(optimizer) and before != getattr(optimizer, "_initial_lr_set", None)
+    kept = [another and ("min_lr" in group or group["lr"] == group.get("initial_lr")) for group in groups]
+    set_lr(optimizer, lr)
+    optimizer._initial_lr_set = [group["initial_lr"] for group in groups]
+    yield
+    for group, initial_lr, keep in zip(groups, before, kept, strict=True):
+        if keep:
+            group["initial_lr"] = initial_lr
 
 
 class _PolicyLR(LRScheduler):
     """A learning rate that is one formula of the iteration, `lr_at(t)`, times the `lr_mult` of each parameter group."""
 
     def __init__(self, optimizer: Optimizer, last_epoch: int, initial_lr: float | list[float]) -> None:
-        set_lr(optimizer, initial_lr)
-        super().__init__(optimizer, last_epoch)
+        with _starting_at(optimizer, initial_lr):
+            super().__init__(optimizer, last_epoch)
 
     def lr_at(self, t: float) -> float:
         """Learning rate at iteration `t`, before any `lr_mult`."""
@@ -134,14 +171,20 @@ class CyclicLR(_PolicyLR):
     * `triangular2`: the amplitude halves with each cycle, `... h / 2^(cycle - 1)`
     * `exp_range`: the amplitude decays, `... h gamma^t` (as in bckenstler/CLR and torch)
     * `exp_range_both`: both bounds decay, `(base_lr + ...) gamma^t` (the paper's wording, coxy1989/clr)
-    * `scale_fn` given: `... h scale_fn(cycle)` or `... h scale_fn(t)`; `mode` is then ignored (bckenstler/CLR)
+    * `scale_fn` given: `... h scale_fn(cycle)` or `... h scale_fn(t)`; `mode` is then ignored, whatever it says
+      (bckenstler/CLR and torch)
 
     The first three modes equal `torch.optim.lr_scheduler.CyclicLR`; momentum is cycled only if you ask for it.
 
-    In torch's `SequentialLR` and `ChainedScheduler` it goes before, after and beside others. Made, it sets the rate and
-    the initial rate of the optimizer, so a `LinearLR` before it warms up to `base_lr`.
+    In torch's `SequentialLR` and `ChainedScheduler` it goes before, after and beside others. Made, it sets the
+    optimizer's rate to `base_lr`, and the initial rate, too: a `LinearLR` before it warms up to `base_lr`. The initial
+    rate stays where a scheduler that was made before starts from it, such as a `MultiStepLR` or a `OneCycleLR`.
 
     A parameter group added later takes part from the next `step()`; where bounds are lists, give `reset` longer ones.
+
+    `history` is a dictionary of lists with one entry an iteration: `iteration`, counted from 0, `lr`, the rate that it
+    was trained with (of the first group, before its `lr_mult`), and the metrics that `step` was given. bckenstler/CLR
+    counts `iterations` from 1 and keeps the rate of the iteration to come: its `lr[i]` is `lr[i + 1]` here.
 
     Args:
         optimizer: any torch optimizer. A group's `lr_mult`, where there is one, multiplies its rate (Caffe's
@@ -149,7 +192,7 @@ class CyclicLR(_PolicyLR):
         base_lr: lower bound of the cycle, the rate at iteration 0; may be 0. One number, or one for each group.
         max_lr: upper bound of the cycle, reached after `step_size` iterations. One number, or one for each group.
         step_size: iterations in half a cycle; the paper (3.2) advises 2 to 10 epochs.
-        mode: one of `triangular`, `triangular2`, `exp_range`, `exp_range_both`.
+        mode: one of `triangular`, `triangular2`, `exp_range`, `exp_range_both`; anything where there is a `scale_fn`.
         gamma: decay per iteration for the `exp_range` modes.
         scale_fn: function of one number giving a factor in [0, 1], or the name of one in `SCALE_FUNCTIONS`. Called once
             an iteration; an object may remember something from call to call.
@@ -195,7 +238,7 @@ class CyclicLR(_PolicyLR):
             if step_size not in (_STEP_SIZE, step_size_up):
                 raise ValueError(f"step_size={step_size!r} and step_size_up={step_size_up!r} are one thing: give one")
             step_size = step_size_up
-        if mode not in MODES:
+        if scale_fn is None and mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
         if scale_mode not in ("cycle", "iterations"):
             raise ValueError(f"scale_mode must be cycle or iterations, not {scale_mode!r}")
@@ -208,36 +251,40 @@ class CyclicLR(_PolicyLR):
             self._check_momentum()
         self.mode, self.gamma, self.scale_mode = mode, float(_number("gamma", gamma)), scale_mode
         self.cycle_momentum, self.history_size = bool(cycle_momentum), history_size
-        self._set_cycle(base_lr, max_lr, step_size, step_size_down, base_momentum, max_momentum)
+        cycle = dict(base_lr=base_lr, max_lr=max_lr, step_size=step_size, step_size_down=step_size_down)
+        cycle |= dict(base_momentum=base_momentum, max_momentum=max_momentum)
+        self.__dict__.update(self._checked(cycle))
         self._use_scale_fn(scale_fn)
         self.cycle_start = 0  # the iteration at which the first cycle started
         self.history: dict[str, list] = {"iteration": [], "lr": []}
         super().__init__(optimizer, last_epoch, self.base_lr)
 
-    def _set_cycle(
-        self,
-        base_lr: PerGroup,
-        max_lr: PerGroup,
-        step_size: float,
-        step_size_down: float | None,
-        base_momentum: PerGroup,
-        max_momentum: PerGroup,
-    ) -> None:
-        """Take over all of these, or none where one makes no sense."""
-        groups = len(self.optimizer.param_groups)
-        low, high = _per_group("base_lr", base_lr, groups, zero=True), _per_group("max_lr", max_lr, groups)
-        for pair in zip(_spread(low, groups), _spread(high, groups), strict=True):
-            _ordered(*pair)
-        least = _per_group("base_momentum", base_momentum, groups, zero=True)
-        most = _per_group("max_momentum", max_momentum, groups, zero=True)
-        for pair in zip(_spread(least, groups), _spread(most, groups), strict=True):
-            _ordered(*pair, "base_momentum", "max_momentum")
-            if pair[1] >= 1:
-                raise ValueError(f"max_momentum must be below 1, not {pair[1]!r}")
-        up = float(_number("step_size", step_size))
-        down = None if step_size_down is None else float(_number("step_size_down", step_size_down))
-        self.base_lr, self.max_lr, self.base_momentum, self.max_momentum = low, high, least, most
-        self.step_size, self.step_size_down = up, down
+    def _checked(self, cycle: dict) -> dict:
+        """A cycle's bounds and steps as plain numbers; ValueError where they make no sense."""
+        groups, new = len(self.optimizer.param_groups), {}
+        for low, high in (("base_lr", "max_lr"), ("base_momentum", "max_momentum")):
+            new[low] = _per_group(low, cycle[low], groups, zero=True)
+            new[high] = _per_group(high, cycle[high], groups, zero=high == "max_momentum")
+            for pair in zip(_spread(new[low], groups), _spread(new[high], groups), strict=True):
+                _ordered(*pair, low, high)
+        if (top := max(_spread(new["max_momentum"], groups))) >= 1:
+            raise ValueError(f"max_momentum must be below 1, not {top!r}")
+        new["step_size"] = float(_number("step_size", cycle["step_size"]))
+        down = cycle["step_size_down"]
+        new["step_size_down"] = None if down is None else float(_number("step_size_down", down))
+        return new
+
+    @property
+    def base_lrs(self) -> list[float]:
+        """`base_lr` of each parameter group, times its `lr_mult`; also after `reset` and loading."""
+        groups = self.optimizer.param_groups
+        _check_length("base_lr", self.base_lr, len(groups))
+        rates = zip(_spread(self.base_lr, len(groups)), groups, strict=True)
+        return [base_lr * group.get("lr_mult", 1.0) for base_lr, group in rates]
+
+    @base_lrs.setter
+    def base_lrs(self, _: list) -> None:
+        """torch's constructor sets them; what `base_lr` says holds."""
 
     def _check_momentum(self) -> None:
         if not all("momentum" in group or "betas" in group for group in self.optimizer.param_groups):
@@ -318,14 +365,21 @@ class CyclicLR(_PolicyLR):
             ValueError: a metric is called `iteration` or `lr`, which `history` has already; bounds are lists, and a
                 parameter group was added.
         """
+        # torch's step would warn of our line instead of the one that called it.
+        if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
+            warnings.warn(_STEPPED_FIRST, UserWarning, stacklevel=2)
+        if epoch is not None:
+            warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
         if self._step_count > 0 and self.last_epoch >= 0:  # an iteration is done, and it was this scheduler's
-            if taken := {"iteration", "lr"} & (metrics or {}).keys():
-                raise ValueError(f"metrics: history has {', '.join(sorted(taken))} already, give it another name")
-            if self.history_size != 0:
-                self._remember({"iteration": self.last_epoch, "lr": self._lr}, metrics or {})
-        super().step(epoch)
+            self._remember(metrics or {})
+        self._step_count += 1
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self._apply()
 
-    def _remember(self, row: dict[str, float], metrics: dict[str, float]) -> None:
+    def _remember(self, metrics: dict[str, float]) -> None:
+        if taken := {"iteration", "lr"} & metrics.keys():
+            raise ValueError(f"metrics: history has {', '.join(sorted(taken))} already, give it another name")
+        row = {"iteration": self.last_epoch, "lr": self._lr}
         row |= {key: float(x.item() if isinstance(x, Tensor) else x) for key, x in metrics.items()}
         done = len(self.history["iteration"])
         for key in row.keys() | self.history.keys():
@@ -354,7 +408,8 @@ class CyclicLR(_PolicyLR):
         """
         new = dict(base_lr=base_lr, max_lr=max_lr, step_size=step_size, step_size_down=step_size_down)
         new |= dict(base_momentum=base_momentum, max_momentum=max_momentum)
-        self._set_cycle(**{key: getattr(self, key) if value is None else value for key, value in new.items()})
+        cycle = {key: getattr(self, key) if value is None else value for key, value in new.items()}
+        self.__dict__.update(self._checked(cycle))
         self.cycle_start = max(self.last_epoch, 0)
         if self.last_epoch >= 0:  # else its turn in a SequentialLR is still to come
             self._apply()
@@ -383,26 +438,12 @@ class CyclicLR(_PolicyLR):
             else:
                 group["momentum"] = momentum
 
-    def _optimizer_rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
     def _optimizer_momenta(self) -> list[float]:
         groups = self.optimizer.param_groups
         return [float(group["betas"][0] if "betas" in group else group["momentum"]) for group in groups]
 
-    _STATE = (
-        "base_lr",
-        "max_lr",
-        "step_size",
-        "mode",
-        "gamma",
-        "scale_mode",
-        "cycle_start",
-        "last_epoch",
-        "_step_count",
-    )
-    # What states of before lack, and how it was then.
-    _LATER: ClassVar[dict] = dict(step_size_down=None, cycle_momentum=False, base_momentum=0.8, max_momentum=0.9)
+    _CYCLE = ("base_lr", "max_lr", "step_size", "step_size_down", "base_momentum", "max_momentum")
+    _SETTINGS = ("mode", "gamma", "scale_mode", "cycle_momentum", "cycle_start", "last_epoch", "_step_count")
 
     def state_dict(self) -> dict:
         """Everything needed to go on, in plain numbers, strings and lists: safe for `torch.load(weights_only=True)`.
@@ -413,10 +454,10 @@ class CyclicLR(_PolicyLR):
         `history_size` is not stored.
         """
         memory = {key: x for key, x in _attributes(self._scale_fn).items() if not key.startswith("__") and _is_plain(x)}
-        state = {key: copy.copy(getattr(self, key)) for key in (*self._STATE, *self._LATER)}
+        state = {key: copy.copy(getattr(self, key)) for key in (*self._CYCLE, *self._SETTINGS)}
         state["lr"] = self._lr
         state["last_lr"] = [float(lr) for lr in self._last_lr]
-        state["optimizer_lr"] = self._optimizer_rates()
+        state["optimizer_lr"] = [float(group["lr"]) for group in self.optimizer.param_groups]
         state["optimizer_momentum"] = self._optimizer_momenta() if self.cycle_momentum else None
         state["scale_fn"] = self._scale_name
         state["scale_memory"] = copy.deepcopy(memory)
@@ -431,45 +472,40 @@ class CyclicLR(_PolicyLR):
 
         Raises:
             ValueError: the state is not of this class; or of an optimizer with other groups, where bounds are lists; or
-                it was saved with a custom `scale_fn`, and this one's has another name or other values.
+                it was saved with a custom `scale_fn`, and this one's has another name or other values. Nothing is
+                changed then.
         """
-        if {*self._STATE, "scale_fn", "scale_values", "history"} - state_dict.keys():
+        if self.state_dict().keys() - state_dict.keys():
             whose = "torch's own CyclicLR" if "total_size" in state_dict else "another scheduler"
             done = state_dict.get("last_epoch")
             hint = f": CyclicLR(..., last_epoch={done - 1}) goes on where it stopped" if isinstance(done, int) else ""
             raise ValueError(f"the state is of {whose}{hint}")
-        settings = self._LATER | {key: copy.copy(state_dict[key]) for key in state_dict.keys() & self._LATER.keys()}
-        settings |= {key: copy.copy(state_dict[key]) for key in self._STATE}
-        for name in ("base_lr", "max_lr", "base_momentum", "max_momentum"):
-            _check_length(f"the state's {name}", settings[name], len(self.optimizer.param_groups))
-        if settings["cycle_momentum"]:
+        if state_dict["cycle_momentum"]:
             self._check_momentum()
-        self._load_scale_fn(state_dict)
-        # A state saved before it held the optimizer's rates: they are ours to write while nobody else has set them.
-        in_charge = self._optimizer_rates() == [float(lr) for lr in self._last_lr]
-        self.__dict__.update(settings)
+        try:
+            cycle = self._checked(state_dict)
+        except ValueError as error:
+            raise ValueError(f"the state's {error}") from None
+        self._load_scale_fn(state_dict["scale_fn"], state_dict["scale_memory"], state_dict["scale_values"])
+        self.__dict__.update(cycle | {key: state_dict[key] for key in self._SETTINGS})
         self.history = {key: list(values) for key, values in state_dict["history"].items()}
         self._cut_history()
-        rates = state_dict.get("optimizer_lr")
-        if rates is not None and len(rates) == len(self.optimizer.param_groups):
+        rates = state_dict["optimizer_lr"]
+        if len(rates) == len(self.optimizer.param_groups):
             self._lr = state_dict["lr"]
-            self._keep_last(state_dict["last_lr"])
             self._write_rates(rates)
+            self._keep_last(state_dict["last_lr"])
             if self.cycle_momentum:
                 self._write_momentum(state_dict["optimizer_momentum"])
-        elif self.last_epoch >= 0:
-            rates = self.get_lr()
-            self._keep_last(rates)
-            if in_charge:
-                self._write_rates(rates)
+        elif self.last_epoch >= 0 and rates == state_dict["last_lr"]:  # else they are another scheduler's
+            self._apply()
 
-    def _load_scale_fn(self, state_dict: dict) -> None:
-        name, memory = state_dict["scale_fn"], state_dict.get("scale_memory", {})
+    def _load_scale_fn(self, name: str | None, memory: dict, values: list[float]) -> None:
         if name is None or name in SCALE_FUNCTIONS:
             self._use_scale_fn(name)
         elif name != self._scale_name:
             raise ValueError(f"the state's scale_fn is {name.removeprefix('custom:')!r}: give it to CyclicLR first")
-        elif state_dict["scale_values"] != self._scale_values(memory):
+        elif values != self._scale_values(memory):
             raise ValueError(f"the saved scheduler's scale function gave other values than this one's {name!r}")
         else:
             _attributes(self._scale_fn).update(copy.deepcopy(memory))
@@ -487,7 +523,7 @@ class RangeTestLR(_PolicyLR):
 
     Raises:
         TypeError: `optimizer` is none of torch's.
-        ValueError: `min_lr` above `max_lr`, a number that is not positive, an unknown ramp.
+        ValueError: `min_lr` not below `max_lr`, a number that is not positive, an unknown ramp.
     """
 
     def __init__(
@@ -503,7 +539,8 @@ class RangeTestLR(_PolicyLR):
             raise ValueError(f"ramp must be linear or exponential, not {ramp!r}")
         self.min_lr = float(_number("min_lr", min_lr, zero=True))
         self.max_lr = float(_number("max_lr", max_lr))
-        _ordered(self.min_lr, self.max_lr, "min_lr", "max_lr")
+        if self.min_lr >= self.max_lr:
+            raise ValueError(f"min_lr must be below max_lr: min_lr={min_lr!r}, max_lr={max_lr!r}")
         if ramp == "exponential" and self.min_lr == 0:
             raise ValueError(f"min_lr={min_lr!r}: an exponential ramp cannot start at 0, a linear one can")
         self.iterations, self.ramp = _number("iterations", iterations), ramp
@@ -529,8 +566,8 @@ def decay(optimizer: Optimizer, base_lr: float, max_lr: float, step_size: float)
     base_lr, max_lr = float(_number("base_lr", base_lr, zero=True)), float(_number("max_lr", max_lr))
     _ordered(base_lr, max_lr)
     step_size = _number("step_size", step_size)
-    set_lr(optimizer, max_lr)
-    return LambdaLR(optimizer, lambda t: 1 - (1 - base_lr / max_lr) * min(t / step_size, 1.0))
+    with _starting_at(optimizer, max_lr):
+        return LambdaLR(optimizer, lambda t: 1 - (1 - base_lr / max_lr) * min(t / step_size, 1.0))
 
 
 class _FromOwnRate:
@@ -556,8 +593,8 @@ def exponential(optimizer: Optimizer, lr: float, gamma: float) -> ExponentialLR:
         ValueError: `lr` or `gamma` not positive.
     """
     lr, gamma = float(_number("lr", lr)), float(_number("gamma", gamma))
-    set_lr(optimizer, lr)
-    return _OwnExponentialLR(optimizer, gamma)
+    with _starting_at(optimizer, lr):
+        return _OwnExponentialLR(optimizer, gamma)
 
 
 def fixed(
@@ -572,8 +609,8 @@ def fixed(
     lr, gamma = float(_number("lr", lr)), float(_number("gamma", gamma))
     if any(a >= b for a, b in pairwise(milestones)) or any(m < 1 for m in milestones):
         raise ValueError(f"milestones must be increasing iterations, not {milestones!r}")
-    set_lr(optimizer, lr)
-    return _OwnMultiStepLR(optimizer, list(milestones), gamma)
+    with _starting_at(optimizer, lr):
+        return _OwnMultiStepLR(optimizer, list(milestones), gamma)
 
 
 #: What a warm-up starts from, of the policy's own rate: a cycle with `base_lr = max_lr / 4` climbs from there, too.

@@ -38,7 +38,33 @@ def test_history_keeps_metrics_and_gaps():
     assert {len(values) for values in scheduler.history.values()} == {3}
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's own first step of the chain
+def test_history_counts_from_0_and_bckenstlers_from_1_with_the_next_rates():
+    """His callback, after each batch: counts, sets the rate of the batch to come, and keeps that."""
+    his = {"lr": [], "iterations": []}
+    scheduler = CyclicLR(sgd(), 0.001, 0.006, 4, "triangular2")
+    for done in range(1, 20):
+        his["lr"].append(scheduler.lr_at(done))
+        his["iterations"].append(done)
+    trained = rates(scheduler, 20)
+    assert scheduler.history["lr"] == trained
+    assert scheduler.history["lr"][1:] == his["lr"]
+    assert scheduler.history["iteration"][1:] == his["iterations"]
+
+
+def test_base_lrs_are_those_of_the_cycle_after_reset_loading_and_a_new_group():
+    scheduler = CyclicLR(sgd(1, 2), 0.25, 0.5, 4)
+    theirs = torch.optim.lr_scheduler.CyclicLR(sgd(1, 1), [0.25, 0.5], 1.0, 4, cycle_momentum=False)
+    assert scheduler.base_lrs == theirs.base_lrs == [0.25, 0.5]
+    scheduler.reset(base_lr=0.125)
+    assert scheduler.base_lrs == [0.125, 0.25]
+    other = CyclicLR(sgd(1, 2), 0.25, 0.5, 4)
+    other.load_state_dict(scheduler.state_dict())
+    assert other.base_lrs == [0.125, 0.25]
+    other.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr_mult": 4.0})
+    assert other.base_lrs == [0.125, 0.25, 0.5]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of the chain
 def test_history_in_a_sequence_holds_the_iterations_of_its_turn():
     optimizer = sgd()
     chain = ChainedScheduler([CyclicLR(optimizer, 0.25, 0.5, 2)], optimizer)
@@ -238,6 +264,22 @@ def test_a_state_of_torchs_own_scheduler_is_refused_with_the_way_on():
         scheduler.load_state_dict(fixed(sgd()).state_dict())
     with pytest.raises(ValueError, match="^the state is of another scheduler$"):
         scheduler.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (dict(max_lr=0.01), "the state's base_lr must not exceed max_lr: base_lr=0.1, max_lr=0.01"),
+        (dict(step_size="four"), "the state's step_size must be a positive number, not 'four'"),
+        (dict(scale_fn="custom:mine"), "the state's scale_fn is 'mine': give it to CyclicLR first"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(broken, message):
+    scheduler = CyclicLR(sgd(), 0.2, 0.8, 4)
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        scheduler.load_state_dict(CyclicLR(sgd(), 0.1, 0.4, 4).state_dict() | broken)
+    assert scheduler.state_dict() == before
 
 
 def test_a_state_that_does_not_fit_the_optimizer_is_refused_and_changes_nothing():

@@ -196,6 +196,19 @@ def test_custom_scale_functions(name, mode, scale):
         assert got == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["custom", None, "exp_range_both", "triangular2"])
+def test_a_scale_function_goes_before_the_mode_as_in_torch(mode):
+    def scale(cycle):
+        return 0.9**cycle
+
+    ours = CyclicLR(sgd(), 0.1, 1.0, 4, mode, scale_fn=scale)
+    theirs = torch.optim.lr_scheduler.CyclicLR(sgd(), 0.1, 1.0, 4, mode=mode, scale_fn=scale, cycle_momentum=False)
+    assert rates(ours, 30) == pytest.approx(rates(theirs, 30), abs=1e-12)
+    again = CyclicLR(sgd(), 0.1, 1.0, 4, scale_fn=scale)
+    again.load_state_dict(ours.state_dict())
+    assert rates(again, 30) == rates(ours, 30)
+
+
 @given(low=RATES, high=RATES, step=STEPS)
 @settings(max_examples=30)
 def test_decay_falls_to_base_and_stays(low, high, step):
@@ -210,10 +223,10 @@ def test_exponential_and_fixed():
     assert rates(fixed(sgd(), 0.001, (6, 8)), 10) == pytest.approx(expected, abs=1e-15)
 
 
-@given(low=RATES, high=RATES, count=STEPS)
+@given(ends=st.lists(RATES, min_size=2, max_size=2, unique=True), count=STEPS)
 @settings(max_examples=30)
-def test_range_test_ramps(low, high, count):
-    low, high = sorted((low, high))
+def test_range_test_ramps(ends, count):
+    low, high = sorted(ends)
     linear = [low + (high - low) * min(t / count, 1) for t in range(count + 3)]
     exponential_ramp = [low * (high / low) ** min(t / count, 1) for t in range(count + 3)]
     assert rates(RangeTestLR(sgd(), low, high, count), count + 3) == pytest.approx(linear, abs=1e-12)
@@ -245,6 +258,42 @@ def test_no_warning_in_normal_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rates(CyclicLR(sgd(), 0.001, 0.006, 5), 10)
+
+
+def test_warnings_name_the_line_that_called_as_torchs_do():
+    theirs = torch.optim.lr_scheduler.CyclicLR(sgd(), 0.1, 1.0, 4, cycle_momentum=False)
+    told = []
+    for scheduler in (theirs, CyclicLR(sgd(), 0.1, 1.0, 4)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scheduler.step()  # before the optimizer's
+            scheduler.step(3)
+        told.append([(each.category, each.filename, each.lineno, str(each.message)[:60]) for each in caught])
+    assert told[0] == told[1]
+    assert {filename for _, filename, *_ in told[1]} == {__file__}
+    assert len(told[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [
+        ([0.1], "lr has 1 values, the optimizer has 2 parameter groups"),
+        ([0.1, 0.2, 0.3], "lr has 3 values, the optimizer has 2 parameter groups"),
+        ([0.1, float("nan")], "lr must be a positive number or 0, not nan"),
+        ([0.1, "0.2"], "lr must be a positive number or 0, not '0.2'"),
+        (-0.1, "lr must be a positive number or 0, not -0.1"),
+    ],
+)
+def test_a_rate_that_cannot_be_set_changes_no_group(lr, message):
+    optimizer = sgd(1, 2)
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        set_lr(optimizer, lr)
+    assert optimizer.param_groups == before
+    optimizer.param_groups[1]["lr_mult"] = "2"
+    with pytest.raises(TypeError):
+        set_lr(optimizer, 0.5)
+    assert optimizer.param_groups[0] == before[0]
 
 
 def test_reset_starts_a_new_first_cycle_and_history_goes_on():
@@ -298,6 +347,8 @@ def test_momentum_of_an_optimizer_without_one_cannot_cycle():
 def test_bad_arguments_of_the_other_policies():
     with pytest.raises(ValueError, match=r"min_lr=0.1, max_lr=0.01"):
         RangeTestLR(sgd(), 0.1, 0.01, 100)
+    with pytest.raises(ValueError, match="^min_lr must be below max_lr: min_lr=0.1, max_lr=0.1$"):
+        RangeTestLR(sgd(), 0.1, 0.1, 100)
     with pytest.raises(ValueError, match="iterations.*0"):
         RangeTestLR(sgd(), 0.01, 0.1, 0)
     with pytest.raises(ValueError, match="ramp.*'steep'"):
