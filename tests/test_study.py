@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 import yaml
 
@@ -290,3 +291,28 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
         assert message in capsys.readouterr().err
         repair()
     assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
+
+
+def test_a_refusal_in_jupyter_is_one_line_and_nothing_runs_behind_it(tmp_path):
+    asked = dict(gamma=2.0, results_dir=str(tmp_path))
+    with pytest.raises(papermill.PapermillExecutionError):
+        papermill.execute_notebook("notebooks/01_schedulers.ipynb", tmp_path / "out.ipynb", asked, progress_bar=False)
+    cells = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.cell_type == "code"]
+    errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert [error.traceback for error in errors] == [["RunError: gamma=2.0: a decay above 0 and not above 1 is needed"]]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("results/mine/notebooks", "[`notebooks/01_schedulers.ipynb`](../../../notebooks/01_schedulers.ipynb)"),
+        ("/elsewhere/mine/notebooks", "executed copy of `notebooks/01_schedulers.ipynb`,"),
+    ],
+)
+def test_an_executed_copy_leads_to_its_source(folder, said):
+    notebook = nbformat.read("notebooks/01_schedulers.ipynb", 4)
+    notebooks.link_to_source(notebook, "01_schedulers", Path(folder))
+    (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
+    assert said in copy
+    assert "elsewhere" not in copy
