@@ -80,7 +80,7 @@ def test_conclusions_are_filled_from_the_published_tables(tmp_path, study, publi
         assert len(added) == (name in made["conclusions"])
         for cell in added:
             assert cell.source.startswith("## What was concluded\n\nOf the published runs, `results/published/")
-            assert "{" not in cell.source
+            assert "<!--" not in cell.source
 
 
 def test_source_notebooks_conclude_nothing_of_one_study():

@@ -105,12 +105,14 @@ def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch
     assert cli.main([*asked, "--strict"]) == status
 
 
-def test_a_bad_note_is_named_before_any_work(tmp_path, monkeypatch, capsys):
+def test_quoted_numbers_that_there_are_not_are_named_before_any_work(tmp_path, monkeypatch, capsys):
     mine = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
-    mine["notes"] = {"headline": [{"name": "x", "kind": "hight", "a": "fixed"}]}
+    mine["notebooks"]["04_headline_figures"]["quoted"] = "smoke_headlin"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     assert cli.main(["reproduce", "--study", str(tmp_path / "mine.yaml"), "--results", str(tmp_path / "results")]) == 2
-    assert "error: notes: x: unknown kind 'hight'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: 04_headline_figures: quoted='smoke_headlin': one of" in said
+    assert "did you mean 'smoke_headline'" in said
     assert not (tmp_path / "results").exists()
 
 
@@ -216,7 +218,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     monkeypatch.setattr(publishing, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
     readme.write_text("![Run](images/smoke/run.png) <!-- smoke/headline iterations fixed -->?<!-- end -->")
-    monkeypatch.setattr(documents, "DOCUMENTS", (readme,))
+    monkeypatch.setattr(documents, "FOLDERS", (tmp_path,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
     # What was run into an absolute folder names it, and must not be published.

@@ -14,11 +14,10 @@ from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
 from modules.runs.files import atomic_write
-from modules.study.documents import number
+from modules.study.documents import filled, without_markers
 from modules.study.parameters import StudyError, read_study, source
 
 TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # how pandas names a styled table, in its page's style sheet
-CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 
 @contextmanager
@@ -167,7 +166,7 @@ def conclude(study: str, results: Path, source: Path, name: str) -> None:
     """Put what a study concludes at the end of its executed notebooks, in place of what stood there.
 
     Args:
-        study: as for `read_study`; in its conclusions `{table quantity policy}` stands for that row's number.
+        study: as for `read_study`; the markers of its conclusions are those of all texts, `this` is the study itself.
         results: the results folder whose notebooks these are.
         source: the results folder it is concluded from, whose tables are read.
         name: what that folder is called when it is published.
@@ -182,7 +181,7 @@ def conclude(study: str, results: Path, source: Path, name: str) -> None:
         content.cells = [cell for cell in content.cells if "conclusion" not in cell.metadata.get("tags", [])]
         link_to_source(content, notebook, path.parent)
         if conclusion := made["conclusions"].get(notebook):
-            text = CONCLUSION.sub(lambda row: number(source / "tables" / f"{row[1]}.csv", row[2], row[3]), conclusion)
+            text = without_markers(filled(conclusion, {"this": source}))
             text = f"## What was concluded\n\nOf the published runs, `results/published/{name}`:\n\n{text}"
             cell = nbformat.v4.new_markdown_cell(text, id="conclusion", metadata={"tags": ["conclusion"]})
             content.cells.append(cell)
