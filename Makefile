@@ -111,8 +111,8 @@ benchmark-reproduce: $(ENV) ## where the seconds of a study go, into results/ben
 benchmark-precision: $(ENV) ## is bfloat16 safe? CLR again in it: make benchmark-precision RESULTS=results/cifar10
 	@$(PYTHON) benchmarks/precision.py --results $(RESULTS) $(PARAMS)
 
-lab: $(ENV) ## open JupyterLab
-	@$(PYTHON) -m jupyter lab notebooks
+lab: $(ENV) ## open JupyterLab at the notebooks: change one, run all of it; results go to results/lab/
+	@$(PYTHON) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 clean: ## delete .venv, site/ and caches; results and data stay
 	rm -rf .venv site .pytest_cache .ruff_cache .hypothesis

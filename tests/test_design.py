@@ -1,10 +1,13 @@
 """A notebook's design: which runs its first cells make of its parameters, and what they refuse before any work."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_policies import Staircase
+from toys import small
 
 from modules import models, policies
 from modules.checks import RunError
@@ -203,3 +206,11 @@ def test_the_seven_arms(asked):
     assert {run.optimizer for run in runs.values()} == {"adam"}
     with pytest.raises(RunError, match="small_batch=200, large_batch=100: the first must be smaller"):
         asked("07_mlp_mnist", small_batch=200, large_batch=100)
+
+
+def test_a_time_is_stated_before_hours_of_runs_and_not_before_seconds(tmp_path, monkeypatch, capsys):
+    runs = [small(seed=seed, iterations=10**8, evaluate_every=10**7) for seed in (1, 2)]
+    design.say_how_long(runs, tmp_path, workers=1)
+    assert re.fullmatch(r"2 runs to train: about [\d.]+ hours on 1 cores, or less. .*\n", capsys.readouterr().out)
+    design.say_how_long([small()], tmp_path, workers=1)
+    assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""Notes: every kind against numbers worked out by hand, and what they refuse."""
+"""Numbers that texts quote: every function against numbers worked out by hand, and the published ones found again."""
 
 import numpy as np
 import pandas as pd
@@ -6,10 +6,12 @@ import pytest
 from scipy import stats
 from toys import FIXED, small
 
-from modules.checks import RunError
+from modules.report import notes, quoted
 from modules.report.formatting import known
-from modules.report.notes import KINDS, check_notes, notes_table, write_notes
+from modules.report.notes import Experiment, Theirs
+from modules.report.tables import table_of
 from modules.runs.files import RunFiles
+from modules.study.parameters import PUBLISHED, read_study
 
 CURVES = {
     "slow": [[0.10, 0.20, 0.30, 0.40], [0.14, 0.22, 0.36, 0.44], [0.12, 0.27, 0.30, 0.48]],
@@ -43,128 +45,145 @@ def results(tmp_path_factory):
     return folder
 
 
-def note(results, **entry):
-    """The row of one note, checked first."""
-    notes = [{"pooled": list(CURVES)}, {"name": "x", **entry}]
-    check_notes({"headline": notes})
-    (row,) = notes_table(notes, results, "headline").to_dict("records")
-    assert row["policy"] == "x"
-    known(row["quantity"])
-    return row
+@pytest.fixture
+def arms(results):
+    """The three arms, by name."""
+    found = Experiment(results / "headline").arms("slow", "fast", "third")
+    return {arm.name: arm for arm in found}
 
 
 @pytest.mark.parametrize(
-    ("at", "values"),
+    ("taken", "values"),
     [
-        ("end", END["slow"]),
-        ("best", END["slow"]),
-        (10, [0.20, 0.22, 0.27]),
-        ([5, 15], [0.20, 0.25, 0.21]),
-        ({"last": 2}, [0.35, 0.40, 0.39]),
-        ({"first": 5, "last": 15, "every": 10}, [0.20, 0.25, 0.21]),
+        (lambda arm: arm, END["slow"]),
+        (lambda arm: arm.at_best(), END["slow"]),
+        (lambda arm: arm.at(10), [0.20, 0.22, 0.27]),
+        (lambda arm: arm.at(5, 15), [0.20, 0.25, 0.21]),
+        (lambda arm: arm.last(2), [0.35, 0.40, 0.39]),
     ],
+    ids=["end", "best", "one", "two", "last"],
 )
-def test_an_accuracy_is_taken_where_it_is_asked_for(results, at, values):
-    row = note(results, kind="accuracy", a="slow", at=at)
+def test_an_accuracy_is_taken_where_it_is_asked_for(arms, taken, values):
+    row = notes.accuracy(taken(arms["slow"]))
     assert (row["value"], row["error"]) == pytest.approx((np.mean(values), stats.sem(values)))
     assert (row["method"], row["runs"]) == ("Student", 3)
 
 
-def test_differences_by_each_method(results):
-    found = note(results, kind="difference", a="fast", b="slow")
+def test_differences_by_each_method(arms):
+    slow, fast, third = (arms[name] for name in ("slow", "fast", "third"))
+    found = notes.difference(fast, slow)
     expected = stats.ttest_ind(END["fast"], END["slow"], equal_var=False).confidence_interval()
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
-    pairs = note(results, kind="difference", method="pairs", a={"arm": "fast", "at": 20}, b={"arm": "fast", "at": 15})
+    pairs = notes.difference(fast.at(20), fast.at(15), "pairs")
     assert pairs["value"] == pytest.approx(np.mean([0.04, 0.06, 0.11]))
     assert pairs["df"] == 2
-    several = note(results, kind="difference", method="pooled", a="fast", b=["slow", "third"])
+    several = notes.difference_from_mean(fast, [slow, third], pooled=[slow, fast, third])
     sd = np.sqrt(np.mean([np.var(end, ddof=1) for end in END.values()]))
     assert several["value"] == pytest.approx(END["fast"].mean() - (END["slow"].mean() + END["third"].mean()) / 2)
     assert (several["error"], several["df"]) == (pytest.approx(sd * np.sqrt(1 / 3 + 1 / 6)), 6)
 
 
-def test_runs_of_others_are_an_arm_like_any(results):
-    found = note(results, kind="difference", a="slow", b={"arm": "slow", "file": str(results / "others.csv")})
-    assert found["value"] == pytest.approx(0.44 - 0.52)
+def test_runs_of_others_are_an_arm_like_any(results, arms):
+    (theirs,) = Theirs(results / "others.csv").arms("slow")
+    assert notes.difference(arms["slow"], theirs)["value"] == pytest.approx(0.44 - 0.52)
 
 
 @pytest.mark.parametrize(
-    ("entry", "value"),
+    ("find", "value"),
     [
-        (dict(kind="least", a="slow", at=5), 0.10),
-        (dict(kind="prediction", a="slow"), 0.44),
-        (dict(kind="gap", a="slow", published=0.5, source="the paper"), 0.06),
-        (dict(kind="sd", a="slow", at={"last": 2}), np.sqrt((0.0012 + 0.0016) / 2)),
-        (dict(kind="reached", a="fast", target=0.5), 15),
-        (dict(kind="reached", a="fast", target={"arm": "slow"}), 15),
-        (dict(kind="reached", a="fast", target={"arm": "slow", "until": 10}), 5),
-        (dict(kind="best_mean", a="slow", until=10), 0.23),
-        (dict(kind="best_mean_at", a="slow"), 20),
-        (dict(kind="crossing", a="fast", b="slow"), 15),
-        (dict(kind="factor", a="fast", b="slow", target=0.3), 1.5),
-        (dict(kind="factor_counting", a="fast", b="slow", experiment="headline", count=2), 20 / (15 + 40)),
-        (dict(kind="ratio", a={"arm": "fast", "rate": "mean"}, b={"arm": "slow", "rate": "lr"}), 0.003 / FIXED["lr"]),
-        (dict(kind="falls", a="slow"), 0),
-        (dict(kind="roughness", a="third", first=10, last=10), np.mean([0.025, 0.015, 0.005])),
-        (dict(kind="hours", experiments=["headline"], workers=2), 9 / 4),
-        (dict(kind="minutes", experiments=["headline"]), 270),
-        (dict(kind="epochs", experiment="headline", of="all"), 9 * 20 * small(FIXED).batch_size / 1000),
-        (dict(kind="epochs", experiment="headline", of="longest"), 20 * small(FIXED).batch_size / 1000),
+        (lambda slow, fast, third: notes.lowest_run(slow.at(5)), 0.10),
+        (lambda slow, fast, third: notes.prediction(slow), 0.44),
+        (lambda slow, fast, third: notes.deviation(slow.last(2)), np.sqrt((0.0012 + 0.0016) / 2)),
+        (lambda slow, fast, third: notes.reaches(fast, lambda: 0.5), 15),
+        (lambda slow, fast, third: notes.best_mean(slow, until=10), 0.23),
+        (lambda slow, fast, third: notes.best_mean_at(slow), 20),
+        (lambda slow, fast, third: notes.crossing(fast, slow), 15),
+        (lambda slow, fast, third: notes.factor(fast, slow, 0.3), 1.5),
+        (lambda slow, fast, third: notes.factor_counting(fast, slow, slow.experiment, 2), 20 / (15 + 40)),
+        (lambda slow, fast, third: notes.ratio(fast, "mean", slow, "lr"), 0.003 / FIXED["lr"]),
+        (lambda slow, fast, third: notes.falls(slow), 0),
+        (lambda slow, fast, third: notes.roughness(third, first=10, last=10), np.mean([0.025, 0.015, 0.005])),
+        (lambda slow, fast, third: notes.hours([slow.experiment], workers=2), 9 / 4),
+        (lambda slow, fast, third: notes.minutes([slow.experiment]), 270),
+        (lambda slow, fast, third: notes.epochs(slow.experiment, sum), 9 * 20 * small(FIXED).batch_size / 1000),
+        (lambda slow, fast, third: notes.epochs(slow.experiment, max), 20 * small(FIXED).batch_size / 1000),
     ],
-    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
-def test_the_value_of_each_kind(results, entry, value):
-    assert note(results, **entry)["value"] == pytest.approx(value)
+def test_the_value_of_each_function(arms, find, value):
+    assert find(**arms)["value"] == pytest.approx(value)
 
 
-def test_a_share_is_that_of_the_resamples(results):
-    shares = [note(results, kind="share", a="fast", b="slow", at=at)["value"] for at in (5, 10, 15, 20)]
-    assert sum(shares) == pytest.approx(1)
-    assert shares[2] > 0.5
+def test_a_published_number_is_read_where_it_stands(tmp_path, arms):
+    file = tmp_path / "theirs.csv"
+    file.write_text("source,quantity,policy,value\nthe paper,final_accuracy,slow,0.5\nthe paper,seconds,slow,9\n")
+    found = notes.theirs_less_ours(arms["slow"], file, "the paper")
+    assert (found["value"], found["note"]) == (pytest.approx(0.06), "the paper")
+    row = notes.row("x", "accuracy_difference", notes.theirs_less_ours, arms["slow"], file, "someone")
+    assert "has no one accuracy of slow from someone" in row["note"]
 
 
-def test_what_these_runs_do_not_say_has_no_value_and_says_why(results):
-    for entry, why in (
-        (dict(kind="accuracy", a="slow", at=7), "not evaluated at 7"),
-        (dict(kind="accuracy", a="none"), "no run with the policy 'none'"),
-        (dict(kind="accuracy", a={"arm": "slow", "experiment": "other"}), "no complete run in"),
+def test_what_these_runs_do_not_say_has_no_value_and_says_why(results, arms):
+    (none,) = Experiment(results / "headline").arms("none")
+    (other,) = Experiment(results / "other").arms("slow")
+    for arm, why in (
+        (arms["slow"].at(7), "not evaluated at 7"),
+        (none, "no run with the policy 'none'"),
+        (other, "no complete run in"),
     ):
-        row = note(results, **entry)
-        assert np.isnan(row["value"])
+        row = notes.row("x", "accuracy", notes.accuracy, arm)
+        assert "value" not in row
         assert why in row["note"]
 
 
-def test_notes_are_written_by_experiment(results):
-    write_notes({"headline": [{"name": "end", "kind": "accuracy", "a": "slow", "note": "why"}]}, results)
+#: Which published results a study's numbers are of.
+STUDIES = {
+    "digits": "digits",
+    "caffe-quick": "cifar10-jpeg-quick",
+    "fashion-mnist": "fashion-mnist",
+    "mnist": "mnist",
+    "cifar10": "cifar10-jpeg",
+    "policies": "cifar10-jpeg",
+    "wide-resnet": "cifar10-jpeg",
+    "sigmoid": "sigmoid",
+    "sigmoid-short": "sigmoid-short",
+}
+
+
+def test_published_numbers_are_found_again_in_the_published_runs():
+    asked = {
+        (name, PUBLISHED / published)
+        for study, published in STUDIES.items()
+        for values in read_study(study)["notebooks"].values()
+        if (name := values.get("quoted"))
+    }
+    assert {name for name, _ in asked} | {"smoke_headline"} == set(quoted.QUOTED)
+    for name, folder in asked:
+        for experiment, rows in quoted.QUOTED[name](folder).items():
+            found = table_of(rows)
+            assert found.policy.is_unique
+            assert found.policy.str.fullmatch(r"[\w .-]+").all()  # or no marker could name them
+            for quantity in found.quantity:
+                known(quantity)
+            there = pd.read_csv(folder / "tables" / f"{experiment}_notes.csv")
+            both = found.merge(there, on=["quantity", "policy"], suffixes=("", "_there"))
+            assert len(both) == len(found), experiment
+            for column in ("value", "low", "high", "runs"):
+                np.testing.assert_allclose(
+                    both[column].astype(float), both[f"{column}_there"].astype(float), rtol=1e-9, err_msg=experiment
+                )
+
+
+def test_numbers_beside_another_study_are_read_in_its_folder(tmp_path):
+    """Whatever the study is called: `cifar10-quick` beside `cifar10`."""
+    (tmp_path / "mine-quick").symlink_to((PUBLISHED / "cifar10-jpeg-quick").resolve())
+    (tmp_path / "mine").symlink_to((PUBLISHED / "cifar10-jpeg").resolve())
+    rows = {row["policy"]: row for row in quoted.caffe_quick(tmp_path / "mine-quick")["policies"]}
+    assert rows["caffe_quick reaches fixed"]["value"] > 0
+
+
+def test_rows_are_written_by_experiment(results):
+    assert quoted.write_quoted(None, results) is None
+    written = quoted.write_quoted("smoke_headline", results)
     table = pd.read_csv(results / "tables" / "headline_notes.csv")
-    assert table.policy.tolist() == ["end"]
-    assert table.note.tolist() == ["why"]
-
-
-GOOD = {"name": "x", "kind": "accuracy", "a": "slow"}
-
-
-@pytest.mark.parametrize(
-    ("notes", "message"),
-    [
-        ([GOOD], "a list of notes under the name of each experiment"),
-        ({"headline": GOOD}, "a list of notes under the name of each experiment"),
-        ({"headline": ["x"]}, "an entry with a name is needed, not 'x'"),
-        ({"headline": [GOOD | {"name": "a: b"}]}, "'a: b': a marker takes letters"),
-        ({"headline": [GOOD, GOOD]}, "x stands there twice"),
-        ({"headline": [GOOD | {"kind": "acuracy"}]}, "unknown kind 'acuracy', did you mean 'accuracy'"),
-        ({"headline": [{"name": "x", "kind": "accuracy"}]}, "a must be given"),
-        ({"headline": [GOOD | {"b": "fast"}]}, "has no b"),
-        ({"headline": [GOOD | {"kind": "difference", "b": "fast", "method": "t"}]}, "method='t'"),
-        ({"headline": [GOOD | {"kind": "difference", "b": "fast", "method": "pooled"}]}, "must name the arms"),
-    ],
-)
-def test_bad_notes_are_named_in_one_line(notes, message):
-    with pytest.raises(RunError, match=message) as error:
-        check_notes(notes)
-    assert "\n" not in str(error.value)
-
-
-def test_every_kind_is_a_known_quantity():
-    for quantity, *_ in KINDS.values():
-        known(quantity)
+    assert table.policy.tolist() == written.policy.tolist() == ["clr at the end", "clr - fixed", "lost"]
+    assert table.value.isna().all()  # there are other arms here

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 import yaml
 
@@ -104,12 +105,14 @@ def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch
     assert cli.main([*asked, "--strict"]) == status
 
 
-def test_a_bad_note_is_named_before_any_work(tmp_path, monkeypatch, capsys):
+def test_quoted_numbers_that_there_are_not_are_named_before_any_work(tmp_path, monkeypatch, capsys):
     mine = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
-    mine["notes"] = {"headline": [{"name": "x", "kind": "hight", "a": "fixed"}]}
+    mine["notebooks"]["04_headline_figures"]["quoted"] = "smoke_headlin"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     assert cli.main(["reproduce", "--study", str(tmp_path / "mine.yaml"), "--results", str(tmp_path / "results")]) == 2
-    assert "error: notes: x: unknown kind 'hight'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: 04_headline_figures: quoted='smoke_headlin': one of" in said
+    assert "did you mean 'smoke_headline'" in said
     assert not (tmp_path / "results").exists()
 
 
@@ -215,7 +218,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     monkeypatch.setattr(publishing, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
     readme.write_text("![Run](images/smoke/run.png) <!-- smoke/headline iterations fixed -->?<!-- end -->")
-    monkeypatch.setattr(documents, "DOCUMENTS", (readme,))
+    monkeypatch.setattr(documents, "FOLDERS", (tmp_path,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
     # What was run into an absolute folder names it, and must not be published.
@@ -290,3 +293,28 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
         assert message in capsys.readouterr().err
         repair()
     assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
+
+
+def test_a_refusal_in_jupyter_is_one_line_and_nothing_runs_behind_it(tmp_path):
+    asked = dict(gamma=2.0, results_dir=str(tmp_path))
+    with pytest.raises(papermill.PapermillExecutionError):
+        papermill.execute_notebook("notebooks/01_schedulers.ipynb", tmp_path / "out.ipynb", asked, progress_bar=False)
+    cells = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.cell_type == "code"]
+    errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert [error.traceback for error in errors] == [["RunError: gamma=2.0: a decay above 0 and not above 1 is needed"]]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("results/mine/notebooks", "[`notebooks/01_schedulers.ipynb`](../../../notebooks/01_schedulers.ipynb)"),
+        ("/elsewhere/mine/notebooks", "executed copy of `notebooks/01_schedulers.ipynb`,"),
+    ],
+)
+def test_an_executed_copy_leads_to_its_source(folder, said):
+    notebook = nbformat.read("notebooks/01_schedulers.ipynb", 4)
+    notebooks.link_to_source(notebook, "01_schedulers", Path(folder))
+    (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
+    assert said in copy
+    assert "elsewhere" not in copy

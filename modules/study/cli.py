@@ -14,14 +14,13 @@ from pathlib import Path
 from modules.checks import at_root
 from modules.report.comparison import REPRODUCED, compare, counts
 from modules.report.formatting import readable
-from modules.report.notes import write_notes
 from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study.design import check
 from modules.study.notebooks import conclude, execute, one_kernel
-from modules.study.parameters import parameters, published_folder, study_notes
+from modules.study.parameters import parameters, published_folder
 from modules.study.publishing import publish
 
 
@@ -41,7 +40,6 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     results = results or Path("results") / Path(study).stem
     plan = parameters(study, results, overrides)
     check(plan)
-    notes = study_notes(study)
     with writing(results):
         for part in ("tables", "figures"):
             sweep(results / part)
@@ -50,7 +48,6 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             for name in plan:
                 print(f"\n== {name}", flush=True)
                 execute(name, plan, results, kernel)
-        write_notes(notes, results)
         if (published := published_folder(results)).is_dir():
             conclude(study, results, published, published.name)
         comparison = compare(results, published)

@@ -17,25 +17,8 @@ from modules.report.tables import read_table
 from modules.statistics import AnalysisError
 from modules.study.parameters import PUBLISHED
 
-#: The pages of results, in `results/published/`.
-PAGES = (
-    "digits",
-    "README",
-    "tournament",
-    "caffe-quick",
-    "headline",
-    "papers-table",
-    "caffe-setting",
-    "fashion-mnist",
-    "mnist",
-    "sigmoid",
-    "rate-finders",
-    "claims",
-)
-DOCUMENTS = (
-    *(Path(folder, "README.md") for folder in (".", "benchmarks", "studies")),
-    *(PUBLISHED / f"{page}.md" for page in PAGES),
-)
+#: Where documents with numbers between markers lie.
+FOLDERS = (".", "benchmarks", "modules", "studies", PUBLISHED)
 WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
 SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w .-]+?)(?: : (\w+))? -->)(.*?)(<!-- end -->)")
 
@@ -108,7 +91,8 @@ def filled(text: str, results: dict[str, Path] | None = None) -> str:
 
     Args:
         text: the document's.
-        results: folders to take a study's tables from, by its name, in place of those that are published.
+        results: folders to take a study's tables from, by its name, in place of those that are published; in a study's
+            conclusions `this` is its name.
 
     Raises:
         DocumentError: a marker that names a study, a table, a row or a form that does not exist, or is none.
@@ -134,12 +118,23 @@ def filled(text: str, results: dict[str, Path] | None = None) -> str:
     return SINGLE.sub(single, WHOLE.sub(whole, text))
 
 
+def without_markers(text: str) -> str:
+    """A filled text as it is read, where nothing will fill it again."""
+    return re.sub(r"<!-- .*? -->", "", text)
+
+
+def documents() -> list[Path]:
+    """The texts that have numbers between markers."""
+    found = sorted(path for folder in FOLDERS for path in Path(folder).glob("*.md"))
+    return [path for path in found if "<!-- end -->" in path.read_text(encoding="utf-8")]
+
+
 def updated(results: dict[str, Path] | None = None) -> dict[Path, str]:
     """The documents' texts as they should be; arguments and errors as for `filled`, which name the document."""
     texts = {}
-    for path in DOCUMENTS:
+    for path in documents():
         try:
-            texts[path] = filled(path.read_text(), results)
+            texts[path] = filled(path.read_text(encoding="utf-8"), results)
         except DocumentError as error:
             raise DocumentError(f"{path}: {error}") from error
     return texts

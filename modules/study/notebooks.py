@@ -1,6 +1,7 @@
 """Notebooks run through papermill, and made fit to be read elsewhere."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -13,11 +14,10 @@ from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
 from modules.runs.files import atomic_write
-from modules.study.documents import number
+from modules.study.documents import filled, without_markers
 from modules.study.parameters import StudyError, read_study, source
 
 TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # how pandas names a styled table, in its page's style sheet
-CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 
 @contextmanager
@@ -75,7 +75,9 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
                 f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
             ) from None
         else:
-            atomic_write(target, nbformat.writes(tidy(nbformat.read(unfinished, 4), plan)) + "\n")
+            executed = tidy(nbformat.read(unfinished, 4), plan)
+            link_to_source(executed, name, target.parent)
+            atomic_write(target, nbformat.writes(executed) + "\n")
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -125,6 +127,23 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
     return notebook
 
 
+def link_to_source(notebook: nbformat.NotebookNode, name: str, folder: Path) -> None:
+    """Where a source notebook leads to its executed copy, let the copy lead to its source.
+
+    Args:
+        notebook: an executed one; it is changed.
+        name: its name.
+        folder: where it lies; from outside the project's folder no link leads here.
+    """
+    here = Path.cwd().resolve()
+    link = f"`{source(name)}`"
+    if here in folder.resolve().parents:
+        link = f"[{link}]({os.path.relpath(here / source(name), folder.resolve())})"
+    for cell in notebook.cells:
+        if "copy" in cell.metadata.get("tags", []):
+            cell.source = f"This is an executed copy of {link}, to be changed and run there."
+
+
 def _settled(text: str, name: str) -> str:
     """An output's text with a table's own name in place of the one that was drawn, and without an object's address."""
     return re.sub(r" at 0x[0-9a-f]+(?=>)", "", TABLE.sub(name, text))
@@ -147,7 +166,7 @@ def conclude(study: str, results: Path, source: Path, name: str) -> None:
     """Put what a study concludes at the end of its executed notebooks, in place of what stood there.
 
     Args:
-        study: as for `read_study`; in its conclusions `{table quantity policy}` stands for that row's number.
+        study: as for `read_study`; the markers of its conclusions are those of all texts, `this` is the study itself.
         results: the results folder whose notebooks these are.
         source: the results folder it is concluded from, whose tables are read.
         name: what that folder is called when it is published.
@@ -160,8 +179,9 @@ def conclude(study: str, results: Path, source: Path, name: str) -> None:
         path = results / "notebooks" / f"{notebook}.ipynb"
         content = nbformat.read(path, 4)
         content.cells = [cell for cell in content.cells if "conclusion" not in cell.metadata.get("tags", [])]
+        link_to_source(content, notebook, path.parent)
         if conclusion := made["conclusions"].get(notebook):
-            text = CONCLUSION.sub(lambda row: number(source / "tables" / f"{row[1]}.csv", row[2], row[3]), conclusion)
+            text = without_markers(filled(conclusion, {"this": source}))
             text = f"## What was concluded\n\nOf the published runs, `results/published/{name}`:\n\n{text}"
             cell = nbformat.v4.new_markdown_cell(text, id="conclusion", metadata={"tags": ["conclusion"]})
             content.cells.append(cell)

@@ -5,7 +5,6 @@ from pathlib import Path
 import yaml
 
 from modules.checks import did_you_mean, short
-from modules.report.notes import check_notes
 from modules.runs.spec import Spec
 from modules.study.design import NOTEBOOKS, SET_BY_EXPERIMENT, StudyError, declared, source, typed
 
@@ -14,9 +13,8 @@ PUBLISHED = Path("results/published")
 HEADLINE = ("02", "03", "04")
 EVERYWHERE = ("dataset", "data_dir", "workers")
 
-#: What a study's file may hold: each notebook's parameters, what is concluded from its published results, by notebook,
-#: and its notes.
-PARTS = ("notebooks", "conclusions", "notes")
+#: What a study's file may hold: each notebook's parameters, and what is concluded from its published results.
+PARTS = ("notebooks", "conclusions")
 
 #: The settings of a run that go through a notebook's `settings`, where it has no parameter of that name.
 SETTINGS = tuple(name for name in Spec.model_fields if name not in SET_BY_EXPERIMENT)
@@ -44,9 +42,9 @@ def read_study(study: str) -> dict[str, dict]:
     for part, values in found.items():
         if part not in PARTS:
             raise StudyError(f"{file}: {short(part)} is no part of a study{did_you_mean(str(part), PARTS)}")
-        if part != "notes" and not isinstance(values, dict):
+        if not isinstance(values, dict):
             raise StudyError(f"{file}: {part}: notebooks by name are needed, not {short(values)}")
-        for name in values if part != "notes" else ():
+        for name in values:
             if not (isinstance(name, str) and source(name).is_file()):
                 raise StudyError(f"{file}: there is no notebook {short(name)} in {NOTEBOOKS}")
     for name, text in (found.get("conclusions") or {}).items():
@@ -106,18 +104,6 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
     for name, values in plan.items():
         values.update({key: place for key, place in places.items() if key in known[name]})
     return plan
-
-
-def study_notes(study: str) -> dict[str, list]:
-    """The notes in a study's file, by experiment; none without any.
-
-    Raises:
-        StudyError: as `read_study`.
-        RunError: a note that says too little, or too much.
-    """
-    notes = read_study(study)["notes"]
-    check_notes(notes)
-    return notes
 
 
 def parsed(text: object, kinds: tuple[str, ...] = ()) -> object:

@@ -24,15 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 in_full = pytest.mark.skipif(not FULL, reason="make test-faults makes this fault")
 
 #: The same as parameters of a notebook.
-ASKED = dict(
-    **{key: NETWORK[key] for key in ("model", "batch_size")},
-    settings={key: value for key, value in NETWORK.items() if key not in ("model", "batch_size")},
-)
+ASKED = dict(dataset="digits", **NETWORK, settings={})
 RANGE_TEST = dict(**ASKED, **RAMP, iterations=LENGTH, evaluate_every=EVERY, runs=2)
 HEADLINE = dict(
     **ASKED,
     **BOUNDS,
     evaluate_every=EVERY,
+    by_hand=EVERY,
+    fixed_lr=0.001,
     fixed_milestones=MILESTONES,
     fixed_iterations=LENGTH,
     step_size=LENGTH // 4,
