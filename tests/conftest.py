@@ -14,8 +14,9 @@ settings.load_profile("study")
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
-    """A data directory of the tests' own, so that they neither need nor touch the user's."""
+    """Folders of the tests' own for data and their cache, so that they neither need nor touch the user's."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLR_DATA_DIR", str(folder))
+        patch.setenv("CLR_CACHE_DIR", str(folder / ".cache"))
         yield folder

@@ -43,7 +43,9 @@ def test_draws_depend_on_seed_and_iteration_alone():
     assert not (flip_crop(images, 1, 5) == flip_crop(images, 2, 5)).all()
 
 
-@pytest.mark.parametrize("settings", [dict(augment="flip_crop"), dict(evaluation="none"), dict(keep_weights=True)])
+@pytest.mark.parametrize(
+    "settings", [dict(augment="flip_crop"), dict(evaluation="none"), dict(keep_weights=True), dict(pixels="standard")]
+)
 def test_runs_with_these_options_resume_bit_for_bit(tmp_path, settings):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()

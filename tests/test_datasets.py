@@ -1,8 +1,14 @@
 """Data sets: shapes, fingerprints, the cache, and data that are missing or broken."""
 
 import gzip
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -53,11 +59,162 @@ def test_cache_is_memory_mapped_read_only_and_equal(tmp_path):
     assert second.label == "digits (scikit-learn)"
 
 
-def test_damaged_cache_is_made_anew(tmp_path):
-    load("digits", tmp_path)
-    file = tmp_path / ".cache" / "digits" / "train_images.npy"
-    file.write_bytes(file.read_bytes()[:100])
-    assert load("digits", tmp_path).train_images.shape == (1297, 1, 32, 32)
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own, empty."""
+    monkeypatch.setenv("CLR_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def in_cache(cache, name):
+    (found,) = cache.glob(f"*/{name}")
+    return found
+
+
+def unnoticed(path, content):
+    """Other content under the same size and times, in the eyes of a new process."""
+    before = path.stat()
+    assert len(content) == before.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    datasets._read_fingerprint.cache_clear()
+
+
+def zeroed(path):
+    content = path.read_bytes()
+    unnoticed(path, content[:4096] + bytes(4096) + content[8192:])
+
+
+def with_label(path, label):
+    labels = np.load(path)
+    labels[7] = label
+    np.save(path, labels)
+    datasets._read_fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train_images.npy", lambda path: path.write_bytes(path.read_bytes()[:100])),
+        ("train_images.npy", zeroed),
+        ("test_images.npy", Path.unlink),
+        ("train_labels.npy", lambda path: with_label(path, 99)),
+        ("test_labels.npy", lambda path: with_label(path, 3)),
+        ("meta.json", lambda path: path.write_text(path.read_text()[:50])),
+        ("meta.json", lambda path: path.write_text("[1]")),
+        ("meta.json", lambda path: path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))),
+    ],
+)
+def test_a_damaged_cache_is_noticed_and_made_anew(cache, name, damage):
+    whole = load("digits")
+    images, labels = np.array(whole.train_images), np.array(whole.train_labels)
+    damage(in_cache(cache, name))
+    for _ in range(2):
+        again = load("digits")
+        assert again.fingerprint == whole.fingerprint
+        np.testing.assert_array_equal(again.train_images, images)
+        np.testing.assert_array_equal(again.train_labels, labels)
+
+
+def test_a_cache_is_read_whole_once_a_process(cache, monkeypatch):
+    load("digits")
+    monkeypatch.setattr(datasets, "_fingerprint", None)
+    assert load("digits").train_images.shape == (1297, 1, 32, 32)
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from modules.data import datasets
+datasets.np.save = lambda file, array: os.kill(os.getpid(), 9)
+datasets.load("digits")
+"""
+
+
+def test_what_a_killed_writer_leaves_is_swept_by_the_next(cache):
+    assert subprocess.run([sys.executable, "-c", KILLED], check=False).returncode == -9
+    assert list(cache.glob("*.tmp"))
+    load("digits")
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [in_cache(cache, "meta.json").parent.name]
+
+
+def test_data_are_read_where_the_cache_cannot_be_written_or_another_writes_it(cache):
+    cache.write_text("a file, not a folder")
+    assert load("digits").train_images.shape == (1297, 1, 32, 32)
+    cache.unlink()
+    with filelock.FileLock(f"{datasets._cache_of('digits', datasets.default_data_dir())}.lock"):
+        assert load("digits").train_images.shape == (1297, 1, 32, 32)
+        assert not list(cache.glob("*/"))
+    assert isinstance(load("digits").train_images, np.memmap)
+
+
+def test_a_source_that_cannot_tell_when_it_changes_is_read_anew(cache, monkeypatch):
+    arrays = [np.zeros((4, 8, 8), dtype=np.uint8), np.arange(4) % 2]
+    monkeypatch.setitem(sources.SOURCES, "squares", Source("squares", lambda folder: ([arrays, arrays], ("a", "b"))))
+    before = load("squares").fingerprint
+    arrays[0] = arrays[0] + np.uint8(1)
+    assert load("squares").fingerprint != before
+
+
+def test_nothing_is_written_into_a_folder_of_images(cache, tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    folder = make_images(tmp_path / "pets")
+    before = sorted(folder.rglob("*"))
+    load("images", folder), load("images-8", folder)
+    assert sorted(folder.rglob("*")) == before
+    assert ImageFolder(folder / "train").classes == ["cat", "dog"]
+    assert len(list(cache.glob("*/meta.json"))) == 2
+
+
+def test_folders_of_two_places_have_caches_of_their_own(cache, tmp_path):
+    one, other = make_images(tmp_path / "one"), make_images(tmp_path / "other", count=5)
+    fingerprints = [load("images", folder).fingerprint for folder in (one, other, one, other)]
+    assert fingerprints[:2] == fingerprints[2:]
+    assert len(set(fingerprints)) == 2
+    assert len(list(cache.glob("*/meta.json"))) == 2
+
+
+def exchanged(one, other):
+    one.rename(aside := one.with_name("aside"))
+    other.rename(one)
+    aside.rename(other)
+
+
+def as_before(path, content):
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda train: exchanged(train / "cat", train / "dog"),
+        lambda train: exchanged(train / "cat" / "0.png", train / "dog" / "0.png"),
+        lambda train: as_before(train / "cat" / "0.png", (train / "dog" / "0.png").read_bytes()),
+        lambda train: (train / "cat" / "0.png").rename(train / "dog" / "9.png"),
+    ],
+)
+def test_files_that_change_under_equal_sizes_and_times_are_noticed(tmp_path, change):
+    folder = make_images(tmp_path / "pets")
+    for path in folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))  # of one size
+        path.unlink()
+        path.with_suffix(".bmp").rename(path)
+        os.utime(path, (0, 0))
+    before = load("images", folder).fingerprint
+    change(folder / "train")
+    assert load("images", folder).fingerprint != before
+
+
+def test_replaced_files_of_mnist_are_noticed(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder)
+    before = load("mnist", tmp_path).fingerprint
+    path = folder / "t10k-labels-idx1-ubyte"
+    as_before(path, path.read_bytes()[:-1] + b"\1")
+    assert load("mnist", tmp_path).fingerprint != before
 
 
 def test_images_folder_and_its_changes(tmp_path):
@@ -102,15 +259,16 @@ def test_splits_of_different_sizes_are_refused(tmp_path):
     folder = make_images(tmp_path)
     for path in (folder / "test").rglob("*.png"):
         Image.new("RGB", (20, 20)).save(path)
-    with pytest.raises(DataError, match=r"two splits differ, .*\[3, 16, 16\] in train and \[3, 20, 20\] in test"):
+    with pytest.raises(
+        DataError, match=r"8 images are of other sizes .*test/cat/0.png has shape \(20, 20\), others \(16"
+    ):
         load("images", folder)
-    assert not (folder / ".cache" / "images").exists()
 
 
 def test_not_square_images_are_refused(tmp_path):
     folder = make_images(tmp_path)
     for path in folder.rglob("*.png"):
-        Image.new("RGB", (16, 12)).save(path)
+        Image.open(path).crop((0, 0, 16, 12)).save(path)
     with pytest.raises(DataError, match="16 x 12"):
         load("images", folder)
 
@@ -152,7 +310,7 @@ def test_photographs_are_cropped_to_their_middle_and_turned_upright(tmp_path):
             exif = Image.Exif()
             exif[0x0112] = 6
             lying.save(folder / place / name / "1.jpg", exif=exif)
-            Image.fromarray(pixels).resize((1500, 4500)).save(folder / place / name / "2.jpg")
+            Image.fromarray(np.where(pixels, pixels, 10)).resize((1500, 4500)).save(folder / place / name / "2.jpg")
     data = load("images-8", folder)
     assert not data.held_out
     assert (data.train_images < 20).all()
@@ -213,8 +371,8 @@ def test_idx_files_are_read(tmp_path, name, place, suffix):
 
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     write_mnist(tmp_path / "system", suffix=".gz")
-    reader = sources._idx_reader("Fashion-MNIST", "FashionMNIST", "FashionMNIST", tmp_path / "system")
-    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", Source("F", reader))
+    found = sources._idx_source("Fashion-MNIST", "FashionMNIST", "FashionMNIST", tmp_path / "system")
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", found)
     assert load("fashion-mnist", tmp_path / "data").train_images.shape == (6, 1, 28, 28)
 
 
@@ -228,8 +386,7 @@ def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, monkeypatch):
     write_mnist(tmp_path)
     write_mnist(tmp_path / "MNIST" / "raw")
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
-    reader = sources._idx_reader("F", "FashionMNIST", "FashionMNIST")
-    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", Source("F", reader))
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", sources._idx_source("F", "FashionMNIST", "FashionMNIST"))
     with pytest.raises(DataError, match="could not be downloaded"):
         load("fashion-mnist", tmp_path)
 
@@ -268,10 +425,68 @@ def test_data_that_cannot_be_downloaded_are_named_with_ways_to_supply_them(tmp_p
     def offline(*arguments, **settings):
         raise OSError("no network")
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", offline)
     with pytest.raises(DataError, match=r"CIFAR-10 is not in .*cifar-10-python.tar.gz") as error:
         load("cifar10", tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_download_that_stopped_half_way_is_said_with_what_is_missing(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def offline(*arguments, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", offline)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_mnist(raw)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", sources._idx_source("F", "FashionMNIST", "FashionMNIST"))
+    with pytest.raises(DataError, match="raw is there and lacks train-labels-idx1-ubyte. Ways to supply it: put the"):
+        load("fashion-mnist", tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataError, match="py is there and lacks data_batch_1, .*, batches.meta. Ways to supply it"):
+        load("cifar10", tmp_path)
+
+
+def test_a_failed_download_leaves_no_folder_that_looks_like_data(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def offline(folder, download):
+        (folder / "MNIST" / "raw").mkdir(parents=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
+    with pytest.raises(DataError, match="MNIST is not in .* and could not be downloaded or read"):
+        load("mnist", tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_file_that_is_not_cifar10s_own_is_named(tmp_path):
+    file = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    file.parent.mkdir()
+    file.write_bytes(b"not a batch")
+    with pytest.raises(DataError, match=r"data_batch_3 is not CIFAR-10's own file \(MD5 .*: delete it, and the same"):
+        load("cifar10", tmp_path)
+
+
+DATA = Path(datasets.__file__).resolve().parents[2] / "data"
+
+
+@pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason="needs CIFAR-10 in data/")
+def test_cifar10_is_the_official_one_and_has_the_published_fingerprint():
+    from torchvision.datasets import CIFAR10
+
+    official = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    assert len(official) == 7
+    for name, md5 in official:
+        assert hashlib.md5((DATA / CIFAR10.base_folder / name).read_bytes()).hexdigest() == md5, name
+    splits, classes = sources.source("cifar10").read(DATA)
+    assert datasets._fingerprint(datasets._arrays(splits)) == (
+        "cfcbc44e16f8855d45b47f5b60a07d7563b36ac9a083f0f1a78b551832d08ed7"
+    )
+    assert classes[:2] == ("airplane", "automobile")
 
 
 def test_unknown_name():

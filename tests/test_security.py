@@ -3,12 +3,16 @@
 import getpass
 import os
 import platform
+import subprocess
 from contextlib import suppress
 
 import psutil
+import pytest
 import torch
+from PIL import Image
 from toys import small
 
+from modules.data.pictures import DataError, read_pictures
 from modules.runs.files import RunFiles
 from modules.runs.parallel import cluster
 from modules.runs.training import train
@@ -29,6 +33,17 @@ def test_checkpoints_run_no_code(tmp_path, monkeypatch, capsys):
     assert files.saved(small(), "") is None
     assert "could not be read" in capsys.readouterr().out
     assert not (tmp_path / "owned").exists()
+
+
+def test_pictures_start_no_program(tmp_path, monkeypatch):
+    """Pillow gives PostScript, which is a language to program in, to Ghostscript, whatever the file is called."""
+    picture = tmp_path / "cat.png"
+    Image.new("RGB", (16, 16)).save(picture, "EPS")
+    started = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *arguments, **options: started.append(arguments))
+    with pytest.raises(DataError, match="cat.png cannot be read as an image: cannot identify image file"):
+        read_pictures([picture], 16)
+    assert not started
 
 
 def test_servers_listen_to_loopback_alone():

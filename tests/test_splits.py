@@ -5,7 +5,7 @@ import pytest
 from toys import make_images
 
 from modules.data.datasets import load
-from modules.data.splits import FOLDS, split
+from modules.data.splits import FOLDS, Split, split
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +51,40 @@ def test_means_are_those_of_the_training_images_alone(tmp_path, name):
     train = found.images[found.train]
     np.testing.assert_allclose(found.channel_mean(), (train / 255).mean(axis=(0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(found.mean_image(), train.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.channel_deviation(), (train / 255).std(axis=(0, 2, 3)), rtol=1e-6)
+
+
+def test_a_channel_that_is_the_same_everywhere_has_a_deviation_that_divides():
+    images = np.zeros((4, 2, 8, 8), dtype=np.uint8)
+    images[:2, 1] = 255
+    found = Split(images, np.arange(4), np.arange(4), np.arange(0), images, np.arange(4))
+    assert found.channel_deviation().tolist() == [1, 0.5]
+
+
+@pytest.fixture
+def three_parts(tmp_path):
+    folder = make_images(tmp_path, count=10)
+    (folder / "val").mkdir()
+    for name in ("cat", "dog"):
+        (folder / "val" / name).mkdir()
+        for number in range(4):  # pictures of their own
+            (folder / "test" / name / f"{number}.png").rename(folder / "val" / name / f"{number}.png")
+    return load("images", folder)
+
+
+def test_a_folder_for_validation_chooses_where_there_is_one_for_testing_too(three_parts):
+    found = split(three_parts, "validation", 1)
+    assert found.sizes == {"train": 20, "validation": 8, "test": 12}
+    np.testing.assert_array_equal(found.images[found.validation], three_parts.validation_images)
+    np.testing.assert_array_equal(found.validation_labels, [0] * 4 + [1] * 4)
+    np.testing.assert_array_equal(found.images[found.train], three_parts.train_images)
+    np.testing.assert_array_equal(found.test_images, three_parts.test_images)
+    train = three_parts.train_images / 255
+    np.testing.assert_allclose(found.channel_mean(), train.mean(axis=(0, 2, 3)), rtol=1e-6)
+    assert split(three_parts, "standard", 1).sizes == {"train": 20, "validation": 0, "test": 12}
+
+
+def test_images_of_all_three_folders_are_in_the_folds(three_parts):
+    folds = [split(three_parts, "folds", seed) for seed in range(FOLDS)]
+    assert sum(len(fold.test_labels) for fold in folds) == 40
+    assert {sum(fold.sizes.values()) for fold in folds} == {40}

@@ -38,6 +38,7 @@ def table(path):
         dict(optimizer="adam", weight_decay=0.01, iterations=10, evaluate_every=5),
         dict(bias_lr_mult=2.0, momentum=0.0),
         dict(pixels="caffe", evaluation="validation", test_at_end=True),
+        dict(pixels="standard", evaluation="validation"),
         dict(model="lenet", dataset="digits", split="standard", iterations=6, evaluate_every=3),
         dict(
             model="cifar10_quick",
@@ -50,7 +51,7 @@ def table(path):
             multipliers="caffe",
         ),
     ],
-    ids=["dense", "adam", "multipliers", "validation", "lenet", "cifar10_quick"],
+    ids=["dense", "adam", "multipliers", "validation", "standard", "lenet", "cifar10_quick"],
 )
 def test_a_run_of_a_group_is_what_it_is_alone_but_for_rounding(tmp_path, settings):
     alone, together = tmp_path / "alone", tmp_path / "together"

@@ -216,6 +216,15 @@ def test_pixels_are_scaled_and_centred():
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_standard_pixels_have_mean_0_and_deviation_1_in_every_channel(tmp_path):
+    dataset = load("images", make_images(tmp_path / "images"))
+    data = Data(split(dataset, "standard", 1), torch.device("cpu"), "standard")
+    images = data.pixels(data.images)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-6
+    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_caffe_pixels_are_bytes_minus_the_mean_image(tmp_path):
     dataset = load("images", make_images(tmp_path / "images"))
     data = Data(split(dataset, "standard", 1), torch.device("cpu"), "caffe")

@@ -4,7 +4,7 @@ import pytest
 from toys import FIXED, TRIANGULAR, make_images, small
 
 from modules.checks import RunError
-from modules.data.datasets import load
+from modules.data.datasets import DataError, load
 from modules.runs.files import RunFiles, pack_runs
 from modules.runs.training import train
 from modules.runs.verification import runs_in, verify
@@ -78,8 +78,23 @@ def test_other_data_are_refused(tmp_path):
     text, record = files.read()
     record["data"]["fingerprint"] = "0" * 64
     files.finish([line.split(",") for line in text.splitlines()[1:]], record)
-    with pytest.raises(RunError, match="was trained on digits .* name theirs with data_dir"):
+    with pytest.raises(RunError, match="was trained on digits .*, fingerprint 000000000000, and the data here have 45"):
         verify(run_at(path))
+
+
+@pytest.mark.parametrize("there", ["FashionMNIST/raw", "mine/cat"])
+def test_data_that_are_not_there_are_named_with_how_to_give_them(tmp_path, there):
+    """What lies in the data folder instead, such as a failed download, is said last."""
+    images = make_images(tmp_path / "images")
+    path = train(small(dataset="images", batch_size=4), tmp_path, images)
+    fingerprint = load("images", images).fingerprint
+    (tmp_path / "data" / there).mkdir(parents=True)
+    with pytest.raises(DataError) as error:
+        verify(run_at(path), data_dir=tmp_path / "data")
+    said = str(error.value)
+    assert f"was trained on images (folder of images), fingerprint {fingerprint[:12]}; name the folder" in said
+    assert said.index("--data-dir <folder>") < said.index(", or mend what was found instead: ")
+    assert "\n" not in said
 
 
 def test_edited_runs_and_wrong_places_are_refused(tmp_path):

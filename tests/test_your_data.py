@@ -11,6 +11,7 @@ from modules.data.datasets import DataError
 from modules.rate_finders.benchmark import SCHEDULES
 from modules.report import advice
 from modules.runs.spec import spec
+from modules.runs.training import train
 from modules.statistics import AnalysisError
 from modules.study import design, experiments
 
@@ -134,9 +135,37 @@ def test_what_a_rate_is_good_for_and_what_was_left_out_is_said(tmp_path):
     (folder / "cat" / "1.heic").touch()
     given = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8, momentum=0.5)
     said = asked(tmp_path, **given)[2].said
-    assert "1 files with other endings" in said
+    assert "1 files with other endings were passed over: 1 .heic." in said
+    assert "images have the same pixels as another, such as " in said
     assert "sgd, momentum 0.5, weight decay 0.0005, batches of 8, augmentation none" in said
     assert "400 iterations, 100 epochs" in said
+
+
+def test_a_folder_for_validation_decides_and_one_for_testing_is_left_alone(tmp_path):
+    folder = tmp_path / "pets"
+    for part, count in (("train", 10), ("val", 4), ("test", 3)):
+        photographs(folder / part, cat=count, dog=count)
+    given = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
+    _, trainings, about = asked(tmp_path, **given)
+    assert about.deciding == 8
+    assert {(run.split, run.evaluation, run.test_at_end) for run in trainings(RATES)} == {
+        ("validation", "validation", False)
+    }
+    assert "20 images train, 8 others decide" in about.said
+    assert "Those of the folder for validation decide, those of the one for testing are not read." in about.said
+
+
+def test_trainings_are_refused_when_the_data_have_changed_since_the_range_tests(tmp_path):
+    folder = photographs(tmp_path / "pets", cat=10, dog=10)
+    options = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8, model="mlp", ramp=100, runs=1)
+    tests, trainings, _ = asked(tmp_path, **options)
+    ramps = tmp_path / "results" / "your_data_ramps"
+    ramps.mkdir(parents=True)
+    train(tests[0], ramps, folder)
+    assert trainings(RATES)
+    next((folder / "cat").rglob("*.png")).unlink()
+    with pytest.raises(RunError, match="your_data_ramps was trained on pets .*they have changed since; put them back"):
+        trainings(RATES)
 
 
 def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp_path):

@@ -1,23 +1,30 @@
 """Named data sets as uint8 tensors in memory: decoded once, cached as `.npy`, memory-mapped read-only.
 
-Many worker processes then share one copy of the pixels, and nobody decodes an image twice.
+Many worker processes then share one copy of the pixels, and nobody decodes an image twice. The cache is not believed:
+it is taken where the files it was made of are as they were, and where its arrays have the fingerprint that it names.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import filelock
 import numpy as np
 
 from modules.checks import short
-from modules.data.sources import SPLITS, DataError, ImageFiles, Source, source
+from modules.data.folders import SPLITS, VALIDATION, ImageFiles
+from modules.data.pictures import shown
+from modules.data.sources import DataError, Source, source
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 #: Labels of image folders whose pixels are known, by their fingerprint.
 KNOWN_IMAGES = {"f103e41073cc568513074a83398ed490d1f69502a0d7c4e4cb9c59ce87c78e51": "CIFAR-10 (JPEG copy)"}
@@ -33,8 +40,9 @@ class Dataset:
         train_images, test_images: uint8 arrays `[N, C, H, W]`, read-only.
         train_labels, test_labels: int64 arrays `[N]`.
         classes: class names, in label order.
-        fingerprint: SHA-256 over shapes, pixels and labels of both splits.
-        passed_over: how many files of a folder of images were not taken for images.
+        fingerprint: SHA-256 over shapes, pixels and labels of all parts.
+        validation_images, validation_labels: of a folder that has images for validation beside those for testing.
+        notes: sentences on what was not read of a folder of images, and on what makes its results doubtful.
         held_out: the test images are a part of the training images of a folder that has none for testing.
     """
 
@@ -46,8 +54,10 @@ class Dataset:
     test_labels: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
     held_out: bool = False
-    passed_over: int = 0
 
     @property
     def channels(self) -> int:
@@ -63,14 +73,21 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("CLR_DATA_DIR") or "data")
 
 
+def cache_dir() -> Path:
+    """Where decoded images are kept: `$CLR_CACHE_DIR`, else the project's `data/.cache`; no folder of the user's."""
+    return Path(os.environ.get("CLR_CACHE_DIR") or Path(__file__).resolve().parents[2] / "data" / ".cache")
+
+
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Load a data set, from its cache where there is one.
+
+    What there is to say of a folder of images (`Dataset.notes`) is printed when it is decoded.
 
     Args:
         name: one of `sources.SOURCES`. For `images`, `data_dir` holds `train/<class>/*` and `test/<class>/*`, all of
             one size; for `images-64`, of any size: each is resized and cropped to 64 x 64. Without `test/` (or `val/`)
             a fifth of each class is held out.
-        data_dir: where the data lie or are downloaded to, and where the cache goes; by default `default_data_dir()`.
+        data_dir: where the data lie or are downloaded to; by default `default_data_dir()`.
 
     Raises:
         DataError: an unknown name; `data_dir` that is no path; data missing, truncated or unreadable, with what to do.
@@ -80,16 +97,22 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
         raise DataError(f"data_dir={short(data_dir)}: a path is needed")
     data_dir = Path(data_dir) if data_dir else default_data_dir()
     files = origin.find(data_dir) if origin.find else None
-    key = [CACHE_VERSION, *(files.stamp if files else [])]
-    cache = data_dir / ".cache" / name
-    about = {"held_out": files.held_out, "passed_over": files.passed_over} if files else {}
-    found = _open_cache(cache, key)
-    if found is None:
-        splits, classes = files.read() if files else origin.read(data_dir)
-        arrays = _arrays(*splits)
+    cache = _cache_of(name, data_dir)
+    found = _open_cache(cache, _stamp(origin, data_dir, files))
+    decoded = found is None
+    if decoded:
+        (splits, classes), remarks = files.read() if files else (origin.read(data_dir), [])
+        arrays = _arrays(splits)
         _check(arrays, classes, name, data_dir)
-        found = _write_cache(cache, key, arrays, classes)
-    return Dataset(name, _label(origin, found["fingerprint"], data_dir, files), **found, **about)
+        # Anew where there was none: what was missing has been downloaded by now.
+        stamp = _stamp(origin, data_dir, files)
+        found = _write_cache(cache, stamp, arrays, {"classes": tuple(classes), "remarks": remarks})
+    notes = (*(files.notes if files else ()), *(f"{remark[0].upper()}{remark[1:]}." for remark in found.pop("remarks")))
+    if decoded:
+        for note in notes:
+            print(f"{shown(data_dir)}: {note}", file=sys.stderr)  # a design's output is not shown
+    label = _label(origin, found["fingerprint"], data_dir, files)
+    return Dataset(name, label, **found, notes=notes, held_out=bool(files and files.held_out))
 
 
 Arrays = dict[str, np.ndarray]
@@ -109,61 +132,118 @@ def _label(origin: Source, fingerprint: str, data_dir: Path, files: ImageFiles |
     return origin.label or KNOWN_IMAGES.get(fingerprint) or folder
 
 
-def _open_cache(cache: Path, key: list) -> dict | None:
-    """The cached parts of a `Dataset`; None where there are none of this key."""
+def _cache_of(name: str, data_dir: Path) -> Path:
+    """The cache's folder: one for each data set and each place it lies in, and for each layout of caches."""
+    key = hashlib.sha256(os.fsencode(f"{CACHE_VERSION} {data_dir.resolve()}")).hexdigest()
+    return cache_dir() / f"{name}-{key[:16]}"
+
+
+def _stamp(origin: Source, data_dir: Path, files: ImageFiles | None) -> list | None:
+    """What changes when the data do; None where nothing says so."""
+    if files:
+        return files.stamp
+    return origin.stamp(data_dir) if origin.stamp else None
+
+
+def _open_cache(cache: Path, stamp: list | None) -> dict | None:
+    """The cached parts of a `Dataset`, and its remarks; None where there are none of these data."""
+    if stamp is None:
+        return None
     try:
         meta = json.loads((cache / "meta.json").read_text())
-        if meta["key"] != key:
+        if meta["stamp"] != stamp:
             return None
-        arrays = {part: np.load(cache / f"{part}.npy", mmap_mode="r") for part in meta["parts"]}
-    except (OSError, ValueError, KeyError, EOFError):
+        paths = {part: cache / f"{part}.npy" for part in meta["parts"]}
+        as_read = tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in (p.stat() for p in paths.values()))
+        if _read_fingerprint(tuple(paths.items()), as_read) != meta["fingerprint"]:
+            print(f"the cache {shown(cache)} is not as it was written: the images are decoded again")
+            return None
+        found = {part: np.load(path, mmap_mode="r") for part, path in paths.items()}
+        return found | {"classes": tuple(meta["classes"]), **{key: meta[key] for key in ("fingerprint", "remarks")}}
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return {**arrays, "classes": tuple(meta["classes"]), "fingerprint": meta["fingerprint"]}
 
 
-def _write_cache(cache: Path, key: list, arrays: Arrays, classes: tuple[str, ...]) -> dict:
-    """Put the parts of a `Dataset` into the cache, and give them back from there where that is possible."""
-    fingerprint = _fingerprint(arrays)
-    found = {**arrays, "classes": classes, "fingerprint": fingerprint}
-    meta = {"key": key, "fingerprint": fingerprint, "classes": classes, "parts": sorted(arrays)}
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f"{cache.name}-", dir=cache.parent))
-    except OSError:  # a read-only data directory: work from memory
-        return found
-    try:
+@lru_cache(maxsize=32)
+def _read_fingerprint(paths: Sequence[tuple[str, Path]], as_read: tuple) -> str:
+    """The fingerprint of cached arrays; taken once a process, as long as their files stay `as_read`."""
+    return _fingerprint({part: np.load(path, mmap_mode="r") for part, path in paths})
+
+
+def _write_cache(cache: Path, stamp: list | None, arrays: Arrays, about: dict) -> dict:
+    """Put the parts of a `Dataset` into the cache, and give them back from there where that is possible.
+
+    Args:
+        cache, stamp: where, and of which data.
+        arrays: its arrays, by name.
+        about: its `classes` and `remarks`.
+    """
+    about = {"fingerprint": _fingerprint(arrays), **about}
+    if stamp is None:
+        return arrays | about
+    meta = {"stamp": stamp, "parts": sorted(arrays), **about}
+    # A cache that cannot be written, or that another process writes just now: work from memory.
+    with suppress(OSError), _writing(cache) as new:
         for part, array in arrays.items():
-            np.save(new / f"{part}.npy", array)
-        (new / "meta.json").write_text(json.dumps(meta))
-        shutil.rmtree(cache, ignore_errors=True)
-        with suppress(OSError):  # another process was first, with the same bytes
+            with (new / f"{part}.npy").open("wb") as file:
+                np.save(file, array)
+                _to_disk(file)
+        with (new / "meta.json").open("w") as file:
+            json.dump(meta, file)
+            _to_disk(file)
+    return _open_cache(cache, stamp) or arrays | about
+
+
+def _to_disk(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())  # else the folder's name may reach the disk before its content does
+
+
+@contextmanager
+def _writing(cache: Path) -> Iterator[Path]:
+    """A new folder that takes the cache's place when all is written; what killed writers left behind is deleted.
+
+    Raises:
+        OSError: the cache cannot be written, or another process writes it.
+    """
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{cache}.lock", timeout=0):
+        for stale in cache.parent.glob(f"{cache.name}.*.tmp"):
+            shutil.rmtree(stale)
+        new, old = (Path(tempfile.mkdtemp(".tmp", f"{cache.name}.", cache.parent)) for _ in range(2))
+        try:
+            yield new
+            with suppress(FileNotFoundError):
+                cache.rename(old)
             new.rename(cache)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    return _open_cache(cache, key) or found
+        finally:
+            for folder in (new, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _arrays(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> Arrays:
-    """Name the four arrays; grey images `[N, H, W]` get their channel, colour ones `[N, H, W, C]` go channels first."""
+def _arrays(splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> Arrays:
+    """Name the arrays; grey images `[N, H, W]` get their channel, colour ones `[N, H, W, C]` go channels first."""
     named = {}
-    for split, (images, labels) in zip(SPLITS, (train, test), strict=True):
+    for split, (images, labels) in zip((*SPLITS, VALIDATION), splits, strict=False):
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         named[f"{split}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
         named[f"{split}_labels"] = np.ascontiguousarray(labels, dtype=np.int64)
     return named
 
 
-def _check(arrays: Arrays, classes: tuple[str, ...], name: str, data_dir: Path) -> None:
+def _check(arrays: Arrays, classes: Sequence[str], name: str, data_dir: Path) -> None:
     """Raise DataError when no network could be trained on one split and tested on the other."""
-    train, test = (arrays[f"{split}_images"].shape for split in SPLITS)
-    if train[1:] != test[1:]:
-        raise DataError(
-            f"{name} in {data_dir}: images of the two splits differ, [C, H, W] is {list(train[1:])} in train and "
-            f"{list(test[1:])} in test: resize or convert them first"
-        )
+    shapes = {part.removesuffix("_images"): array.shape for part, array in arrays.items() if part.endswith("_images")}
+    train = shapes["train"]
+    for split, shape in shapes.items():
+        if train[1:] != shape[1:]:
+            raise DataError(
+                f"{name} in {data_dir}: images of the two splits differ, [C, H, W] is {list(train[1:])} in train and "
+                f"{list(shape[1:])} in {split}: resize or convert them first"
+            )
     if train[2] != train[3]:
         raise DataError(f"{name} in {data_dir}: images are {train[3]} x {train[2]} pixels, the networks need squares")
-    for split in SPLITS:
+    for split in shapes:
         labels = arrays[f"{split}_labels"]
         if not 0 <= labels.min() <= labels.max() < len(classes):
             raise DataError(f"{name} in {data_dir}: labels in {split} go to {labels.max()}, of {len(classes)} classes")

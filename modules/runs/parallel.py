@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
-from modules.runs.files import RunFiles, writing
+from modules.runs.files import RunFiles, complete_runs, writing
 from modules.runs.spec import Spec
 from modules.runs.stacked import divided, train_together, why_not
 from modules.runs.training import branches_of, check, train
@@ -132,6 +132,23 @@ def check_all(
             check(spec, dataset)
         for spec in asked:
             RunFiles(folder, spec.name).check(spec, dataset.fingerprint)
+
+
+def same_data(folder: str | Path, dataset: str, data_dir: str | Path | None = None) -> None:
+    """Raise RunError when runs that others build on were trained on other data than there are now.
+
+    Args:
+        folder: their experiment's; it need not exist.
+        dataset, data_dir: the data of the runs that build on them, as for `datasets.load`.
+    """
+    fingerprint = load(dataset, data_dir).fingerprint
+    for run in complete_runs(folder)[:1]:  # they are all of one kind, or cannot be read as a table
+        known = run.read()[1]["data"]
+        if known["fingerprint"] != fingerprint:
+            raise RunError(
+                f"{folder} was trained on {known['label']}, fingerprint {known['fingerprint'][:12]}, and these data "
+                f"have {fingerprint[:12]}: they have changed since; put them back, or use another RESULTS"
+            )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from modules import models
 from modules.checks import RunError, complaints
 from modules.data import sources
+from modules.data.batches import PIXELS
 from modules.data.splits import SPLITS
 from modules.policies import Count, Frozen, Number, Policy, Rate, Share
 
@@ -23,7 +24,7 @@ class Spec(Frozen):
     Attributes:
         dataset: one of `sources.SOURCES`.
         model, pooling, init, activation: as in `models.build`.
-        pixels: `unit` or `caffe`, as in `batches.Data`.
+        pixels: `unit`, `standard` or `caffe`, as in `batches.Data`.
         augment: `none`, or `flip_crop`, as in `batches.flip_crop`.
         policy: one of `policies.POLICIES`, by its `name`.
         variant: what the run is called in tables and in its files' names, where the policy's name does not tell it from
@@ -53,7 +54,7 @@ class Spec(Frozen):
     pooling: Literal["floor", "caffe"] = "floor"
     init: Literal["torch", "caffe", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform"] = "torch"
     activation: Literal["relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
-    pixels: Literal["unit", "caffe"] = "unit"
+    pixels: Literal[PIXELS] = "unit"
     augment: Literal["none", "flip_crop"] = "none"
     policy: Policy
     variant: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,60}$")] | None = None

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from modules import models
 from modules.checks import RunError
-from modules.data.batches import Data, batches
+from modules.data.batches import Data, batches, scaled
 from modules.data.datasets import Dataset
 from modules.data.splits import split
 from modules.range_test import LARGEST_RATE, climbed
@@ -283,11 +283,14 @@ class _Images:
             self.data.append(by_split[key])
         self.scale, self.device = self.data[0].scale, device
         self.mean = torch.stack([data.mean[0] for data in self.data])[:, None]
+        self.deviation = None
+        if self.data[0].deviation is not None:
+            self.deviation = torch.stack([data.deviation[0] for data in self.data])[:, None]
         self.images, self.labels = self.data[0].images, self.data[0].labels
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 `[runs, B, C, H, W]` to scaled and centred float32."""
-        return images.to(torch.float32).div_(self.scale).sub_(self.mean)
+        return scaled(images, self.scale, self.mean, self.deviation)
 
     def batch(self, which: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Inputs `[runs, B, C, H, W]` and labels `[runs, B]` of each run's training images with these numbers."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from modules.checks import RunError, whole
-from modules.data.datasets import load
+from modules.data.datasets import DataError, load
 from modules.runs import packed
 from modules.runs.files import RunFiles, as_csv, complete_runs, experiments
 from modules.runs.provenance import processor
@@ -57,13 +57,15 @@ def verify(files: RunFiles, rows: int = 1, data_dir: str | Path | None = None) -
     whole("rows", rows)
     table, record = files.read()
     asked = spec(**record["spec"])
-    fingerprint = load(asked.dataset, data_dir).fingerprint
-    if fingerprint != record["data"]["fingerprint"]:
-        raise RunError(
-            f"{files.place} was trained on {record['data']['label']}, fingerprint "
-            f"{record['data']['fingerprint'][:12]}, and the data here have {fingerprint[:12]}: name theirs with "
-            "data_dir"
-        )
+    known = record["data"]
+    trained_on = f"{files.place} was trained on {known['label']}, fingerprint {known['fingerprint'][:12]}"
+    name_it = 'name the folder that has them: PARAMS="--data-dir <folder>"'
+    try:
+        fingerprint = load(asked.dataset, data_dir).fingerprint
+    except DataError as error:
+        raise DataError(f"{trained_on}; {name_it}, or mend what was found instead: {error}") from error
+    if fingerprint != known["fingerprint"]:
+        raise RunError(f"{trained_on}, and the data here have {fingerprint[:12]}: {name_it}")
     device = "cpu" if record["device"] == "cpu" else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError(f"{files.place} was trained on {record['device']}: a GPU is needed to train it again")

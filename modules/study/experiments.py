@@ -46,15 +46,16 @@ def your_data(
 ) -> tuple[list[Spec], Callable[[dict[str, float]], list[Spec]], About]:
     """Notebook 10: range tests, in `your_data_ramps`, and a training of each schedule, in `your_data`.
 
-    No test image is read where there are images to choose by: a tenth of the training images decides. In a folder
-    without test images those held out decide.
+    No test image is read where there are images to choose by: those of a folder for validation, where there is one for
+    testing too, else a tenth of the training images. In a folder without test images those held out decide.
 
     Returns:
         The range tests, a seed each; a function from `suggest_rate`'s rate for each schedule to the trainings; and what
         there is to say of the data.
 
     Raises:
-        RunError, DataError: a parameter is wrong, or a folder holds other runs.
+        RunError, DataError: a parameter is wrong, or a folder holds other runs; the function's call: the data have
+            changed since the range tests.
     """
     if image_size is not None:
         if dataset != "images":
@@ -78,6 +79,7 @@ def your_data(
     setting = shared_settings(settings, **setting, evaluation=decides, test_at_end=False)
 
     def trainings(rates: dict[str, float]) -> list[Spec]:
+        parallel.same_data(ramp_folder, dataset, data_dir)
         return [
             spec(
                 **setting,
@@ -123,8 +125,9 @@ def about(data: datasets.Dataset, divided: Split, ramp: Spec, iterations: int) -
     said = f"{data.label}: {counts.sum():,} images train, {len(deciding):,} others decide; {size}. To train: {shown}."
     if counts.max() > 2 * counts.min():
         said += f" The classes are unequal: always naming {data.classes[largest]!r} is right in {majority:.0%}."
-    if data.passed_over:
-        said += f" {data.passed_over:,} files with other endings were passed over."
+    if data.validation_labels is not None:
+        said += " Those of the folder for validation decide, those of the one for testing are not read."
+    said = " ".join([said, *data.notes])
     momentum = f", momentum {ramp.momentum:g}" if ramp.momentum else ""
     epochs = iterations / (counts.sum() // ramp.batch_size)
     said += (

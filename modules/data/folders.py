@@ -1,0 +1,454 @@
+"""A folder of images: which of its folders are parts of the data set, which are classes, and which files are images."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+import numpy as np
+
+from modules.checks import short
+from modules.data.pictures import RESIZED, SHOWN, DataError, read_pictures, refuse, shown
+
+#: Images `[N, H, W]` or `[N, H, W, 3]` and labels `[N]` of each part; the classes' names.
+Read = tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]
+
+SPLITS = ("train", "test")
+VALIDATION = "validation"  # the part that a folder has where it holds images of both kinds beside the training images
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+NOT_A_CLASS = "__MACOSX"  # what macOS adds to archives: a shadow of every file
+HANDS = 5  # without images for testing one of five images of each class is held out
+DARK = 32  # of 255
+KNOWN = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "cifar-10-batches-py": "cifar10"}
+
+#: What folders of a part are called, together with words that say nothing: `Training_set`, `testing_images`, `valid`.
+PART_NAMES = {
+    "train": "training|trainings|train|trn|trainval",
+    VALIDATION: "validation|validate|valid|val|development|devel|dev|eval|evaluation",
+    "test": "testing|tests|test|tst|holdout|heldout",
+}
+SAYS_NOTHING = "datasets?|data|sets?|images?|imgs?|pictures?|pics?|photos?|samples?|examples?|splits?|parts?|files?|dir"
+MASKS = "masks?|labels?|annotations?|annots?|segmentations?|segm?|groundtruths?|gts?|truths?|targets?|outputs?|depths?"
+PLAIN = f"{SAYS_NOTHING}|inputs?|originals?|sources?|raw|jpegs?|jpgs?|pngs?|rgb"
+
+_Id = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files of a folder, by what they are for.
+
+    Attributes:
+        folder: the folder.
+        files: per part (`train`, `test`, and perhaps `validation`), one (path, label) for each image, sorted.
+        classes: the classes' names, in label order.
+        held_out: the folder has no test images of its own: a part of its images was held out for them.
+        size: what every image is resized and cropped to, in pixels; None for images that are all of one size.
+        stamp: changes when a file does.
+        notes: sentences on what was not read.
+    """
+
+    folder: Path
+    files: dict[str, list[tuple[Path, int]]]
+    classes: tuple[str, ...]
+    held_out: bool
+    size: int | None
+    stamp: list
+    notes: tuple[str, ...]
+
+    def read(self) -> tuple[Read, list[str]]:
+        """All images, in colour where one is, and what there is to say of them.
+
+        Raises:
+            DataError: some cannot be read, are of another shape than the rest, or all are the same picture.
+        """
+        paths = [path for files in self.files.values() for path, _ in files]
+        images, said = read_pictures(paths, self.size)
+        (shape, _), *_ = Counter(image.shape[:2] for image in images).most_common(1)
+        other = [
+            (path, f"has shape {image.shape[:2]}, others {shape}")
+            for path, image in zip(paths, images, strict=True)
+            if image.shape[:2] != shape
+        ]
+        refuse(other, "images are of other sizes than the rest", RESIZED)
+        if any(image.ndim == 3 for image in images):
+            images = [np.stack([image] * 3, axis=-1) if image.ndim == 2 else image for image in images]
+        parts, start = [], 0
+        for files in self.files.values():
+            stop = start + len(files)
+            parts.append((np.stack(images[start:stop]), np.array([label for _, label in files])))
+            start = stop
+        return (parts, self.classes), [said] * bool(said) + self._remarks(images)
+
+    def _remarks(self, images: Sequence[np.ndarray]) -> list[str]:
+        """What makes a result doubtful: pictures of one colour, the same picture twice, in two parts or two classes.
+
+        Raises:
+            DataError: all are the same picture.
+        """
+        of = [
+            (part, label, shown(path.relative_to(self.folder)))
+            for part, files in self.files.items()
+            for path, label in files
+        ]
+        alike: dict[bytes, list[tuple[str, int, str]]] = {}
+        plain, brightest, brightness = [], 0, 0.0
+        for which, image in zip(of, images, strict=True):
+            alike.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(which)
+            brightest = max(brightest, int(image.max()))
+            brightness += float(image.mean()) / len(images)
+            if (image == image[:1, :1]).all():
+                plain.append(which[-1])
+        if len(alike) == 1:
+            raise DataError(f"{shown(self.folder)}: all {len(of)} images are the same picture, nothing can be learnt")
+        said = []
+        if plain:
+            said.append(f"{len(plain):,} of {len(of):,} images are of one colour each, such as {plain[0]}")
+        if brightest < DARK or brightness < DARK / 10:
+            said.append(
+                f"the images are nearly black: of 255 the largest value is {brightest}, the mean {brightness:.1f}"
+            )
+        twice, leaks, torn = [], [], []
+        for group in alike.values():
+            first = group[0]
+            twice += [(first, other) for other in group[1:]]
+            leaks += [(first, other) for other in group[1:] if other[0] != first[0]]
+            torn += [(first, other) for other in group[1:] if other[1] != first[1]]
+        for pairs, what in (
+            (twice, "images have the same pixels as another"),
+            (leaks, "images have the same pixels as one of another part (train, validation, test)"),
+            (torn, "images have the same pixels as one of another class"),
+        ):
+            if pairs:
+                (*_, one), (*_, other) = pairs[0]
+                said.append(f"{len(pairs):,} {what}, such as {other} and {one}")
+        return said
+
+
+def find_images(data_dir: Path, size: int | None = None) -> ImageFiles:
+    """The image files of a folder, without reading them; links are followed, hidden names left out.
+
+    A class's images may lie in folders below its own. Where no folder is named as one for testing or validation, a
+    fifth of each class is held out, always the same for the same files; the class folders may then lie in `data_dir`.
+
+    Args:
+        data_dir: the folder.
+        size: what the images are to be resized to, in pixels.
+
+    Raises:
+        DataError: folders are missing, empty, differ between the parts, or cannot be told from parts.
+    """
+    try:
+        return _listed(data_dir, size)
+    except OSError as error:
+        raise DataError(f"{shown(error.filename or data_dir)} cannot be read: {error.strerror}") from error
+
+
+def _listed(data_dir: Path, size: int | None) -> ImageFiles:
+    if not data_dir.is_dir():
+        raise DataError(f"no folder {shown(data_dir)}: data set 'images' needs one with a folder for each class")
+    places, unread = _places(data_dir)
+    classes = _classes(data_dir, places)
+    above = (data_dir, *data_dir.resolve().parents)
+    roots = {_id(path) for place in places.values() for path in (*above, place, *(place / name for name in classes))}
+    files, others, again, digest = {}, Counter(), 0, hashlib.sha256()
+    for part, place in places.items():
+        files[part] = []
+        for label, name in enumerate(classes):
+            found = _images_below(place / name, roots)
+            others += found.others
+            again += found.again
+            files[part] += [(path, label) for path, _ in found.images]
+            for path, status in found.images:
+                # Time of change and inode too: files that are exchanged keep size and time of their content.
+                numbers = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+                digest.update(os.fsencode(f"{part} {label} {str(path).removeprefix(str(data_dir))} {numbers}\n"))
+    held_out = "test" not in files
+    if held_out:
+        _hold_out(files, classes, places["train"])
+    notes = []
+    if name := _paired([path for path, _ in files["train"]], places["train"], classes):
+        notes.append(
+            f"Every class holds files of the same names, such as {name}: do they belong together, as masks do?"
+        )
+    if unread:
+        notes.append(f"Not read: {_some(unread)} beside {shown(places['train'].name)}.")
+    if others:
+        notes.append(f"{others.total():,} files with other endings were passed over: {_endings(others)}.")
+    if again:
+        notes.append(f"{again:,} files are there under a second name, and count once.")
+    order = [part for part in (*SPLITS, VALIDATION) if part in files]
+    return ImageFiles(
+        data_dir,
+        {part: files[part] for part in order},
+        tuple(map(shown, classes)),
+        held_out,
+        size,
+        [size, sorted(order), digest.hexdigest()],
+        tuple(notes),
+    )
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return tuple(sorted(name for name in names if not name.startswith(".") and name != NOT_A_CLASS))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(shown(name) for name in names[:SHOWN]) + more
+
+
+def _endings(others: Counter) -> str:
+    most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[: 2 * SHOWN]
+    more = ", ..." if len(others) > len(most) else ""
+    return ", ".join(f"{count:,} {ending}" for ending, count in most) + more
+
+
+def _part(name: str) -> str | None:
+    """The part that a folder's name says it is, and nothing else; None where it says something else too."""
+    letters = re.sub(r"[\W\d_]+x?[\W\d_]*", "", name.lower())
+    for part, words in PART_NAMES.items():
+        # Possessive: a long name of such words would be taken apart in every way there is.
+        if re.fullmatch(f"(?:{SAYS_NOTHING})*+(?:{words})(?:{SAYS_NOTHING})*+", letters):
+            return part
+    return None
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", name)]
+
+
+def _mentioned(name: str) -> str | None:
+    """The part that one of a name's words stands for: `cats_train`, `trainB`."""
+    for part, words in PART_NAMES.items():
+        if any(re.fullmatch(words, word) for word in _words(name)):
+            return part
+    return None
+
+
+def _places(data_dir: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each part, and the names beside them that are none; `data_dir` itself trains where there are none.
+
+    With one folder beside the training images, whatever it is called, its images test.
+
+    Raises:
+        DataError: two folders of one part; none to train; folders that are parts by what they hold or are called, and
+            cannot be told apart.
+    """
+    names = _folders(data_dir)
+    parts = {part: [name for name in names if _part(name) == part] for part in PART_NAMES}
+    as_classes = f"if they are classes, put all class folders into {shown(data_dir / 'train')}"
+    for part, named in parts.items():
+        if len(named) > 1:
+            raise DataError(f"{shown(data_dir)}: {_some(named)} are all named as {part} images: keep one; {as_classes}")
+    found = {part: data_dir / named[0] for part, named in parts.items() if named}
+    if "train" in found:
+        if found.keys() == {"train", VALIDATION}:
+            found["test"] = found.pop(VALIDATION)
+        return found, [name for name in names if data_dir / name not in found.values()]
+    if found:
+        name = shown(next(iter(found.values())).name)
+        raise DataError(
+            f"no folder {shown(data_dir / 'train')}: data set 'images' needs train/<class>/* beside {name}/; "
+            f"{as_classes}"
+        )
+    if own := [name for name in names if name in KNOWN]:
+        raise DataError(
+            f"{shown(data_dir)} holds {own[0]}, which is the data set {KNOWN[own[0]]}: for the data set 'images' name "
+            "the folder of your images with data_dir"
+        )
+    mentioned = {part: name for name in reversed(names) if (part := _mentioned(name))}
+    if len(mentioned) > 1:
+        raise DataError(
+            f"{shown(data_dir)}: {_some(sorted(mentioned.values()))} look like parts of a data set: name them train "
+            f"and test (or val), with the class folders in each; {as_classes}"
+        )
+    return {"train": data_dir}, []
+
+
+def _classes(data_dir: Path, places: dict[str, Path]) -> tuple[str, ...]:
+    """The names of the class folders, the same in every part.
+
+    Raises:
+        DataError: they are not, or are no classes.
+    """
+    train = places["train"]
+    classes = _folders(train)
+    loose = [entry.name for entry in os.scandir(train) if _is_image(entry.name)]
+    if len(classes) < 2:
+        hint = ""
+        if loose:
+            hint = f" and {len(loose)} images"
+            if train != data_dir:
+                hint += f": if it is a class itself, put all class folders into {shown(data_dir / 'train')}"
+        raise DataError(
+            f"{shown(train)} must hold a folder for each of two classes or more, found {short(list(classes))}{hint}"
+        )
+    for part, place in places.items():
+        other = _folders(place)
+        if not other:
+            raise DataError(
+                f"{shown(place)} holds no class folders, and {shown(train)} has {_some(classes)}: images without a "
+                "class can neither test nor choose; move them away, or sort them"
+            )
+        if part != "train" and classes != other:
+            only = [
+                f"{shown(name)!r} is only in {shown(where)}"
+                for where, mine, theirs in ((train.name, classes, other), (place.name, other, classes))
+                for name in mine
+                if name not in theirs
+            ]
+            raise DataError(
+                f"{shown(data_dir)}: {shown(train.name)} and {shown(place.name)} must hold the same class folders, but "
+                f"{', '.join(only[:5])}"
+            )
+    if loose:
+        raise DataError(
+            f"{shown(train)} holds {len(loose)} images beside its class folders ({shown(loose[0])}): is it a class "
+            "itself?"
+        )
+    if train == data_dir or len({_mentioned(name) for name in classes} - {None}) > 1:
+        _not_parts(train, classes)
+    _no_masks(train, classes)
+    return classes
+
+
+def _not_parts(train: Path, classes: Sequence[str]) -> None:
+    """Raise DataError when folders hold the same folders: they are parts of a data set, whatever they are called."""
+    inner = Counter(below for name in classes for below in _inner(train / name))
+    shared = sorted(name for name, count in inner.items() if count > 1)
+    if len(shared) > 1:
+        raise DataError(
+            f"{shown(train)}: its folders {_some(classes)} hold the same folders ({_some(shared)}), like parts of a "
+            f"data set: name them train and test (or val); if they are classes, put them into {shown(train / 'train')}"
+        )
+
+
+def _inner(folder: Path) -> tuple[str, ...]:
+    """The folders in a folder, or in the only one that it holds."""
+    names = _folders(folder)
+    return _folders(folder / names[0]) if len(names) == 1 else names
+
+
+def _no_masks(train: Path, classes: Sequence[str]) -> None:
+    """Raise DataError when folders hold pictures and what belongs to each of them, by their names."""
+    plain = [name for name in classes if all(re.fullmatch(PLAIN, word) for word in _words(name))]
+    masks = [name for name in classes if name not in plain and any(re.fullmatch(MASKS, word) for word in _words(name))]
+    if plain and masks:
+        raise DataError(
+            f"{shown(train)}: {shown(plain[0])} and {shown(masks[0])} look like pictures and what belongs to each of "
+            "them, not like classes: a folder for each class is needed"
+        )
+
+
+def _paired(paths: Sequence[Path], train: Path, classes: Sequence[str]) -> str | None:
+    """One of the names that the files of every class have; None where they have others, or are only numbered."""
+    names: dict[str, set[str]] = {name: set() for name in classes}
+    for path in paths:
+        names[path.relative_to(train).parts[0]].add(path.stem)
+    first, *others = names.values()
+    numbers = sorted(int(name) for name in first if name.isdecimal())
+    numbered = len(numbers) == len(first) and numbers[-1] - numbers[0] == len(first) - 1
+    return None if numbered or any(other != first for other in others) else shown(min(first))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _id(path: Path) -> _Id:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+@dataclass
+class _Below:
+    """What lies below a class folder: the images, other files by their endings, and files under a second name."""
+
+    images: list[tuple[Path, os.stat_result]]
+    others: Counter
+    again: int
+
+
+def _images_below(folder: Path, roots: set[_Id]) -> _Below:
+    """The images in a class's folder and in the folders below it.
+
+    Links are followed, each folder is entered once, and none of `roots`, the class folders and all that lie above them:
+    a link up would make every image one of this class.
+
+    Raises:
+        DataError: there is none, or a name of an image is no file.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found, problems = _Below([], Counter(), 0), []
+    seen: set[_Id] = set()
+    for place, below, names in os.walk(folder, onerror=stop, followlinks=True):
+        for path in (Path(place, name) for name in sorted(names + below) if _is_image(name)):
+            try:
+                status = path.stat()
+            except OSError as error:
+                problems.append((path, f"cannot be read: {error.strerror}"))
+                continue
+            identity = status.st_dev, status.st_ino
+            if not S_ISREG(status.st_mode):
+                problems.append((path, "is not a file"))
+            elif identity in seen:
+                found.again += 1
+            else:
+                seen.add(identity)
+                found.images.append((path, status))
+        for name in names:
+            if not (_is_image(name) or name.startswith(".")):
+                found.others[shown(Path(name).suffix.lower()) or "without an ending"] += 1
+        enter = []
+        for name in sorted(name for name in below if not (name.startswith(".") or _is_image(name))):
+            identity = _id(Path(place, name))
+            if identity not in roots | seen:
+                seen.add(identity)
+                enter.append(name)
+        below[:] = enter
+    refuse(problems)
+    if not found.images:
+        there = f" ({_endings(found.others)} there)" if found.others else ""
+        raise DataError(f"no image in {shown(folder)}: files that end in {', '.join(IMAGE_SUFFIXES)} are taken{there}")
+    return found
+
+
+def _hold_out(files: dict[str, list[tuple[Path, int]]], classes: Sequence[str], train: Path) -> None:
+    """Move a fifth of each class from the training images to the test images, always the same.
+
+    Raises:
+        DataError: a class has too few.
+    """
+    labels = np.array([label for _, label in files["train"]])
+    counts = np.bincount(labels)
+    if counts.min() < HANDS:
+        raise DataError(
+            f"{shown(train / classes[counts.argmin()])} has {counts.min()} images: {HANDS} are needed, as there is no "
+            "test/, and a fifth of each class is held out"
+        )
+    hand = dealt(labels, HANDS)
+    files["test"] = [file for file, mine in zip(files["train"], hand, strict=True) if mine == 0]
+    files["train"] = [file for file, mine in zip(files["train"], hand, strict=True) if mine != 0]
+
+
+def dealt(labels: np.ndarray, hands: int) -> np.ndarray:
+    """Images dealt out at random, class by class, into as many hands: `[N]`, always the same.
+
+    Args:
+        labels: of the images, `[N]`.
+        hands: how many.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    hand = np.empty(len(labels), dtype=np.int64)
+    hand[order] = np.arange(len(labels)) % hands
+    return hand

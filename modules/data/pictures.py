@@ -1,0 +1,203 @@
+"""Picture files as pixels: upright, on white where they are transparent, 8 bits a channel."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_SIDE = 1024  # pixels, of what networks are given
+MAX_PIXELS = 2**28  # of a picture that is decoded whole
+MAX_JPEG_PIXELS = 2**29  # of one that is decoded at an eighth of its width and height
+WIDEST = 16  # longer pictures are cut before they are resized, which would make them longer still
+SHOWN = 3  # names in one message
+RESIZED = "with image_size=64, or as the data set images-64, every image is resized and cropped"
+
+#: What is decoded, whatever a file's name ends in. Pillow would start other programs for some of the rest.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+BITS = (8, 10, 12, 14, 16)  # of a value that is stored in 16
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or of the wrong shape; the message is one line for the user."""
+
+
+class Unusable(Exception):
+    """What is wrong with one picture; read on after its path."""
+
+
+class TooLarge(Unusable):
+    """It would do where pictures are resized."""
+
+
+class Deep(Exception):
+    """A picture of 16 bits a channel, whose brightness cannot be told before all others like it are read.
+
+    Args:
+        peak: its largest value.
+    """
+
+    def __init__(self, peak: int) -> None:
+        super().__init__(peak)
+        self.peak = peak
+
+
+def shown(name: object) -> str:
+    """A name as a message shows it: on one line, and nothing in it that a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+def refuse(
+    problems: Sequence[tuple[Path, object]], what: str = "images cannot be used", advice: str | None = None
+) -> None:
+    """Raise DataError when there are problems: how many, and the first of them.
+
+    Args:
+        problems: a path each, and what is wrong there.
+        what: of several of them, after their number.
+        advice: what to do, for the end.
+    """
+    if not problems:
+        return
+    first = "; ".join(f"{shown(path)} {why}" for path, why in problems[:SHOWN])
+    count = f"{len(problems)} {what}: " if len(problems) > 1 else ""
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    raise DataError(count + first + more + (f": {advice}" if advice else ""))
+
+
+def read_pictures(paths: Sequence[Path], size: int | None) -> tuple[list[np.ndarray], str | None]:
+    """Read picture files.
+
+    Args:
+        paths: the files.
+        size: every picture is resized and cropped to so many pixels; None: as it is.
+
+    Returns:
+        Pixels of each, uint8 `[H, W]` or `[H, W, 3]`; and what there is to say of the brightness of pictures of 16 bits
+        a channel: they are scaled by the bits that the largest value of all needs, as cameras store 12 bits in 16.
+
+    Raises:
+        DataError: some cannot be read; it names the first of them, and how many there are.
+    """
+    found: list[np.ndarray | None] = [None] * len(paths)
+    problems, deep = [], {}
+    with _of_any_size():
+        for number, path in enumerate(paths):
+            try:
+                found[number] = _pixels(path, size, None)
+            except Unusable as why:
+                problems.append((path, why))
+            except Deep as picture:
+                deep[number] = picture.peak
+        refuse(problems, advice=RESIZED if any(isinstance(why, TooLarge) for _, why in problems) else None)
+        peak = max(deep.values(), default=0)
+        bits = next(bits for bits in BITS if peak < 2**bits)
+        for number in deep:
+            found[number] = _pixels(paths[number], size, 2**bits - 1)
+    said = f"{len(deep)} pictures of 16 bits a channel have values up to {peak}: they are read as {bits} bits"
+    return found, said if deep and bits < 16 else None
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Let Pillow open pictures of any size: those that are too large to decode are refused here, in plain words."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _pixels(path: Path, size: int | None, levels: int | None) -> np.ndarray:
+    """Pixels of one file; `levels` is the value of white in pictures of 16 bits a channel.
+
+    Raises:
+        Unusable: it cannot be read.
+        Deep: it has 16 bits a channel, and `levels` is None.
+    """
+    from PIL import Image
+
+    Image.init()
+    try:
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            _check(image, size)
+            if size is not None:
+                image.draft(None, (2 * size, 2 * size))  # a JPEG is decoded no larger than needed
+                if image.width * image.height > MAX_PIXELS:
+                    raise Unusable(f"is {image.width} x {image.height} pixels, too many to decode: make it smaller")
+            upright = _in_8_bits(path, image, levels)
+            return np.asarray(upright if size is None else _square(upright, size))
+    except (Unusable, Deep):
+        raise
+    except Exception as error:  # decoders raise whatever the damage leads to
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise Unusable(f"cannot be read as an image: {shown(why)}") from error
+
+
+def _check(image: "Image", size: int | None) -> None:
+    """Raise Unusable when a picture is too large, or more than one."""
+    if size is None and max(image.size) > MAX_SIDE:
+        raise TooLarge(f"is {image.width} x {image.height} pixels, more than {MAX_SIDE}")
+    if image.width * image.height > MAX_JPEG_PIXELS:
+        raise Unusable(f"is {image.width} x {image.height} pixels, too many to decode: make it smaller")
+    # Cameras write JPEGs that hold a preview as a second picture (MPO): the first is the photograph.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise Unusable("is animated: one picture a file is needed")
+
+
+def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
+    """The picture upright, in mode L or RGB; what is transparent shows white."""
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith("I;16") or (image.format == "PNG" and str(image.tile[0][3]).endswith(";16B")):
+        values = _deep_values(path, image)
+        if levels is None:
+            raise Deep(int(values.max()))
+        # Pillow would cut off what exceeds 255.
+        return Image.fromarray((values / (levels / 255)).round().astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise Unusable("has 32 bits a channel: save it with 8 or 16")
+    upright = ImageOps.exif_transpose(image)
+    mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
+    if upright.has_transparency_data:
+        colours = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    return upright.convert(mode)
+
+
+def _deep_values(path: Path, image: "Image") -> np.ndarray:
+    """Values of a picture of 16 bits a channel, upright, `[H, W]` or `[H, W, 3]`."""
+    from PIL import ImageOps
+
+    if image.format != "PNG":
+        return np.asarray(ImageOps.exif_transpose(image))
+    import torch
+    from torchvision.io import decode_image  # Pillow keeps 8 bits of coloured pictures' 16
+
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    values = decode_image(content, apply_exif_orientation=True).numpy().transpose(1, 2, 0)
+    alpha = values.shape[2] in (2, 4)
+    if "transparency" in image.info or (alpha and (values[..., -1] < 2**16 - 1).any()):
+        raise Unusable("has 16 bits a channel and is transparent: save it with 8, or without transparency")
+    values = values[..., :-1] if alpha else values
+    return values[..., 0] if values.shape[2] == 1 else values
+
+
+def _square(image: "Image", size: int) -> "Image":
+    """The middle of an image whose shorter side is made `size` pixels long, as torchvision does it."""
+    from torchvision.transforms.v2 import functional
+
+    side = min(image.size)
+    if max(image.size) > WIDEST * side:
+        image = functional.center_crop(image, [min(length, WIDEST * side) for length in (image.height, image.width)])
+    return functional.center_crop(functional.resize(image, [size], antialias=True), [size, size])

@@ -1,0 +1,285 @@
+"""Folders of images: what is a part, what is a class, which files are read, and what is said of them."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from toys import make_images
+
+from modules.data.datasets import load
+from modules.data.folders import PART_NAMES, SAYS_NOTHING, find_images
+from modules.data.pictures import DataError
+
+CLASSES = ("cat", "dog")
+COUNT = 6
+
+
+def tree(folder, *places, count=COUNT):
+    """Empty files that are called images, in each of these places."""
+    for place in places:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (folder / place / f"{number}.png").touch()
+    return folder
+
+
+def parts(folder, *names, classes=CLASSES):
+    """A folder whose folders hold the same class folders."""
+    return tree(folder, *(f"{name}/{each}" for name in names for each in classes))
+
+
+def counts(folder):
+    return {part: len(files) for part, files in find_images(folder).files.items()}
+
+
+def outcome(folder):
+    """What a folder is taken for: its parts and classes, or the one line that refuses it."""
+    try:
+        found = find_images(folder)
+    except DataError as error:
+        return str(error)
+    return sorted(found.files), found.classes, found.held_out
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "test"), ["train", "test"]),
+        (("Training_set", "testing_images"), ["train", "test"]),
+        (("train_data", "valid"), ["train", "test"]),
+        (("images-train", "images-dev"), ["train", "test"]),
+        (("trainset", "TestSet"), ["train", "test"]),
+        (("1. trainval", "2. test"), ["train", "test"]),
+        (("train2017", "val2017"), ["train", "test"]),
+        (("train_32x32", "test_32x32"), ["train", "test"]),
+        (("TRAIN DATA", "held-out"), ["train", "test"]),
+        (("train", "val", "test"), ["train", "test", "validation"]),
+        (("Training", "dev set", "Testing"), ["train", "test", "validation"]),
+    ],
+)
+def test_folders_are_parts_by_many_names(tmp_path, names, expected):
+    found = find_images(parts(tmp_path, *names))
+    assert list(found.files) == expected
+    assert found.classes == CLASSES
+    assert not found.held_out
+
+
+def spelled(words):
+    """Names of a part as people write them: with words that say nothing, in any case, with any sign between."""
+    plain = st.sampled_from([word.replace("?", "") for word in SAYS_NOTHING.split("|")])
+    word = st.sampled_from(words.split("|"))
+    sign = st.sampled_from(["", "_", "-", " ", "."])
+    case = st.sampled_from([str.lower, str.upper, str.title])
+    joined = st.one_of(
+        word,
+        st.builds("{}{}{}".format, word, sign, plain),
+        st.builds("{}{}{}".format, plain, sign, word),
+        st.builds("{}{}{}".format, word, st.sampled_from(["_", "-", ""]), st.integers(0, 2048)),
+    )
+    return st.builds(lambda name, how: how(name), joined, case)
+
+
+@given(train=spelled(PART_NAMES["train"]), test=spelled(PART_NAMES["test"]), val=spelled(PART_NAMES["validation"]))
+@settings(max_examples=40)
+def test_however_parts_are_spelled_they_are_parts(train, test, val):
+    with tempfile.TemporaryDirectory() as place:
+        folder = parts(Path(place), train, test, val)
+        assert counts(folder) == {"train": 12, "test": 12, "validation": 12}
+        shutil.rmtree(folder / train)
+        assert "if they are classes, put all class folders into" in outcome(folder)
+
+
+@given(
+    names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12), min_size=2)
+)
+@settings(max_examples=40)
+def test_folders_that_hold_the_same_folders_are_never_classes_whatever_they_are_called(names):
+    names = sorted({name for name in names if name.strip(".") and not name.startswith(".")})
+    assume(2 <= len(names) <= 6)
+    assume(len({name.casefold() for name in names}) == len(names))
+    with tempfile.TemporaryDirectory() as place:
+        found = outcome(parts(Path(place), *names))
+        assert found[1] == CLASSES if isinstance(found, tuple) else found.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["train_cats", "train_dogs", "test_cats", "test_dogs"], "look like parts of a data set: name them train and"),
+        (["trainA", "trainB", "testA", "testB"], "testA, trainA look like parts"),
+        (["seg_train/a", "seg_train/b", "seg_test/a", "seg_test/b"], "look like parts of a data set"),
+        (["entrenamiento/a", "entrenamiento/b", "prueba/a", "prueba/b"], r"hold the same folders \(a, b\)"),
+        (["amazon/images/a", "amazon/images/b", "dslr/images/a", "dslr/images/b"], "hold the same folders"),
+        (["fold1/a", "fold1/b", "fold1/c", "fold2/a", "fold2/b"], "hold the same folders"),
+        (["train/train/a", "train/train/b", "train/val/a", "train/val/b"], "hold the same folders"),
+        (["train/a", "train/b", "train2/a", "train2/b"], "train, train2 are all named as train images: keep one"),
+        (["train/a", "train/b", "Test/a", "Test/b", "testing/a"], "are all named as test images: keep one"),
+        (["images", "masks"], "images and masks look like pictures and what belongs to each of them"),
+        (["JPEGImages", "SegmentationClass"], "look like pictures and what belongs"),
+        (["train/img", "train/ground_truth"], "look like pictures and what belongs"),
+        (["input", "target"], "look like pictures and what belongs"),
+        (["rgb", "depth"], "look like pictures and what belongs"),
+        (["train_and_val/a", "test/a"], "no folder .*train: data set 'images' needs"),
+        (["exam", "test"], "needs train/<class>/. beside test/; if they are classes, put all class folders into"),
+        (["valid", "invalid"], "beside valid/; if they are classes, put all class folders into"),
+        (["bus", "train"], "train must hold a folder .* and 6 images: if it is a class itself, put all class folders"),
+        (["train/a", "train/b", "test"], "test holds no class folders, and .*train has a, b"),
+        (["MNIST/raw", "cats"], "holds MNIST, which is the data set mnist: .* name the folder of your images"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused_with_what_to_do(tmp_path, places, message):
+    with pytest.raises(DataError, match=message) as error:
+        find_images(tree(tmp_path, *places))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("exam", "test"),
+        ("bus", "train"),
+        ("valid", "invalid"),
+        ("testA", "trainB"),
+        ("masks", "no_masks"),
+        ("beaker", "test_tube"),
+    ],
+)
+def test_classes_may_be_called_anything_within_a_training_folder(tmp_path, classes):
+    assert outcome(tree(tmp_path, *(f"train/{name}" for name in classes)))[1] == tuple(sorted(classes))
+
+
+@pytest.mark.parametrize("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone")])
+def test_one_name_that_mentions_a_part_is_a_class(tmp_path, classes):
+    assert outcome(tree(tmp_path, *classes))[1] == tuple(sorted(classes))
+
+
+def test_a_long_name_takes_no_time(tmp_path):
+    assert outcome(tree(tmp_path, "dataset" * 36, "other"))[1] == ("dataset" * 36, "other")
+
+
+def test_classes_may_hold_folders_of_their_own(tmp_path):
+    found = outcome(tree(tmp_path, "cat/images", "dog/images", "dog/beach"))
+    assert found == (["test", "train"], CLASSES, True)
+
+
+@pytest.mark.parametrize(("names", "said"), [(["ann", "ben", "cleo"], True), (["1", "2", "3"], False)])
+def test_files_of_the_same_names_in_every_class_are_said_unless_they_are_numbered(tmp_path, names, said):
+    folder = tmp_path
+    for part in ("train", "test"):
+        for kind in ("photo", "drawing"):
+            (folder / part / kind).mkdir(parents=True)
+            for name in names:
+                (folder / part / kind / f"{name}.png").touch()
+    note = "Every class holds files of the same names, such as ann: do they belong together, as masks do?"
+    assert find_images(folder).notes == ((note,) if said else ())
+
+
+def test_folders_beside_the_parts_are_named_as_not_read(tmp_path):
+    folder = parts(tmp_path, "train", "test", "extra")
+    assert find_images(folder).notes == ("Not read: extra beside train.",)
+
+
+def test_endings_that_are_not_taken_are_named(tmp_path):
+    folder = tree(tmp_path, *CLASSES)
+    for name in ("a.heic", "b.HEIC", "notes", "c.txt", ".hidden"):
+        (folder / "cat" / name).touch()
+    note = "4 files with other endings were passed over: 2 .heic, 1 .txt, 1 without an ending."
+    assert find_images(folder).notes == (note,)
+    for path in (folder / "dog").iterdir():
+        path.rename(path.with_suffix(".tiff"))
+    with pytest.raises(DataError, match=r"no image in .*dog: files that end in .* are taken \(6 .tiff there\)"):
+        find_images(folder)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../test", "../dog", "../../test/cat", "itself"])
+def test_links_back_into_the_data_set_add_no_image(tmp_path, target):
+    folder = parts(tmp_path / "data", "train", "test")
+    for name in ("one", "two"):
+        link = folder / "train" / "cat" / name
+        link.symlink_to(folder / "train" / "cat" / name if target == "itself" else target)
+    assert counts(folder) == {"train": 12, "test": 12}
+
+
+def test_a_folder_outside_that_links_to_itself_is_entered_once(tmp_path):
+    outside = tree(tmp_path, "elsewhere", count=3) / "elsewhere"
+    (outside / "again").symlink_to(outside)
+    folder = parts(tmp_path / "data", "train", "test")
+    for name in ("one", "two"):
+        (folder / "train" / "cat" / name).symlink_to(outside)
+    assert counts(folder) == {"train": 15, "test": 12}
+
+
+def test_a_file_with_two_names_counts_once_and_that_is_said(tmp_path):
+    folder = parts(tmp_path, "train", "test")
+    first = folder / "train" / "cat" / "0.png"
+    (folder / "train" / "cat" / "link.png").symlink_to(first)
+    os.link(first, folder / "train" / "cat" / "hard.png")
+    assert counts(folder) == {"train": 12, "test": 12}
+    assert find_images(folder).notes == ("2 files are there under a second name, and count once.",)
+
+
+def test_names_that_are_no_file_are_named_together(tmp_path):
+    folder = tree(tmp_path, *CLASSES)
+    for number in range(5):
+        (folder / "cat" / f"{number}.png").unlink()
+        (folder / "cat" / f"{number}.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match="5 images cannot be used: .*0.png cannot be read: .*2.png .*; and 2 more"):
+        find_images(folder)
+
+
+def notes(folder):
+    return " ".join(load("images", folder).notes)
+
+
+def test_pictures_that_make_a_result_doubtful_are_counted_with_an_example(tmp_path):
+    folder = make_images(tmp_path / "pets")
+    assert notes(folder) == ""
+    train, test = folder / "train", folder / "test"
+    shutil.copy(train / "cat" / "0.png", train / "cat" / "1.png")
+    assert notes(folder) == "1 images have the same pixels as another, such as train/cat/1.png and train/cat/0.png."
+    shutil.copy(train / "cat" / "0.png", test / "cat" / "3.png")
+    assert "2 images have the same pixels as another, such" in notes(folder)
+    assert "1 images have the same pixels as one of another part" in notes(folder)
+    assert "such as test/cat/3.png and train/cat/0.png." in notes(folder)
+    shutil.copy(train / "cat" / "2.png", train / "dog" / "2.png")
+    assert "1 images have the same pixels as one of another class, such as train/dog/2.png and" in notes(folder)
+    Image.new("RGB", (16, 16), "red").save(test / "dog" / "0.png")
+    assert "1 of 16 images are of one colour each, such as test/dog/0.png." in notes(folder)
+
+
+def test_notes_are_printed_when_images_are_decoded_and_kept_with_the_cache(tmp_path, capsys):
+    folder = make_images(tmp_path / "pets")
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / "cat" / "1.png")
+    first = load("images", folder)
+    assert "pets: 1 images have the same pixels as another" in capsys.readouterr().err
+    assert load("images", folder).notes == first.notes
+    assert capsys.readouterr().err == ""
+
+
+def test_images_that_are_all_the_same_are_refused_and_dark_ones_are_said(tmp_path):
+    folder = make_images(tmp_path / "pets")
+    for path in folder.rglob("*.png"):
+        pixels = np.asarray(Image.open(path)) // 16
+        Image.fromarray(pixels).save(path)
+    assert "the images are nearly black: of 255 the largest value is 15, the mean 7." in notes(folder).replace(
+        "The", "the"
+    )
+    for path in folder.rglob("*.png"):
+        Image.new("RGB", (16, 16)).save(path)
+    with pytest.raises(DataError, match="pets: all 16 images are the same picture, nothing can be learnt"):
+        load("images", folder)
+
+
+def test_two_parts_of_one_kind_in_capitals_are_refused(tmp_path):
+    folder = parts(tmp_path, "train", "test")
+    try:
+        (folder / "TRAIN").mkdir()
+    except FileExistsError:
+        pytest.skip("this file system does not tell capitals")
+    assert "TRAIN, train are all named as train images" in outcome(folder)

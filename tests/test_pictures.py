@@ -1,0 +1,198 @@
+"""Picture files as pixels: transparency, bits, sizes, and files that are none."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modules.data import pictures
+from modules.data.pictures import DataError, read_pictures
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def deep_png(values, path):
+    """A PNG of 16 bits a channel; Pillow writes grey ones alone."""
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+def huge_png(path, width, height):
+    """A small file that says it is a large picture of one colour."""
+    pack, rows = zlib.compressobj(), []
+    for _ in range(height):
+        rows.append(pack.compress(bytes(1 + width)))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", b"".join(rows) + pack.flush()) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+def read(path, size=None):
+    return read_pictures([path], size)[0][0]
+
+
+def drawing(mode):
+    """A black stroke on nothing: all colours are black, the shape is in the alpha channel."""
+    alpha = np.zeros((16, 16), dtype=np.uint8)
+    alpha[4:8] = 255
+    image = Image.merge("LA", (Image.new("L", (16, 16)), Image.fromarray(alpha)))
+    if mode == "P":  # with a transparent entry of its palette
+        image = Image.fromarray(np.where(alpha, 0, 1).astype(np.uint8), "P")
+        image.putpalette([0, 0, 0] * 256)
+        image.info["transparency"] = 1
+        return image, alpha
+    if mode in ("L", "RGB"):  # with one colour that is transparent
+        image = Image.fromarray(np.where(alpha, 0, 9).astype(np.uint8)).convert(mode)
+        image.info["transparency"] = 9 if mode == "L" else (9, 9, 9)
+        return image, alpha
+    return image.convert(mode), alpha
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+@pytest.mark.parametrize("size", [None, 16])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("LA", "png"), ("RGBA", "png"), ("P", "png"), ("L", "png"), ("RGB", "png"), ("RGBA", "webp")],
+)
+def test_what_is_transparent_is_white(tmp_path, mode, suffix, size):
+    image, alpha = drawing(mode)
+    path = tmp_path / f"drawing.{suffix}"
+    options = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
+    image.save(path, lossless=True, exact=True) if suffix == "webp" else image.save(path, **options)
+    pixels = read(path, size)
+    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+    np.testing.assert_array_equal(grey, 255 - alpha)
+    assert pixels.ndim == (2 if mode in ("LA", "L") else 3)
+
+
+def test_half_transparent_is_half_way_to_white_and_opaque_is_as_it_was(tmp_path):
+    random = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    random[..., 3] = 255
+    Image.fromarray(random).save(tmp_path / "opaque.png")
+    np.testing.assert_array_equal(read(tmp_path / "opaque.png"), random[..., :3])
+    Image.new("RGBA", (16, 16), (0, 0, 0, 128)).save(tmp_path / "half.png")
+    assert set(np.unique(read(tmp_path / "half.png"))) == {127}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
+def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak, channels):
+    values = np.linspace(0, peak, 256).reshape(16, 16).round().astype(np.uint16)
+    dark = values // 2
+    if channels == 3:
+        values, dark = (np.stack([image, image, image // 2], axis=-1) for image in (values, dark))
+    paths = [deep_png(values, tmp_path / "a.png"), deep_png(dark, tmp_path / "b.png")]
+    found, said = read_pictures(paths, None)
+    for image, pixels in zip((values, dark), found, strict=True):  # by one scale, so the darker one stays darker
+        np.testing.assert_allclose(pixels, image * (255 / (2**bits - 1)), atol=0.51)
+    expected = f"2 pictures of 16 bits a channel have values up to {peak}: they are read as {bits} bits"
+    assert said == (expected if bits < 16 else None)
+
+
+def test_16_bits_that_are_transparent_and_32_are_refused_in_a_line(tmp_path):
+    values = np.full((16, 16, 4), 2**16 - 1)
+    assert (read(deep_png(values, tmp_path / "opaque.png")) == 255).all()
+    values[0, 0, 3] = 0
+    with pytest.raises(DataError, match="a.png has 16 bits a channel and is transparent: save it with 8"):
+        read(deep_png(values, tmp_path / "a.png"))
+    for mode in ("F", "I"):
+        Image.new(mode, (16, 16)).save(tmp_path / "b.png", format="TIFF")
+        with pytest.raises(DataError, match="b.png has 32 bits a channel: save it with 8 or 16"):
+            read(tmp_path / "b.png")
+
+
+def test_all_pictures_that_cannot_be_read_are_named_at_once(tmp_path):
+    good = tmp_path / "good.png"
+    Image.new("RGB", (16, 16)).save(good)
+    bad = [tmp_path / f"{number}.png" for number in range(5)]
+    for path in bad:
+        path.write_bytes(good.read_bytes()[:40])
+    with pytest.raises(DataError) as error:
+        read_pictures([bad[0], good, *bad[1:]], None)
+    said = str(error.value)
+    assert said.startswith("5 images cannot be used: ")
+    assert all(f"{number}.png cannot be read as an image: " in said for number in range(3))
+    assert said.endswith("; and 2 more")
+    assert "\n" not in said
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path):
+    path = tmp_path / "a\x1b[31m\nb.png"
+    path.write_text("no image")
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert str(error.value).isprintable()
+
+
+def test_a_large_jpeg_is_read_reduced_and_other_large_pictures_are_refused_in_plain_words(tmp_path, monkeypatch):
+    """With limits a thousand times smaller than they are, as such pictures take long to make."""
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 2**18)
+    monkeypatch.setattr(pictures, "MAX_JPEG_PIXELS", 2**23)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    red = Image.new("RGB", (2000, 2000), "red")
+    red.save(tmp_path / "large.jpg"), red.save(tmp_path / "large.png")
+    assert (abs(read(tmp_path / "large.jpg", 16).astype(int) - (254, 0, 0)) < 3).all()
+    with pytest.raises(DataError, match="large.png is 2000 x 2000 pixels, too many to decode: make it smaller"):
+        read(tmp_path / "large.png", 16)
+    Image.new("L", (4000, 4000)).save(tmp_path / "larger.jpg")
+    with pytest.raises(DataError, match="larger.jpg is 4000 x 4000 pixels, too many to decode: make it smaller"):
+        read(tmp_path / "larger.jpg", 16)
+    with pytest.raises(DataError, match="large.jpg is 2000 x 2000 pixels, more than 1024: with image_size=64"):
+        read(tmp_path / "large.jpg")
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from modules.data.pictures import read_pictures
+read_pictures([Path(sys.argv[1])], 64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(read_pictures([Path(path) for path in sys.argv[2:]], 64)[0][0].shape)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is counted in other units")
+def test_a_long_picture_is_cut_before_it_is_resized(tmp_path):
+    small = tmp_path / "small.png"
+    Image.new("L", (100, 100)).save(small)
+    long = [huge_png(tmp_path / "wide.png", 1_000_000, 1), huge_png(tmp_path / "high.png", 1, 1_000_000)]
+    run = [sys.executable, "-c", MEMORY, small, *long]
+    shape, megabytes = subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert shape == "(64, 64)"
+    assert int(megabytes) < 200  # resized whole it would be 4,000
+
+
+@pytest.mark.parametrize("shape", [(300, 100), (100, 1600), (77, 31), (64, 64), (20, 400)])
+def test_other_pictures_are_resized_and_cropped_as_torchvision_does_it(tmp_path, shape):
+    from torchvision.transforms.v2 import functional
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    expected = functional.center_crop(functional.resize(image, [64], antialias=True), [64, 64])
+    if max(shape) <= 16 * min(shape):
+        np.testing.assert_array_equal(read(tmp_path / "a.png", 64), np.asarray(expected))
+    else:  # but for what the edges of the cut do
+        np.testing.assert_allclose(read(tmp_path / "a.png", 64), np.asarray(expected), atol=3)
+
+
+def test_an_image_is_what_its_content_says_whatever_its_name(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(content, "PNG")
+    (tmp_path / "a.jpg").write_bytes(content.getvalue())
+    assert read(tmp_path / "a.jpg").shape == (16, 16, 3)
