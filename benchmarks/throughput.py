@@ -173,6 +173,7 @@ def measure(rounds: int, iterations: int) -> pd.DataFrame:
         for loop in conventional.values():
             loop(1)  # the loaders' processes are forked here, while this one has no other threads
         client = stack.enter_context(cluster(CPU_COUNT))
+        client.wait_for_workers(CPU_COUNT)
         variants = {}
         for name in NETWORKS:
             count = iterations if name != "mlp" else 10 * iterations

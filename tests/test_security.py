@@ -32,7 +32,8 @@ def test_checkpoints_run_no_code(tmp_path, monkeypatch, capsys):
 
 
 def test_servers_listen_to_loopback_alone():
-    with cluster(1):
+    with cluster(1) as client:
+        client.wait_for_workers(1)
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         addresses = {
             connection.laddr.ip

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from modules.checks import at_root
+from modules.checks import at_root, enough_files
 from modules.report.comparison import REPRODUCED, compare, counts
 from modules.report.formatting import readable
 from modules.report.notes import write_notes
@@ -38,6 +38,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     Returns:
         Whether every number that is judged is the same bytes as the published one, or equivalent.
     """
+    enough_files()
     results = results or Path("results") / Path(study).stem
     plan = parameters(study, results, overrides)
     check(plan)

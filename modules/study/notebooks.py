@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
+from modules.checks import first_line
 from modules.runs.files import atomic_write
 from modules.study.documents import number
 from modules.study.parameters import StudyError, read_study, source
@@ -22,11 +24,18 @@ CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 @contextmanager
 def one_kernel() -> Iterator[AsyncKernelManager]:
-    """A kernel that runs a study's notebooks one after another: what takes seconds to import is imported once."""
+    """A kernel that runs a study's notebooks one after another: what takes seconds to import is imported once.
+
+    Raises:
+        StudyError: it cannot be started.
+    """
     manager = AsyncKernelManager(kernel_name="python3")
-    # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error when
-    # Ctrl-C ends them.
-    run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=50"])
+    try:
+        # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error when
+        # Ctrl-C ends them.
+        run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=50"])
+    except (OSError, RuntimeError) as error:
+        raise StudyError(f"no kernel can be started: {first_line(error)}") from error
     try:
         yield manager
     finally:
@@ -53,7 +62,10 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}")
-    _forget(kernel)
+    try:
+        _forget(kernel)
+    except (RuntimeError, TimeoutError, zmq.ZMQError) as error:
+        raise StudyError(f"{name}: its kernel does not answer: {first_line(error)}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -69,7 +81,8 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
                 km=kernel,
             )
         except papermill.PapermillExecutionError as error:
-            raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
+            why = first_line(error.evalue) if error.evalue.strip() else "without a word (files, processes, memory?)"
+            raise StudyError(f"{name}: {error.ename}: {why}") from None
         except DeadKernelError:
             raise StudyError(
                 f"{name}: its kernel died (out of memory?): the same command goes on with the rest"
