@@ -112,7 +112,7 @@ def _label(origin: Source, fingerprint: str, data_dir: Path, files: ImageFiles |
 def _open_cache(cache: Path, key: list) -> dict | None:
     """The cached parts of a `Dataset`; None where there are none of this key."""
     try:
-        meta = json.loads((cache / "meta.json").read_text())
+        meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
         if meta["key"] != key:
             return None
         arrays = {part: np.load(cache / f"{part}.npy", mmap_mode="r") for part in meta["parts"]}
@@ -134,7 +134,7 @@ def _write_cache(cache: Path, key: list, arrays: Arrays, classes: tuple[str, ...
     try:
         for part, array in arrays.items():
             np.save(new / f"{part}.npy", array)
-        (new / "meta.json").write_text(json.dumps(meta))
+        (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         shutil.rmtree(cache, ignore_errors=True)
         with suppress(OSError):  # another process was first, with the same bytes
             new.rename(cache)

@@ -171,7 +171,7 @@ def cluster(workers: int, most: int | None = None) -> Iterator:
                 print(f"The scheduler at {address} has no workers yet; waiting {minutes} minutes for the first.")
             yield client
     elif address := os.environ.get(SHARED):
-        with _client(address, SHARED) as client:
+        with _own_settings(), _client(address, SHARED) as client:
             client.log_event(WANTED, {"least": workers, "most": most or workers})
             yield client
     else:
@@ -223,6 +223,16 @@ def _client(address: str, variable: str) -> Iterator:
 
 
 @contextmanager
+def _own_settings() -> Iterator[None]:
+    """dask's own defaults in place of the user's files and variables, which are for their own clusters."""
+    import dask
+    import distributed  # noqa: F401  # whose defaults are then among dask's
+
+    with dask.config.set(dask.config.merge(*dask.config.defaults)):
+        yield
+
+
+@contextmanager
 def _local_cluster(workers: int) -> Iterator:
     """A scheduler in this process, bound to loopback, and worker processes of one thread, replaced when they are lost.
 
@@ -246,7 +256,7 @@ def _local_cluster(workers: int) -> Iterator:
         settings["distributed.nanny.pre-spawn-environ"] = {}
     else:
         settings["distributed.nanny.pre-spawn-environ"] = WORKER_ENVIRONMENT
-    with dask.config.set(settings), _silent("asyncio"), ExitStack() as stack:
+    with _own_settings(), dask.config.set(settings), _silent("asyncio"), ExitStack() as stack:
         try:
             started = stack.enter_context(
                 LocalCluster(

@@ -139,7 +139,7 @@ def updated(results: dict[str, Path] | None = None) -> dict[Path, str]:
     texts = {}
     for path in DOCUMENTS:
         try:
-            texts[path] = filled(path.read_text(), results)
+            texts[path] = filled(path.read_text(encoding="utf-8"), results)
         except DocumentError as error:
             raise DocumentError(f"{path}: {error}") from error
     return texts

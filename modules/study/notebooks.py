@@ -1,8 +1,10 @@
 """Notebooks run through papermill, and made fit to be read elsewhere."""
 
 import logging
+import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import nbformat
 import zmq
+from ipykernel.kernelspec import make_ipkernel_cmd
 from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_core.utils import run_sync
 
 from modules.checks import first_line
@@ -22,6 +26,13 @@ TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # how pandas names a styled ta
 CONCLUSION = re.compile(r"\{(\w+) (\w+) ([\w. -]+)\}")
 
 
+class _ThisPython(KernelSpecManager):
+    """Kernels of the interpreter that runs this, whatever `python3` names among those that are installed."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3", language="python")
+
+
 @contextmanager
 def one_kernel() -> Iterator[AsyncKernelManager]:
     """A kernel that runs a study's notebooks one after another: what takes seconds to import is imported once.
@@ -29,17 +40,20 @@ def one_kernel() -> Iterator[AsyncKernelManager]:
     Raises:
         StudyError: it cannot be started.
     """
-    manager = AsyncKernelManager(kernel_name="python3")
-    try:
-        # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error when
-        # Ctrl-C ends them.
-        run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=50"])
-    except (OSError, RuntimeError) as error:
-        raise StudyError(f"no kernel can be started: {first_line(error)}") from error
-    try:
-        yield manager
-    finally:
-        run_sync(manager.shutdown_kernel)(now=True)
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
+    with tempfile.TemporaryDirectory() as profile:  # in place of the user's, whose start-up files would be run
+        try:
+            # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error
+            # when Ctrl-C ends them.
+            run_sync(manager.start_kernel)(
+                extra_arguments=["--IPKernelApp.log_level=50"], env={**os.environ, "IPYTHONDIR": profile}
+            )
+        except (OSError, RuntimeError) as error:
+            raise StudyError(f"no kernel can be started: {first_line(error)}") from error
+        try:
+            yield manager
+        finally:
+            run_sync(manager.shutdown_kernel)(now=True)
 
 
 def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernelManager) -> None:
