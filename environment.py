@@ -41,8 +41,9 @@ def unmet(lines: list[str]) -> list[str]:
 
 def main() -> int:
     """Print what differs, and how to mend it; the exit status is 1 when the study cannot run."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lock = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lock = [line for line in lock if not line.startswith("#")]
     own = [re.match(r"[\w-]+", line)[0] for line in project["dependencies"]]
     order = {name: place for place, name in enumerate(own)}  # pyproject's: torch is named first
     lock.sort(key=lambda line: order.get(line.split("==")[0], len(own)))

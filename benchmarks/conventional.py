@@ -64,7 +64,7 @@ def train(dataset: Dataset, seed: int, loaders: int) -> dict[int, float]:
 
 def compare(folder: Path, results: Path) -> pd.DataFrame:
     """The plain loop's accuracies beside the headline's, at each iteration of `AT`."""
-    plain = [json.loads(path.read_text())["accuracy"] for path in sorted(folder.glob("seed*.json"))]
+    plain = [json.loads(path.read_text(encoding="utf-8"))["accuracy"] for path in sorted(folder.glob("seed*.json"))]
     ours = tables.curves(tables.read_runs(results / "headline"), "triangular")
     rows = []
     for at in AT:

@@ -40,7 +40,7 @@ def parts(study: str, results: Path) -> pd.DataFrame:
         known.update(new)
         print(f"{row['seconds']:7.1f} s  {part}", flush=True)
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8") as process:
         for line in process.stdout:
             if line.startswith("== ") or (line.startswith("This run beside") and part != "comparison and pages"):
                 close()

@@ -59,7 +59,9 @@ def measure(kind: str, count: int, workers: int) -> dict:
             for run in runs:
                 train(run, folder)
         seconds = time.monotonic() - started
-        training = sum(json.loads((Path(folder) / f"{run.name}.json").read_text())["seconds"] for run in runs)
+        training = sum(
+            json.loads((Path(folder) / f"{run.name}.json").read_text(encoding="utf-8"))["seconds"] for run in runs
+        )
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return {
         "kind": kind,
@@ -97,7 +99,7 @@ class _Watch:
 def apart(*arguments: object) -> dict:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--one", *map(str, arguments)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
     return json.loads(output.splitlines()[-1])
 
 

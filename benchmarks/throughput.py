@@ -152,7 +152,7 @@ def arithmetic(network: str) -> int:
 def real_run(settings: Spec, folder: str, data_dir: str) -> float:
     """Seconds an iteration of one of the study's runs, evaluation, rows and checkpoints included."""
     path = train(settings, folder, data_dir, device="cpu")
-    return json.loads(path.with_suffix(".json").read_text())["seconds"] / settings.iterations
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["seconds"] / settings.iterations
 
 
 def side_by_side(client, functions: list) -> float:
@@ -173,6 +173,7 @@ def measure(rounds: int, iterations: int) -> pd.DataFrame:
         for loop in conventional.values():
             loop(1)  # the loaders' processes are forked here, while this one has no other threads
         client = stack.enter_context(cluster(CPU_COUNT))
+        client.wait_for_workers(CPU_COUNT)
         variants = {}
         for name in NETWORKS:
             count = iterations if name != "mlp" else 10 * iterations

@@ -2,6 +2,8 @@
 
 import sys
 
+for stream in (sys.stdout, sys.stderr):  # what a terminal's own alphabet lacks is escaped
+    stream.reconfigure(errors="backslashreplace")
 try:
     from modules.study.cli import main
 

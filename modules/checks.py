@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+LEAST_FILES = 256  # open at a time: a kernel alone has some eighty, each worker ten
+
+
 class RunError(ValueError):
     """A specification or a results folder that cannot be used; the message is one line for the user."""
 
@@ -46,7 +49,7 @@ def _complaint(item: dict, known: Iterable[str], of: str) -> str:
     return f"{name}={short(item['input'])}: {message[0].lower()}{message[1:]}"
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """What an error says, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -60,6 +63,24 @@ def short(value: object) -> str:
 def at_root() -> None:
     """Make the project's folder the working directory, so that a notebook's relative paths mean the same anywhere."""
     os.chdir(Path(__file__).resolve().parents[1])
+
+
+def enough_files() -> None:
+    """Let this process and its children have as many files open as they may.
+
+    Raises:
+        RunError: that is too few for a notebook's kernel and its workers.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < LEAST_FILES:
+        raise RunError(f"this shell allows {most} open files (ulimit -n): at least {LEAST_FILES} are needed")
 
 
 def seeds(runs: int) -> range:

@@ -1,7 +1,9 @@
 """A network of the user's own, in a file of theirs."""
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from toys import small
@@ -69,6 +71,28 @@ def net(channels, size, classes):
 """
 
 
+#: Draws from every generator there is, in training and in evaluation.
+DRAWS = """
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Draws(nn.Sequential):
+    def forward(self, x):
+        noise = np.random.normal() + random.random() + torch.randn(1).item()
+        return super().forward(x) + 0.1 * noise * torch.randn(10)
+
+
+def net(channels, size, classes):
+    width = 8 + np.random.randint(8) + random.randrange(8)
+    flat = nn.Linear(channels * size * size, width)
+    return Draws(nn.Flatten(), flat, nn.Dropout(), nn.Linear(width, classes))
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     (tmp_path / "beside.py").write_text("WIDTH = 4")
@@ -87,6 +111,30 @@ def test_it_is_trained_like_the_others_and_a_seed_gives_the_same_bytes(tmp_path,
     assert train(run, first).read_bytes() == train(run, second).read_bytes()
     assert json.loads(RunFiles(first, run.name).json.read_text())["spec"]["model"] == run.model
     assert "of your own" in stacked.why_not(run)
+
+
+def test_what_a_network_draws_depends_on_seed_and_iteration_alone(tmp_path, file):
+    file.write_text(DRAWS)
+    run = small(model=f"{file}:net", iterations=30, evaluate_every=6)
+    found = []
+    for stops in ([None], [6, 18, None], [24, None]):
+        folder = tmp_path / str(stops)
+        folder.mkdir()
+        for number, stop in enumerate(stops):
+            torch.manual_seed(number), np.random.seed(number), random.seed(number)
+            path = train(run, folder, stop_after=stop)
+        found.append(path.read_bytes())
+    assert found[0] == found[1] == found[2]
+    assert train(run.model_copy(update={"seed": 2}), folder).read_bytes() != found[0]
+
+
+def test_a_run_leaves_the_random_state_as_it_was(tmp_path, file):
+    file.write_text(DRAWS)
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    expected = torch.rand(1).item(), np.random.random(), random.random()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    train(small(model=f"{file}:net@{own._checksum(file)}"), tmp_path)
+    assert (torch.rand(1).item(), np.random.random(), random.random()) == expected
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

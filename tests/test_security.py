@@ -47,7 +47,8 @@ def test_pictures_start_no_program(tmp_path, monkeypatch):
 
 
 def test_servers_listen_to_loopback_alone():
-    with cluster(1):
+    with cluster(1) as client:
+        client.wait_for_workers(1)
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         addresses = {
             connection.laddr.ip

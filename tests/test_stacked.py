@@ -9,9 +9,10 @@ import pytest
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError
-from modules.runs import stacked as runs_together
+from modules.runs import stacked
 from modules.runs.files import RunFiles
 from modules.runs.parallel import run_all
+from modules.runs.spec import Spec
 from modules.runs.stacked import divided, train_together
 from modules.runs.training import train
 from modules.runs.verification import verify
@@ -69,6 +70,60 @@ def test_a_run_of_a_group_is_what_it_is_alone_but_for_rounding(tmp_path, setting
         assert records[0]["data"] == records[1]["data"]
         if "test" in records[0]:
             assert records[1]["test"]["accuracy"] == pytest.approx(records[0]["test"]["accuracy"], abs=6e-3)
+
+
+#: Of every setting another value than `dense` has, and what else it needs.
+OTHERS = {
+    "dataset": dict(dataset="digits", split="standard"),
+    "model": dict(model="dense-32"),
+    "pooling": dict(pooling="caffe", model="cifar10_quick", dataset="digits", split="standard"),
+    "init": dict(init="he_normal"),
+    "activation": dict(activation="tanh"),
+    "pixels": dict(pixels="caffe"),
+    "augment": dict(augment="flip_crop"),
+    "policy": dict(policy=dict(name="fixed", lr=0.2, milestones=[5])),
+    "variant": dict(variant="another"),
+    "optimizer": dict(optimizer="adam"),
+    "momentum": dict(momentum=0.3),
+    "weight_decay": dict(weight_decay=0.5),
+    "bias_lr_mult": dict(bias_lr_mult=9.0),
+    "multipliers": dict(multipliers="caffe", model="cifar10_quick", dataset="digits", split="standard"),
+    "batch_size": dict(batch_size=50),
+    "iterations": dict(iterations=12),
+    "evaluate_every": dict(evaluate_every=4),
+    "split": dict(split="validation"),
+    "evaluation": dict(evaluation="validation"),
+    "test_at_end": dict(test_at_end=True, evaluation="validation"),
+    "ema": dict(ema=0.5),
+    "registration": dict(registration="0" * 16),
+    "seed": dict(seed=8),
+    "precision": dict(precision="bfloat16"),
+    "keep_weights": dict(keep_weights=True),
+}
+
+
+@pytest.mark.parametrize("setting", Spec.model_fields)
+def test_every_setting_is_implemented_or_trained_alone(tmp_path, setting):
+    short = dict(iterations=6, evaluate_every=3)
+    plain, changed = (dense(**{"seed": 1, **short, **changes}) for changes in ({}, OTHERS[setting]))
+    assert getattr(changed, setting) != getattr(plain, setting)
+    if stacked.why_not(changed):
+        assert f"{setting}=" in stacked.why_not(changed)
+        return
+    alone, together, before = (tmp_path / name for name in ("alone", "together", "before"))
+    alone.mkdir(), together.mkdir(), before.mkdir()
+    train_together([changed], together)
+    expected, found = table(train(changed, alone)), table(together / f"{changed.name}.csv")
+    pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=6e-3)
+    if setting not in ("variant", "registration", "test_at_end"):
+        assert not expected.equals(table(train(plain, before)))
+
+
+def test_a_setting_that_the_stacked_trainer_does_not_know_is_trained_alone():
+    class Longer(Spec):
+        clip: float = 1.0
+
+    assert stacked.why_not(Longer(**dense(1).model_dump())) == "clip=1.0"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -195,7 +250,7 @@ def test_a_diverged_run_says_how_far_it_came_as_it_does_alone(tmp_path):
 
 
 def _train_saving_often(specs, folder):
-    runs_together.CHECKPOINT_SECONDS = 0.0
+    stacked.CHECKPOINT_SECONDS = 0.0
     train_together(specs, folder)
 
 

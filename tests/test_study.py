@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -13,7 +15,7 @@ import yaml
 
 from modules.report.comparison import COLUMNS
 from modules.runs.files import complete_runs, experiments
-from modules.study import cli, documents, notebooks, parameters, publishing
+from modules.study import cli, documents, notebooks, parameters, publishing, reproduction
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = list(parameters.read_study("smoke")["notebooks"])
@@ -68,12 +70,12 @@ def test_a_notebook_executed_again_is_the_same_bytes(smoke):
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
-    monkeypatch.setattr(cli, "html_pages", lambda: Path("site/index.html"))
+    monkeypatch.setattr(reproduction, "html_pages", lambda: Path("site/index.html"))
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     shutil.copytree(results, tmp_path / "published" / "smoke")
-    everything = cli.parameters
+    everything = reproduction.parameters
     monkeypatch.setattr(
-        cli,
+        reproduction,
         "parameters",
         # One that tabulates what is there, and one that would train.
         lambda *asked: {name: plan for name, plan in everything(*asked).items() if name[:2] in ("04", "06")},
@@ -97,9 +99,9 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     ("verdict", "status"), [("same bytes", 0), ("equivalent", 0), ("not resolved", 1), ("differs", 1)]
 )
 def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch, verdict, status):
-    monkeypatch.setattr(cli, "parameters", lambda *asked: {})
+    monkeypatch.setattr(reproduction, "parameters", lambda *asked: {})
     judged = pd.DataFrame([{name: float("nan") for name in COLUMNS}]).assign(quantity="final_accuracy", verdict=verdict)
-    monkeypatch.setattr(cli, "compare", lambda *asked: judged)
+    monkeypatch.setattr(reproduction, "compare", lambda *asked: judged)
     asked = ["reproduce", "--study", "smoke", "--results", str(tmp_path / "results")]
     assert cli.main(asked) == 0
     assert cli.main([*asked, "--strict"]) == status
@@ -173,6 +175,21 @@ def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs
     assert f"runs={runs}: " in (said := capsys.readouterr().err)
     assert "holds runs between the bounds of 2 range tests" in said
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["publish"], ["verify"], ["html"]])
+def test_help_loads_nothing_that_takes_seconds(command):
+    code = """
+import sys
+from modules.study.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(sorted({"torch", "numpy", "pandas", "matplotlib", "papermill", "distributed"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m modules")
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_unwritable_results_folder(tmp_path, capsys):

@@ -150,7 +150,7 @@ def _open_cache(cache: Path, stamp: list | None) -> dict | None:
     if stamp is None:
         return None
     try:
-        meta = json.loads((cache / "meta.json").read_text())
+        meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
         if meta["stamp"] != stamp:
             return None
         paths = {part: cache / f"{part}.npy" for part in meta["parts"]}
@@ -188,7 +188,7 @@ def _write_cache(cache: Path, stamp: list | None, arrays: Arrays, about: dict) -
             with (new / f"{part}.npy").open("wb") as file:
                 np.save(file, array)
                 _to_disk(file)
-        with (new / "meta.json").open("w") as file:
+        with (new / "meta.json").open("w", encoding="utf-8") as file:
             json.dump(meta, file)
             _to_disk(file)
     return _open_cache(cache, stamp) or arrays | about

@@ -26,7 +26,11 @@ DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)), (0, (1, 2)))  # told
 
 
 def style() -> None:
-    """The look of every figure: light background, sizes that stay readable at a README's width."""
+    """The look of every figure: light background, sizes that stay readable at a README's width.
+
+    A matplotlibrc of the user's has no part in it.
+    """
+    plt.rcdefaults()
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update({"figure.figsize": (8, 4.5), "figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight"})
 

@@ -353,9 +353,9 @@ def writing(folder: str | Path) -> Iterator[Path]:
         with _writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-            holder.write_text(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}")
+            holder.write_bytes(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}".encode())
     except filelock.Timeout:
-        by = f" ({holder.read_text()})" if holder.exists() else ""
+        by = f" ({holder.read_bytes().decode()})" if holder.exists() else ""
         raise RunError(f"{folder} is being written by another process{by}") from None
     try:
         sweep(folder)

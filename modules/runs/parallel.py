@@ -5,12 +5,16 @@ By default a cluster of this machine's cores, bound to loopback, is started and 
 """
 
 import logging
+import multiprocessing.util
 import os
+import queue
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from uuid import uuid4
@@ -29,6 +33,11 @@ TOPIC = "clr-progress"
 SAID_ONE_BY_ONE = 3  # of a group's runs: a line about each of hundreds would bury what matters
 WANTED = "clr-workers"
 SHOWN = 4  # running runs behind the progress bar; a group has twenty
+KILLS = 3  # of its worker in a row, after which a run is set aside
+CROWD = 2  # workers a core at most: hundreds of them do nothing but start
+PATIENCE = 60  # seconds without any worker of this machine's, after which a study ends
+PATIENCE_ELSEWHERE = 600  # the same where a scheduler's own machines may still be on their way
+SOCKET_PATH = 60  # bytes of a temporary folder's path: with what comes behind, a socket's may have 104
 
 #: Where a study's notebooks find its cluster: the address of its scheduler.
 SHARED = "CLR_STUDY_CLUSTER"
@@ -68,8 +77,8 @@ def run_all(
         specs: the runs; names must differ.
         folder: results folder, made when missing, held by a lock meanwhile.
         data_dir: as for `datasets.load`.
-        workers: worker processes, never more than there are runs; by default one for each core, or one where there is
-            a GPU, which they would have to share.
+        workers: worker processes, never more than there are runs, nor than two for each core; by default one for each
+            core, or one where there is a GPU, which they would have to share.
 
     Returns:
         The files of all runs, in the order of `specs`.
@@ -175,16 +184,19 @@ def cluster(workers: int, most: int | None = None) -> Iterator:
     if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
         with _client(address, "DASK_SCHEDULER_ADDRESS") as client:
             if not client.scheduler_info()["workers"]:
-                print(f"The scheduler at {address} has no workers yet; waiting for the first.")
+                minutes = PATIENCE_ELSEWHERE // 60
+                print(f"The scheduler at {address} has no workers yet; waiting {minutes} minutes for the first.")
             yield client
     elif address := os.environ.get(SHARED):
-        with _client(address, SHARED) as client:
+        with _own_settings(), _client(address, SHARED) as client:
             client.log_event(WANTED, {"least": workers, "most": most or workers})
             yield client
     else:
         with ExitStack() as stack:
             with _uninterrupted():
-                client = stack.enter_context(Client(stack.enter_context(_local_cluster(workers))))
+                started = stack.enter_context(_local_cluster(workers))
+                # By its address: a client of a cluster would wait for all workers.
+                client = stack.enter_context(Client(started.scheduler_address))
             yield client
 
 
@@ -203,8 +215,7 @@ def shared_cluster() -> Iterator[None]:
     class Grow(SchedulerPlugin):
         def log_event(self, topic: str, message: dict) -> None:
             if topic == WANTED:
-                _prepare_workers()
-                started.scale(min(message["most"], max(message["least"], len(started.worker_spec))))
+                _scale(started, min(message["most"], max(message["least"], len(started.worker_spec))))
 
     with ExitStack() as stack:
         with _uninterrupted():
@@ -229,37 +240,96 @@ def _client(address: str, variable: str) -> Iterator:
 
 
 @contextmanager
+def _own_settings() -> Iterator[None]:
+    """dask's own defaults in place of the user's files and variables, which are for their own clusters."""
+    import dask
+    import distributed  # noqa: F401  # whose defaults are then among dask's
+
+    with dask.config.set(dask.config.merge(*dask.config.defaults)):
+        yield
+
+
+@contextmanager
 def _local_cluster(workers: int) -> Iterator:
-    """A scheduler in this process, bound to loopback, and worker processes of one thread."""
+    """A scheduler in this process, bound to loopback, and worker processes of one thread, replaced when they are lost.
+
+    Raises:
+        RunError: it cannot be started.
+    """
     import dask
     from distributed import LocalCluster
     from distributed.worker import logger as worker_logger
+    from tornado.ioloop import PeriodicCallback
 
     worker_logger.setLevel(logging.ERROR)
     settings = {
         # A run goes to a worker when that worker is free, never into a queue behind another run.
         "distributed.scheduler.worker-saturation": 1.0,
-        # A long run may outlive many a worker.
-        "distributed.scheduler.allowed-failures": 1000,
+        # Whoever asked for a run hears of every worker that it lost, and counts: a long run may outlive many.
+        "distributed.scheduler.allowed-failures": 0,
     }
     if FORKED:
         settings["distributed.worker.multiprocessing-method"] = "forkserver"
         settings["distributed.nanny.pre-spawn-environ"] = {}
     else:
         settings["distributed.nanny.pre-spawn-environ"] = WORKER_ENVIRONMENT
-    with dask.config.set(settings):
-        if workers:
+    with _own_settings(), dask.config.set(settings), _silent("asyncio"), ExitStack() as stack:
+        try:
+            started = stack.enter_context(
+                LocalCluster(
+                    n_workers=0,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    # Any free port: a second study beside this one is no cause for a warning.
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=0,
+                    silence_logs=logging.CRITICAL,
+                    death_timeout=PATIENCE,
+                )
+            )
+        except (OSError, RuntimeError) as error:
+            raise RunError(f"no scheduler can be started on 127.0.0.1: {first_line(_root(error))}") from error
+        mending = PeriodicCallback(lambda: _mend(started), 1000)
+        started.loop.add_callback(mending.start)
+        stack.callback(started.loop.add_callback, mending.stop)
+        _scale(started, workers)
+        yield started
+
+
+def _scale(started, workers: int) -> None:
+    """Let a cluster of this machine have so many workers; they come later."""
+    while len(started.worker_spec) > workers:
+        started.worker_spec.popitem()
+    while len(started.worker_spec) < workers:
+        started.worker_spec.update(started.new_worker_spec())
+    started.loop.add_callback(_mend, started)
+
+
+async def _mend(started) -> None:
+    """Start the workers that a cluster lacks.
+
+    dask gives one up for good when its process is missing at the moment it looks, or could not be started.
+    """
+    from distributed import Status
+
+    if started.status != Status.running:
+        return
+    for name, nanny in list(started.workers.items()):
+        if nanny.status in (Status.closed, Status.failed):
+            del started.workers[name]
+    if started.worker_spec.keys() != started.workers.keys():
+        try:
             _prepare_workers()
-        with LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            # Any free port: a second study beside this one is no cause for a warning.
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        ) as started:
-            yield started
+            await started._correct_state()
+        except Exception as error:  # whatever keeps a process from starting; the next look tries again
+            started.scheduler.log_event(TOPIC, {"trouble": first_line(_root(error))})
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error came from in the first place."""
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return error
 
 
 def _prepare_workers() -> None:
@@ -276,14 +346,23 @@ def _prepare_workers() -> None:
     # A process's first optimizer loads torch._dynamo, which takes as long as torch itself.
     get_mp_context().set_forkserver_preload(["distributed", "modules.runs.training", "torch._dynamo"])
     resource_tracker.ensure_running()  # first, as it lets Ctrl-C through to what is started next
-    before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    folder = tempfile.tempdir
     os.environ.update({name: str(value) for name, value in WORKER_ENVIRONMENT.items()})
+    if len(os.fsencode(tempfile.gettempdir())) > SOCKET_PATH:
+        tempfile.tempdir = "/tmp"
     try:
+        multiprocessing.util.get_temp_dir()  # which is remembered
         forkserver.ensure_running()
     finally:
+        tempfile.tempdir = folder
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -309,6 +388,18 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Without a logger's tracebacks, where what they tell is said in a line elsewhere."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Ctrl-C may end a notebook's kernel amid its own tasks, which asyncio would log below the one line about it."""
     try:
@@ -328,54 +419,100 @@ def _run(
     fingerprints: dict,
 ) -> None:
     from dask.system import CPU_COUNT
-    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
 
-    failures = []
-    workers = workers or (1 if torch.cuda.is_available() else CPU_COUNT)
+    failures, kills, running = [], {}, {}
+    ended: queue.SimpleQueue = queue.SimpleQueue()
+    workers = min(workers or (1 if torch.cuda.is_available() else CPU_COUNT), CROWD * CPU_COUNT)
     with _quiet(), progress, cluster(min(workers, len(alone) + len(groups)), workers) as client:
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         begun = {spec.name for spec in alone if RunFiles(folder, spec.name).checkpoint.exists()}
         branches = branches_of(alone, begun)
         later = {branch.name for found in branches.values() for branch in found}
 
-        def submit(work: Callable, runs: Sequence[Spec], *arguments):
-            return client.submit(
-                work,
+        def submit(runs: Sequence[Spec]) -> None:
+            first = runs[0]
+            work = (_train_group,) if first.name in grouped else (_train, branches.get(first.name, ()))
+            future = client.submit(
+                work[0],
                 runs,
                 folder,
                 data_dir,
-                fingerprints[runs[0].dataset],
-                *arguments,
+                fingerprints[first.dataset],
+                *work[1:],
                 # Never the key of an earlier client's task, which the scheduler may still have with other settings.
-                key=f"{runs[0].name}-{uuid4().hex}",
+                key=f"{first.name}-{uuid4().hex}",
                 pure=False,
                 retries=1,
                 # Longest first: a short run at the end leaves the fewest cores idle.
-                priority=runs[0].iterations,
+                priority=first.iterations,
             )
+            running[future.key] = future, runs
+            future.add_done_callback(ended.put)
 
-        def submit_alone(spec: Spec):
-            return submit(_train, [spec], branches.get(spec.name, ()))
-
-        futures = {submit(_train_group, group): group for group in groups}
-        futures |= {submit_alone(spec): [spec] for spec in alone if spec.name not in later}
-        ended = as_completed(futures)
-        for future in ended:
-            runs = futures[future]
-            for branch in branches.get(runs[0].name, ()):
-                futures[begun := submit_alone(branch)] = [branch]
-                ended.add(begun)
+        grouped = {group[0].name for group in groups}
+        for runs in (*groups, *([spec] for spec in alone if spec.name not in later)):
+            submit(runs)
+        while running:
+            future, runs = running.pop(_next(ended, client, progress).key)
+            first = runs[0]
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, KilledWorker) and not _gave_up(kills, runs, progress):
+                submit(runs)
+                continue
+            for branch in branches.get(first.name, ()):
+                submit([branch])
             if future.status == "finished":
                 progress.done(runs, future.result())
-            elif future.status != "error":
+            elif error is None:
                 raise RunError(
                     "the connection to the scheduler was lost: the same command goes on from the last evaluations"
                 )
             else:
                 others = f" and {len(runs) - 1} trained with it" if len(runs) > 1 else ""
-                failures.append(f"{runs[0].name}{others} failed: {first_line(future.exception())}")
+                why = f"failed: {first_line(error)}"
+                if isinstance(error, KilledWorker):
+                    why = f"ended the worker process {KILLS} times in a row (out of memory?)"
+                failures.append(f"{first.name}{others} {why}")
+                progress.say(f"set aside: {failures[-1]}")
     if failures:
-        raise RunError("; ".join(failures))
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        raise RunError("; ".join(failures[:3]) + more)
+
+
+def _next(ended: queue.SimpleQueue, client, progress: "_Progress"):
+    """The next task that has ended.
+
+    Raises:
+        RunError: no worker has lived for as long as a study waits for one.
+    """
+    named = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    patience, where = (PATIENCE_ELSEWHERE, f" at {named}") if named else (PATIENCE, "")
+    seen = time.monotonic()
+    while True:
+        with suppress(queue.Empty):
+            return ended.get(timeout=1)
+        with suppress(OSError, AttributeError):  # a scheduler that is gone ends all its tasks soon
+            if client.scheduler_info()["workers"]:
+                seen = time.monotonic()
+        if time.monotonic() - seen > patience:
+            why = f" ({progress.trouble})" if progress.trouble else ""
+            raise RunError(f"no worker process{where} for {patience} seconds{why}: the same command goes on")
+
+
+def _gave_up(kills: dict[str, tuple[int, int]], runs: Sequence[Spec], progress: "_Progress") -> bool:
+    """Count a death of a worker, and say whether its runs get no other: they came no further than the time before.
+
+    Args:
+        kills: by a task's first run, the deaths in a row and the evaluations that it had come to; it is changed.
+        runs: what the worker was training.
+        progress: how far they had come.
+    """
+    evaluations = max(progress.at.get(spec.name, 0) // spec.evaluate_every for spec in runs)
+    times, before = kills.get(runs[0].name, (0, -1))
+    times = 1 if evaluations > before else times + 1
+    kills[runs[0].name] = times, max(evaluations, before)
+    return times >= KILLS
 
 
 def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str, branches: Sequence[Spec]) -> list[str]:
@@ -446,6 +583,7 @@ class _Progress:
     def __init__(self, specs: Sequence[Spec], done: dict[str, int]) -> None:
         self.at = {spec.name: done[spec.name] for spec in specs}  # iterations counted so far; without finished runs
         self.running: dict[str, str] = {}
+        self.trouble = ""  # what last kept a worker from starting
         self.lock = threading.Lock()  # events come in the client's thread, endings in the main one
         self.bar = tqdm(
             total=sum(spec.iterations for spec in specs),
@@ -462,7 +600,10 @@ class _Progress:
         self.bar.close()
 
     def update(self, event: dict) -> None:
-        """Take a worker's event: `{"name", "iteration", "accuracy"}`."""
+        """Take a worker's event, `{"name", "iteration", "accuracy"}`, or the cluster's, `{"trouble"}`."""
+        if "trouble" in event:
+            self.trouble = event["trouble"]
+            return
         name, iteration, accuracy = event["name"], event["iteration"], event["accuracy"]
         with self.lock:
             if name not in self.at:  # it has finished
@@ -473,6 +614,10 @@ class _Progress:
             self.bar.set_postfix_str(", ".join(shown + more), refresh=False)
             self.bar.update(iteration - self.at[name])
             self.at[name] = iteration
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.bar.write(text)
 
     def done(self, runs: Sequence[Spec], outcomes: Sequence[str]) -> None:
         """Runs ended: count what their last events left out, and keep a line about each, or one about a group."""

@@ -73,7 +73,7 @@ def remember(starts: dict[str, list[str]], device: torch.device) -> None:
 def processor() -> str:
     """The processor's model and the instruction set torch uses on it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
@@ -92,12 +92,15 @@ def revision() -> str | None:
     """
     where = Path(__file__).parents[2]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, encoding="utf-8", check=True
+        )
         status = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no", "--", *SOURCES],
             cwd=where,
             capture_output=True,
             text=True,
+            encoding="utf-8",
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):

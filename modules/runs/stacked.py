@@ -37,6 +37,23 @@ from modules.runs.training import build, check, data_for, evaluation_record, one
 
 #: What may differ between runs that are trained together.
 OWN = {"seed": 0, "policy": None, "variant": None, "test_at_end": False, "registration": None}
+
+#: Every setting that the stacked trainer implements, with the values of it that it does; `ANY`: all there are, as what
+#: they decide is the same code as for a run alone. A run with anything else is trained alone.
+ANY = object()
+IMPLEMENTED = {
+    **dict.fromkeys(("dataset", "model", "pooling", "init", "pixels"), ANY),
+    **dict.fromkeys(("policy", "variant", "momentum", "weight_decay", "bias_lr_mult", "multipliers"), ANY),
+    **dict.fromkeys(("batch_size", "iterations", "evaluate_every", "split", "seed", "registration"), ANY),
+    "activation": ("relu",),
+    "augment": ("none",),
+    "optimizer": ("sgd", "adam"),
+    "evaluation": ("test", "validation", "none"),
+    "test_at_end": (True, False),
+    "ema": (None,),
+    "precision": ("float32",),
+    "keep_weights": (False,),
+}
 CHECKPOINT_SECONDS = 20.0
 GROUP = {"cpu": 20, "cuda": 40}  # runs; more gain nothing: on a CPU their weights leave the cache
 EVALUATED_AT_ONCE = 100_000  # images of all runs
@@ -52,11 +69,10 @@ def common(spec: Spec) -> Spec:
 
 def why_not(spec: Spec) -> str | None:
     """Why a run cannot be trained together with others; None where it can."""
-    if spec.optimizer not in ("sgd", "adam"):
-        return f"optimizer={spec.optimizer!r}"
-    for setting, plain in (("precision", "float32"), ("augment", "none"), ("ema", None), ("keep_weights", False)):
-        if getattr(spec, setting) != plain:
-            return f"{setting}={getattr(spec, setting)!r}"
+    for setting, value in spec:
+        taken = IMPLEMENTED.get(setting, ())
+        if taken is not ANY and value not in taken:
+            return f"{setting}={value!r}"
     if models.own.is_own(spec.model):
         return f"{models.label(spec.model)} is a network of your own"
     with torch.device("meta"):

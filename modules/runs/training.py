@@ -5,6 +5,7 @@ the network and its batches are channels_last, one run has one thread (several r
 several threads share one run), and denormal numbers, which the momentum buffers would fill with, are flushed to zero.
 """
 
+import random
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -75,6 +76,32 @@ def one_thread() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """What is drawn inside leaves torch's, numpy's and Python's random state as they were."""
+    numpys, pythons = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(numpys)
+        random.setstate(pythons)
+
+
+def draw_from(seed: int, iteration: int, device: torch.device) -> None:
+    """Set all the random state that a network may draw from in training, such as its dropout.
+
+    It depends on the run's seed and the iteration alone, so a resumed run draws what it would have drawn, whatever its
+    process did before.
+    """
+    number = int(np.random.SeedSequence((seed, iteration)).generate_state(1, np.uint64)[0]) >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def step(model: nn.Module, optimizer: Optimizer, inputs: Tensor, labels: Tensor, precision: str = "float32") -> Tensor:
@@ -164,7 +191,7 @@ def train(
     files.check(spec, dataset.fingerprint)
     if files.complete:
         return files.csv
-    with files.training(), one_thread():
+    with files.training(), one_thread(), own_random_state(device):
         if files.complete:  # by the process that was waited for
             files.check(spec, dataset.fingerprint)
             return files.csv
@@ -190,7 +217,8 @@ def check(spec: Spec, dataset: Dataset) -> None:
     if spec.batch_size > count:
         raise RunError(f"batch_size={spec.batch_size} exceeds the {count} training images")
     try:
-        with torch.device("cpu" if models.own.is_own(spec.model) else "meta"):  # a user's may need real numbers
+        device = torch.device("cpu" if models.own.is_own(spec.model) else "meta")  # a user's may need real numbers
+        with device, own_random_state(device):
             models.parameter_groups(build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
     except ValueError as error:
         raise RunError(str(error)) from error
@@ -254,9 +282,9 @@ class _State:
     """What changes while a run goes on: network, optimizer, scheduler, rows, seconds; saved and restored whole."""
 
     def __init__(self, spec: Spec, dataset: Dataset, device: torch.device) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.seed)
-            model = build(spec, dataset)
+        draw_from(spec.seed, 0, device)
+        torch.manual_seed(spec.seed)
+        model = build(spec, dataset)
         self.spec, self.fingerprint = spec, dataset.fingerprint
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(spec, self.model)
@@ -351,6 +379,7 @@ def _train(
         if spec.augment == "flip_crop":
             images = flip_crop(images, spec.seed, state.iteration)
         inputs = data.pixels(images)
+        draw_from(spec.seed, state.iteration, device)
         loss_sum += step(model, optimizer, inputs, labels, spec.precision)
         if state.average:
             state.average.update_parameters(model)
@@ -388,6 +417,7 @@ def _train(
         if time.monotonic() - reported > REPORT_SECONDS or since == 0:
             reported = time.monotonic()
             report(state.iteration, accuracy)
+    draw_from(spec.seed, state.iteration, device)
     ends = {} if diverged else _ends(state, data, last)
     state.seconds += time.monotonic() - started
     if spec.keep_weights:

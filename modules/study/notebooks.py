@@ -4,15 +4,20 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import zmq
+from ipykernel.kernelspec import make_ipkernel_cmd
 from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_core.utils import run_sync
 
+from modules.checks import first_line
 from modules.runs.files import atomic_write
 from modules.study.documents import filled, without_markers
 from modules.study.parameters import StudyError, read_study, source
@@ -20,17 +25,34 @@ from modules.study.parameters import StudyError, read_study, source
 TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # how pandas names a styled table, in its page's style sheet
 
 
+class _ThisPython(KernelSpecManager):
+    """Kernels of the interpreter that runs this, whatever `python3` names among those that are installed."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3", language="python")
+
+
 @contextmanager
 def one_kernel() -> Iterator[AsyncKernelManager]:
-    """A kernel that runs a study's notebooks one after another: what takes seconds to import is imported once."""
-    manager = AsyncKernelManager(kernel_name="python3")
-    # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error when
-    # Ctrl-C ends them.
-    run_sync(manager.start_kernel)(extra_arguments=["--IPKernelApp.log_level=50"])
-    try:
-        yield manager
-    finally:
-        run_sync(manager.shutdown_kernel)(now=True)
+    """A kernel that runs a study's notebooks one after another: what takes seconds to import is imported once.
+
+    Raises:
+        StudyError: it cannot be started.
+    """
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
+    with tempfile.TemporaryDirectory() as profile:  # in place of the user's, whose start-up files would be run
+        try:
+            # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error
+            # when Ctrl-C ends them.
+            run_sync(manager.start_kernel)(
+                extra_arguments=["--IPKernelApp.log_level=50"], env={**os.environ, "IPYTHONDIR": profile}
+            )
+        except (OSError, RuntimeError) as error:
+            raise StudyError(f"no kernel can be started: {first_line(error)}") from error
+        try:
+            yield manager
+        finally:
+            run_sync(manager.shutdown_kernel)(now=True)
 
 
 def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernelManager) -> None:
@@ -53,7 +75,10 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}")
-    _forget(kernel)
+    try:
+        _forget(kernel)
+    except (RuntimeError, TimeoutError, zmq.ZMQError) as error:
+        raise StudyError(f"{name}: its kernel does not answer: {first_line(error)}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -69,7 +94,8 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
                 km=kernel,
             )
         except papermill.PapermillExecutionError as error:
-            raise StudyError(f"{name}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}") from None
+            why = first_line(error.evalue) if error.evalue.strip() else "without a word (files, processes, memory?)"
+            raise StudyError(f"{name}: {error.ename}: {why}") from None
         except DeadKernelError:
             raise StudyError(
                 f"{name}: its kernel died (out of memory?): the same command goes on with the rest"

@@ -144,6 +144,6 @@ def html_pages() -> Path:
     shutil.rmtree(SITE, ignore_errors=True)
     for page in pages:
         (SITE / page.path).parent.mkdir(parents=True, exist_ok=True)
-        (SITE / page.path).write_text(page.body)
-    (SITE / "index.html").write_text(index)
+        (SITE / page.path).write_text(page.body, encoding="utf-8")
+    (SITE / "index.html").write_text(index, encoding="utf-8")
     return SITE / "index.html"

@@ -34,7 +34,7 @@ def read_study(study: str) -> dict[str, dict]:
         known = sorted(path.stem for path in STUDIES.glob("*.yaml"))
         raise StudyError(f"unknown study {study!r} (choose one of {', '.join(known)}{did_you_mean(study, known)})")
     try:
-        found = yaml.safe_load(file.read_text())
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise StudyError(f"{file} is not valid YAML: {short(' '.join(str(error).split()))}") from error
     if not isinstance(found, dict) or not isinstance(found.get("notebooks"), dict):

@@ -36,7 +36,7 @@ def publish(study: str, results: Path) -> None:
         # Also the folders that a notebook was given, wherever they are.
         named = re.compile("|".join([*here, r'(results_dir|published_dir|data_dir|log_dir|reference) = \\"[/~]']))
         for path in results.rglob("*"):
-            if path.suffix in (".ipynb", ".json", ".jsonl", ".csv") and named.search(path.read_text()):
+            if path.suffix in (".ipynb", ".json", ".jsonl", ".csv") and named.search(path.read_text(encoding="utf-8")):
                 raise StudyError(f"{path} names a folder of this machine: use relative paths for RESULTS and data_dir")
         if lost := sorted(set(experiments(target)) - set(experiments(results))):
             raise StudyError(f"{target} also holds {', '.join(lost)}, which {results} has not: make them there, too")

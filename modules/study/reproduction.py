@@ -1,0 +1,65 @@
+"""The whole study: check every notebook's parameters, run the notebooks through papermill, compare, make pages."""
+
+import time
+from pathlib import Path
+
+from modules.report.comparison import REPRODUCED, compare, counts
+from modules.report.formatting import readable
+from modules.report.tables import write
+from modules.runs.files import sweep, writing
+from modules.runs.parallel import shared_cluster
+from modules.runs.verification import runs_in, verify
+from modules.study.design import check
+from modules.study.notebooks import conclude, execute, one_kernel
+from modules.study.parameters import parameters, published_folder
+
+
+def html_pages() -> Path:
+    """As `pages.html_pages`; what makes pages takes a second to import, and no other command needs it."""
+    from modules.study import pages
+
+    return pages.html_pages()
+
+
+def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> bool:
+    """Check, run all notebooks, and print what came out beside what is published.
+
+    Returns:
+        Whether every number that is judged is the same bytes as the published one, or equivalent.
+    """
+    results = results or Path("results") / Path(study).stem
+    plan = parameters(study, results, overrides)
+    check(plan)
+    with writing(results):
+        for part in ("tables", "figures"):
+            sweep(results / part)
+        started = time.monotonic()
+        with shared_cluster(), one_kernel() as kernel:
+            for name in plan:
+                print(f"\n== {name}", flush=True)
+                execute(name, plan, results, kernel)
+        if (published := published_folder(results)).is_dir():
+            conclude(study, results, published, published.name)
+        comparison = compare(results, published)
+        if len(comparison):
+            write(comparison, results / "tables" / "comparison.csv")
+            print(f"\nThis run beside {published}:\n")
+            print(readable(comparison).to_string(index=False))
+            print(f"\nVerdicts: {counts(comparison)}")
+        print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
+        print(f"Study took {time.monotonic() - started:.0f} s")
+        if Path("results").resolve() in results.resolve().parents:
+            index = html_pages()
+            alone = index.parent / results.resolve().relative_to(Path.cwd()) / f"{next(iter(plan))}.html"
+            print(f"As a web page: {alone}" if len(plan) == 1 else f"As web pages: {index}")
+    return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
+
+
+def verify_all(place: Path, rows: int, data_dir: str | None) -> int:
+    """Print of every run at a place whether its first rows came out again; returns the exit status, 1 when not all."""
+    differing = 0
+    for run in runs_in(place):
+        found = verify(run, rows, data_dir)
+        differing += found is not None
+        print(f"{run.place}: {found or 'same bytes'}", flush=True)
+    return 1 if differing else 0
