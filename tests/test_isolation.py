@@ -19,7 +19,8 @@ STUDY = {
             max_lr=0.02,
             iterations=200,
             evaluate_every=10,
-            settings=dict(optimizer="adam", weight_decay=0.0),
+            optimizer="adam",
+            weight_decay=0.0,
             runs=2,
         )
     }
