@@ -2,13 +2,12 @@
 
 import inspect
 import math
-import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, combinations
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from modules.schedulers import RangeTestLR
+from modules import snapshot
+from modules.schedulers import RangeTestLR, set_lr
 from modules.statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
@@ -27,6 +28,9 @@ MOST_POINTS = 50  # the fit tries every three of them
 LEAST_RUNS = 5  # of fewer the bootstrap's interval is far too narrow
 FITTED_RESAMPLES = 2_000  # of more than eight runs; the ends of an interval are measured rates, so more say no more
 FITTED_TOGETHER = 64  # curves, which bounds the fit's memory
+CLEAR = 4  # standard deviations of its noise, by which a loss must fall and rise
+NO_RISE = "the loss does not rise again by the last learning rate: let the ramp end higher (max_lr)"
+LEAST_ROWS_OF_A_RANGE = 5  # of fewer rows the range may be small by chance
 
 
 def range_test(
@@ -42,7 +46,7 @@ def range_test(
     ramp: str = "exponential",
     stop_factor: float | None = None,
     *,
-    forward: Callable[[nn.Module, object], Tensor] | None = None,
+    forward: Callable[[nn.Module, object], Tensor | None] | None = None,
     validation: Iterable | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
@@ -51,110 +55,170 @@ def range_test(
 ) -> pd.DataFrame:
     """Train while the learning rate climbs, and measure loss and accuracy on the way.
 
-    Afterwards everything is as it was, whether the test ended well or not: weights, buffers, modes, the optimizer and
-    the scaler (where a rate is a tensor, the same tensor), gradients, and the random states of torch, numpy, Python and
-    the DataLoader's generator. Only lazy modules do not return: they are initialised by the first batch.
+    Afterwards everything is as it was, whether the test ended well or not: weights, buffers, modes, the optimizer (with
+    one that it wraps) and the scaler (where a rate is a tensor, the same tensor), gradients, and the random states of
+    torch, numpy, Python and the DataLoader's generator. So are other networks and optimizers that the functions given
+    here can be seen to use, such as a teacher or an average of the weights. Only lazy modules do not return: they are
+    initialised by the first batch. Each `state_dict()` is compared with the one before; a warning names what differs.
 
     Args:
         model: the network; trained in place, on whatever device it is on. Modules that are in evaluation mode while
             the model is in training mode stay in it.
-        optimizer: over the model's parameters. Groups with an `lr_mult` get the ramp's rate times it; else groups of
-            different rates keep their ratios, and the largest follows the ramp.
+        optimizer: over the model's parameters. Groups with an `lr_mult`, or timm's `lr_scale`, get the ramp's rate
+            times it; else groups of different rates keep their ratios, and the largest follows the ramp. `apply_rate`
+            sets a rate in the same way.
         loss_fn: called as `loss_fn(model(*inputs), target)`; may have parameters of its own.
-        batches: e.g. a DataLoader: pairs of an input and a target, or several inputs with the target last; an input
-            that is a mapping becomes the model's keyword arguments. Brought to the model's device, however nested.
-            Gone through again when they end; a generator must last for the whole ramp.
+        batches: e.g. a DataLoader: pairs of an input and a target, or several inputs with the target last. An input
+            that is a mapping becomes the model's keyword arguments, a plain list or tuple its arguments, a named tuple
+            stays one argument. Brought to the model's device, however nested. Gone through again when they end; a
+            generator must last for the whole ramp.
         evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters. None where the
             training loss is enough.
-        min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`.
+        min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`, and `min_lr` below `max_lr`. One ramp for all groups, as
+            the answer is one rate: what groups should differ by is the ratio of the rates they have.
         iterations: length of the ramp; the paper lets it run for several epochs.
-        evaluate_every: iterations between rows and evaluations; by default there are 50 rows.
-        stop_factor: end when the training loss, as a mean of three rows, exceeds this many times the least such mean;
-            None goes on while the loss is finite.
-        forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss.
-        validation: batches as `batches`, in place of `evaluate`: at each row the mean loss over them and, where the
-            targets are classes, the accuracy; in evaluation mode.
+        evaluate_every: iterations between rows, each with its evaluation. By default there is a row an iteration, and
+            there are 50 evaluations.
+        stop_factor: end when the training loss, as a mean of three rows (of three fiftieths of the ramp by default),
+            exceeds this many times the least such mean; None goes on while the loss is finite. For a loss whose zero
+            means nothing, leave it out. Once a row is not above zero, the range that the loss had up to its least takes
+            the place of the least: see `climbed`.
+        forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
+            to skip.
+        validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
+            the targets are classes, the accuracy; in evaluation mode.
         accumulate: batches an iteration, whose gradients are averaged.
         autocast: the type of a forward pass under autocast, such as `torch.bfloat16`.
         scaler: of the gradients, where the type is `torch.float16`.
-        keep_ratios: False gives all groups without an `lr_mult` the same rate.
+        keep_ratios: False gives all groups without a multiplier the same rate.
 
     Returns:
-        One row every `evaluate_every` iterations and one at the end: `iteration`, `lr` (before any `lr_mult`),
+        One row every `evaluate_every` iterations and one at the end: `iteration`, `lr` (before any multiplier),
         `train_loss` (mean since the last row), `val_loss` (NaN without `validation`), `accuracy` (NaN without
-        `validation` or `evaluate`). An iteration whose loss is not finite changes nothing and counts nowhere; from the
-        first of two in a row, a validation that is not finite, or `stop_factor` on, the run has diverged, and the rest
-        is NaN. `suggest_bounds` takes rate and accuracy, `best_rate` rate and loss.
+        `validation` or `evaluate`). An iteration whose loss is not finite, or None, changes nothing and counts nowhere:
+        its loss is NaN where it has a row of its own. From the first of two in a row that are not finite, a validation
+        that is not finite, or `stop_factor` on, the run has diverged, and the rest is NaN. `rules.suggest_rate` and
+        `best_rate` take rate and loss, `suggest_bounds` rate and accuracy.
 
     Raises:
-        ValueError: rates, ramp, intervals or factor that make no sense; batches that are empty, too few or of a kind
-            that needs a `forward`; an optimizer whose `step` needs a closure (LBFGS).
+        ValueError: rates, ramp, intervals or factor that make no sense; batches that are empty, too few, a `Dataset` or
+            of a kind that needs a `forward`; no loss or no accuracy where one is asked for; an optimizer whose `step`
+            needs a closure (LBFGS), or without a rate.
 
     Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
-    if evaluate_every is None:
-        evaluate_every = max(1, iterations // 50)
     _check(model, optimizer, loss_fn, batches, forward, evaluate, validation)
     _check_lengths(iterations, evaluate_every, accumulate, stop_factor)
+    row_every, every = evaluate_every or 1, evaluate_every or max(1, iterations // 50)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
-    ratios = _ratios(optimizer, keep_ratios)
+    if min_lr == max_lr:
+        raise ValueError(f"min_lr and max_lr are both {max_lr!r}: a ramp climbs from one rate to a higher one")
+    shares = zip(_shares(optimizer, keep_ratios), optimizer.param_groups, strict=True)
+    ratios = [share * group.get("lr_mult", 1.0) for share, group in shares]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
-    def measure(batch: object) -> tuple[Tensor, object, object]:
+    def measure(batch: object) -> tuple[Tensor | None, object, object]:
         """A batch's mean loss, and where there is no `forward` the outputs and targets it is of."""
         batch = _to(batch, device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             return (forward(model, batch), None, None) if forward else _measure(model, loss_fn, batch)
 
     rows: list[tuple[int, float, float, float, float]] = []
-    with ExitStack() as afterwards:
-        afterwards.callback(_random_states(batches, validation))
-        forked = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
-        afterwards.enter_context(torch.random.fork_rng(**forked))
-        stream = _endless(batches, iterations * accumulate)
-        if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):
-            first = next(stream)
-            _initialise(model, lambda: measure(first))
-            stream = chain([first], stream)
-        afterwards.callback(_contents([model, loss_fn], optimizer, scaler))
-        if not model.training:
-            model.train()
-        modes = _modes(model)  # a BatchNorm that was frozen stays so
-        total, count = 0.0, 0  # of the losses since the last row
-        lost = False  # whether the last iteration's loss was not finite
-        for iteration in tqdm(range(1, iterations + 1), "range test", unit="it", leave=False, disable=None):
-            lr = lr_at(iteration - 1)
-            if not lr * max(ratios) < LARGEST_RATE:
-                break
-            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-                _set_lr(group, lr * ratio)
-            _set_modes(modes)
-            optimizer.zero_grad()
-            loss = _backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler)
-            if math.isfinite(loss):
-                _step(optimizer, scaler)
-                total, count, lost = total + loss, count + 1, False
-            elif lost:  # a single batch may be at fault, not two in a row
-                rows = [row for row in rows if row[0] < iteration - 1]
-                break
-            else:
-                lost = True
-            if iteration % evaluate_every == 0 or iteration == iterations:
+    used = snapshot.held(model, optimizer, loss_fn, forward, evaluate)
+    before: dict[str, object] = {}
+    try:
+        with ExitStack() as afterwards:
+            afterwards.callback(snapshot.random_states(batches, validation))
+            forked = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
+            afterwards.enter_context(torch.random.fork_rng(**forked))
+            stream = _endless(batches, iterations * accumulate)
+            if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):
+                first = next(stream)
+                _initialise(model, lambda: measure(first))
+                stream = chain([first], stream)
+            before = snapshot.fingerprint(used)
+            afterwards.callback(snapshot.contents([model, loss_fn], optimizer, scaler, used))
+            if not model.training:
+                model.train()
+            modes = snapshot.modes(model)  # a BatchNorm that was frozen stays so
+            row, stretch, means = _Mean(), _Mean(), []  # the losses since the last row, and since the last evaluation
+            lost = trained = skipped = False  # whether the last loss was not finite; some loss was, or was not, given
+            for iteration in tqdm(range(1, iterations + 1), "range test", unit="it", leave=False, disable=None):
+                lr = lr_at(iteration - 1)
+                if not lr * max(ratios) < LARGEST_RATE:
+                    break
+                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                    _set_lr(group, lr * ratio)
+                snapshot.set_modes(modes)
+                optimizer.zero_grad()
+                loss = _backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler)
+                trained, skipped = trained or loss is not None, skipped or loss is None
+                if loss is None:  # no divergence: the batch is passed over
+                    pass
+                elif math.isfinite(loss):
+                    _step(optimizer, scaler)
+                    row.add(loss)
+                    stretch.add(loss)
+                    lost = False
+                elif lost:  # a single batch may be at fault, not two in a row
+                    rows = [row for row in rows if row[0] < iteration - 1]
+                    break
+                else:
+                    lost = True
+                last = iteration == iterations
                 val_loss = accuracy = math.nan
-                if validation is not None:
-                    val_loss, accuracy = _validate(model, validation, measure)
-                elif evaluate:
-                    accuracy = float(evaluate(model))
-                if not math.isfinite(val_loss if validation is not None else accuracy if evaluate else 0.0):
+                if evaluates := iteration % every == 0 or last:
+                    if validation is not None:
+                        val_loss, accuracy = _validate(model, validation, measure)
+                    elif evaluate:
+                        accuracy = _number_of(evaluate(model))
+                    if not math.isfinite(val_loss if validation is not None else accuracy if evaluate else 0.0):
+                        break
+                    means += [mean] if math.isfinite(mean := stretch.taken()) else []
+                if iteration % row_every == 0 or last:
+                    rows.append((iteration, lr, row.taken(), val_loss, accuracy))
+                if evaluates and stop_factor and climbed(means, stop_factor):
                     break
-                rows.append((iteration, lr, total / count if count else math.nan, val_loss, accuracy))
-                total, count = 0.0, 0
-                if stop_factor and climbed([row[2] for row in rows if math.isfinite(row[2])], stop_factor):
-                    break
-    ends = [*range(evaluate_every, iterations, evaluate_every), iterations]
+            if skipped and not trained:
+                raise ValueError("no batch gave a loss: forward, or loss_fn, returned None each time")
+    finally:
+        if before and (lost_paths := snapshot.differing(before, snapshot.fingerprint(used))):
+            warnings.warn(f"range_test could not put back {lost_paths}: make it anew before you train", stacklevel=2)
+    ends = [*range(row_every, iterations, row_every), iterations]
     rows += [(end, lr_at(end - 1), math.nan, math.nan, math.nan) for end in ends[len(rows) :]]
     return pd.DataFrame(rows, columns=["iteration", "lr", "train_loss", "val_loss", "accuracy"])
+
+
+def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> None:
+    """Set an optimizer's groups to a rate that a range test found, as the test had set them.
+
+    A group with an `lr_mult` (or timm's `lr_scale`) gets the rate times it; other groups keep the ratios of their
+    rates, the largest gets `rate`, and a group of rate 0 stays there. `initial_lr` is set too, as a scheduler that is
+    made afterwards would go on from what an earlier one has left there. timm's own schedulers multiply by `lr_scale`
+    themselves: for them make the optimizer with this rate instead.
+
+    Args:
+        optimizer: changed in place; a rate that is a tensor stays that tensor.
+        rate: above 0.
+        keep_ratios: as for `range_test`.
+
+    Raises:
+        ValueError: a rate that is no number above 0; an optimizer without rates.
+
+    Warns:
+        UserWarning: a scheduler was made for this optimizer before. It goes on from the rates it was made with.
+    """
+    _check_rates(optimizer)
+    number = rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
+    if not (isinstance(number, Real) and not isinstance(number, bool) and 0 < number < LARGEST_RATE):
+        raise ValueError(f"rate must be a number above 0, not {rate!r}")
+    set_lr(optimizer, [float(number) * share for share in _shares(optimizer, keep_ratios)])
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        warnings.warn(
+            "a scheduler that was made before goes on from its own rates: make it anew for the rate set now",
+            stacklevel=2,
+        )
 
 
 def _check(
@@ -168,8 +232,7 @@ def _check(
 ) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    _check_rates(optimizer)
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in trained for parameter in model.parameters() if parameter.requires_grad):
         raise ValueError("the optimizer trains none of the model's parameters: is it another model's?")
@@ -189,6 +252,12 @@ def _check(
         )
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise ValueError(f"batches must be e.g. a DataLoader, not {type(batches).__name__}")
+    for name, given in (("batches", batches), ("validation", validation)):
+        if isinstance(given, Dataset):
+            raise ValueError(
+                f"{name} is a Dataset, which gives single samples: pass DataLoader(dataset, batch_size=...), or "
+                "batch_size=None where its items are batches"
+            )
     if evaluate is not None and validation is not None:
         raise ValueError("evaluate and validation are two ways to the same column: give one of them")
     if evaluate is not None and not callable(evaluate):
@@ -197,22 +266,36 @@ def _check(
         raise ValueError("validation can be gone through only once: pass a DataLoader or a list")
 
 
-def _check_lengths(iterations: int, evaluate_every: int, accumulate: int, stop_factor: float | None) -> None:
-    for name, value in (("iterations", iterations), ("accumulate", accumulate)):
-        if not isinstance(value, Integral) or value < 1:
+def _check_rates(optimizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    for index, group in enumerate(optimizer.param_groups):
+        lr = group.get("lr")
+        if not (isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)):
+            has = f"has lr={lr!r}" if "lr" in group else "has no lr"
+            raise ValueError(f"the optimizer's group {index} {has}: a range test needs a rate that it can set")
+
+
+def _check_lengths(iterations: int, evaluate_every: int | None, accumulate: int, stop_factor: float | None) -> None:
+    for name, value in (("iterations", iterations), ("accumulate", accumulate), ("evaluate_every", evaluate_every)):
+        whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+        if not (whole or (value is None and name == "evaluate_every")):
             raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
-    if not 0 < evaluate_every <= iterations:
+    if evaluate_every is not None and evaluate_every > iterations:
         raise ValueError(f"evaluate_every must be between 1 and iterations={iterations}, not {evaluate_every!r}")
     if stop_factor is not None and not stop_factor > 1:
         raise ValueError(f"stop_factor must be above 1, or None, not {stop_factor!r}")
 
 
-def _ratios(optimizer: Optimizer, keep: bool) -> list[float]:
-    """What each group's rate is a multiple of the ramp's."""
+def _shares(optimizer: Optimizer, keep: bool) -> list[float]:
+    """What each group's rate is a multiple of the ramp's, before its `lr_mult`."""
     groups = optimizer.param_groups
     rates = [float(group["lr"]) for group in groups]
-    if any("lr_mult" in group for group in groups):
-        return [group.get("lr_mult", 1.0) for group in groups]
+    if not max(rates) > 0:  # at the start of a warm-up
+        rates = [float(group.get("initial_lr", 0.0)) for group in groups]
+    if any("lr_mult" in group or "lr_scale" in group for group in groups):
+        frozen = [rate == 0 < max(rates) for rate in rates]
+        return [0.0 if still else group.get("lr_scale", 1.0) for still, group in zip(frozen, groups, strict=True)]
     return [rate / max(rates) for rate in rates] if keep and max(rates) > 0 else [1.0] * len(groups)
 
 
@@ -236,7 +319,7 @@ def _to(batch: object, device: torch.device) -> object:
     return batch
 
 
-def _measure(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor, object, object]:
+def _measure(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor | None, object, object]:
     """Loss, outputs and target of a batch of inputs and a target."""
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         raise ValueError(
@@ -247,14 +330,37 @@ def _measure(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         outputs = model(**inputs[0])
     else:
-        outputs = model(*(inputs[0] if len(inputs) == 1 and isinstance(inputs[0], list | tuple) else inputs))
+        several = len(inputs) == 1 and isinstance(inputs[0], list | tuple) and not hasattr(inputs[0], "_fields")
+        outputs = model(*(inputs[0] if several else inputs))
     return loss_fn(outputs, target), outputs, target
 
 
-def _backward(losses: Iterable[Tensor], count: int, scaler: torch.amp.GradScaler | None) -> float:
-    """Accumulate the gradients of the mean of `count` losses, and return it; NaN as soon as one is not finite."""
-    total = 0.0
+class _Mean:
+    """A mean of what was added since it was last taken."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    def taken(self) -> float:
+        """The mean, NaN of nothing."""
+        mean = self.total / self.count if self.count else math.nan
+        self.__init__()
+        return mean
+
+
+def _backward(losses: Iterable[Tensor | None], count: int, scaler: torch.amp.GradScaler | None) -> float | None:
+    """Accumulate the gradients of the mean of `count` losses, and return the mean of those that there are.
+
+    Returns:
+        NaN as soon as one is not finite; None where there is none.
+    """
+    total, given = 0.0, 0
     for loss in losses:
+        if loss is None:
+            continue
         if not (isinstance(loss, Tensor) and loss.numel() == 1):
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be a tensor of one number, not {what}")
@@ -262,8 +368,8 @@ def _backward(losses: Iterable[Tensor], count: int, scaler: torch.amp.GradScaler
             return math.nan
         mean = loss / count if count > 1 else loss
         (scaler.scale(mean) if scaler else mean).backward()
-        total += mean.item()
-    return total
+        total, given = total + mean.item(), given + 1
+    return (total if given == count else total * count / given) if given else None
 
 
 def _step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
@@ -281,124 +387,35 @@ def _validate(model: nn.Module, validation: Iterable, measure: Callable) -> tupl
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
         loss, outputs, target = measure(batch)
+        if loss is None:
+            continue
         count = len(target) if isinstance(target, Tensor) and target.ndim else 1
         total, size = total + count * loss.item(), size + count
         classes = isinstance(outputs, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
         if classes and outputs.ndim == target.ndim + 1:
             right, labels = right + (outputs.argmax(1) == target).sum().item(), labels + target.numel()
     if not size:
-        raise ValueError("validation is empty")
+        raise ValueError("validation is empty, or no batch of it gave a loss")
     return total / size, right / labels if labels else math.nan
+
+
+def _number_of(found: object) -> float:
+    """What `evaluate` returned, as a number."""
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise ValueError(f"evaluate must return a number, not {type(found).__name__}") from None
 
 
 @torch.no_grad()
 def _initialise(model: nn.Module, measure: Callable) -> None:
     """Give lazy modules their weights; in evaluation mode, so that no statistic of a BatchNorm has seen the batch."""
-    modes = _modes(model)
+    modes = snapshot.modes(model)
     model.eval()
     try:
         measure()
     finally:
-        _set_modes(modes)
-
-
-def _random_states(*loaders: object) -> Callable[[], None]:
-    """A function that puts numpy's, Python's and the loaders' random states back as they are now."""
-    own, legacy = random.getstate(), np.random.get_state()
-    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [getattr(owner, "generator", None) for owner in owners]
-    states = [(found, found.get_state()) for found in generators if isinstance(found, torch.Generator)]
-
-    def restore() -> None:
-        random.setstate(own)
-        np.random.set_state(legacy)
-        for generator, state in states:
-            generator.set_state(state)
-
-    return restore
-
-
-def _contents(modules: list, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> Callable[[], None]:
-    """A function that puts modules, optimizer, scaler and gradients back as they are now; gradients are none from here.
-
-    Not by their `state_dict()`: that leaves out non-persistent buffers, and `load_state_dict` replaces tensors.
-    """
-    roots = [module for module in modules if isinstance(module, nn.Module)]
-    parts = [module for root in roots for module in root.modules()]
-    in_groups = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    parameters = list({id(p): p for p in [*in_groups, *(p for root in roots for p in root.parameters())]}.values())
-    tensors = [_kept(parameter) for parameter in parameters]
-    buffers = [(part, name, _kept(buffer)) for part in parts for name, buffer in dict(part._buffers).items()]
-    extra = [
-        (p, deepcopy(p.get_extra_state())) for p in parts if type(p).get_extra_state is not nn.Module.get_extra_state
-    ]
-    modes = {part: part.training for part in parts}
-    groups = [
-        (group, {key: _kept(value) for key, value in group.items() if key != "params"})
-        for group in optimizer.param_groups
-    ]
-    state = {parameter: _kept(values) for parameter, values in optimizer.state.items()}
-    scale = deepcopy(scaler.state_dict()) if scaler else None
-    gradients = [(parameter, parameter.grad) for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-
-    def restore() -> None:
-        for back in tensors:
-            back()
-        for part, name, back in buffers:
-            part._buffers[name] = back()
-        for part, values in extra:
-            part.set_extra_state(values)
-        _set_modes(modes)
-        for group, values in groups:
-            given = {key: back() for key, back in values.items()} | {"params": group["params"]}
-            group.clear()
-            group.update(given)
-        optimizer.state.clear()
-        optimizer.state.update({parameter: back() for parameter, back in state.items()})
-        if scaler:
-            scaler.load_state_dict(scale)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-    return restore
-
-
-def _kept(value: object) -> Callable[[], object]:
-    """A function that gives a value back with the contents it has now: the same tensors and dictionaries."""
-    if isinstance(value, Tensor):
-        contents = value.detach().clone()
-
-        def back() -> Tensor:
-            with torch.no_grad():
-                return value.copy_(contents)
-
-    elif isinstance(value, dict):
-        kept = {key: _kept(entry) for key, entry in value.items()}
-
-        def back() -> dict:
-            entries = {key: entry() for key, entry in kept.items()}
-            value.clear()
-            value.update(entries)
-            return value
-
-    else:
-        contents = deepcopy(value)
-
-        def back() -> object:
-            return contents
-
-    return back
-
-
-def _modes(model: nn.Module) -> dict[nn.Module, bool]:
-    return {module: module.training for module in model.modules()}
-
-
-def _set_modes(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
+        snapshot.set_modes(modes)
 
 
 def _endless(batches: Iterable, needed: int) -> Iterator:
@@ -421,12 +438,30 @@ def _endless(batches: Iterable, needed: int) -> Iterator:
 def climbed(losses: list[float], factor: float) -> bool:
     """Whether the loss, as a mean of three rows, exceeds `factor` times the least such mean so far.
 
+    Where a row is not above zero that says nothing. Then it is whether the mean is above the least one by `factor`
+    times the range of the rows up to that, if these are five or more.
+
     Args:
         losses: mean training loss of each row so far.
         factor: above 1.
     """
-    means = np.convolve(losses, np.ones(3) / 3, "valid") if len(losses) >= 3 else []
-    return len(means) > 0 and bool(means[-1] > factor * min(means))
+    if len(losses) < 3:
+        return False
+    means = np.convolve(losses, np.ones(3) / 3, "valid")
+    least = int(means.argmin())
+    if min(losses) > 0:
+        return bool(means[-1] > factor * means[least])
+    before = losses[: least + 3]
+    return len(before) >= LEAST_ROWS_OF_A_RANGE and bool(means[-1] - means[least] > factor * np.ptp(before))
+
+
+def exponential(lr: np.ndarray) -> bool:
+    """Whether the rates of a ramp `[points]` are spaced by a factor, not by a difference."""
+    lr = np.asarray(lr, dtype=float)
+    if len(lr) < 3 or lr[0] <= 0:
+        return False
+    steps = np.diff(lr), np.diff(np.log(lr))
+    return bool(np.argmin([step.std() / step.mean() for step in steps]) == 1)
 
 
 def diverged_as_chance(accuracy: np.ndarray) -> np.ndarray:
@@ -435,8 +470,9 @@ def diverged_as_chance(accuracy: np.ndarray) -> np.ndarray:
     That is the fall the range test looks for. A run without any accuracy gets the lowest first one of the others. NaN
     that are not at a run's end stay.
     """
-    ended = np.isnan(accuracy[::-1]).cumprod(axis=0, dtype=bool)[::-1]
-    first = accuracy[0]
+    measured = np.isfinite(accuracy)
+    ended = ~np.logical_or.accumulate(measured[::-1])[::-1]
+    first = np.where(measured.any(axis=0), accuracy[measured.argmax(axis=0), np.arange(accuracy.shape[1])], np.nan)
     if not np.isnan(first).all():
         first = np.where(np.isnan(first), np.nanmin(first), first)
     return np.where(ended, first, accuracy)
@@ -472,7 +508,8 @@ def suggest_bounds(
     Args:
         lr: learning rates in increasing order, `[points]`.
         accuracy: accuracy at those rates, `[points]` or `[points, runs]`, 0 to 1; NaN from where a run has diverged,
-            which counts as its first accuracy, chance: that is the fall the test looks for.
+            which counts as its first accuracy, chance: that is the fall the test looks for. Points between measured
+            ones that are NaN in some run are left out.
         log: whether the ramp was exponential; pieces are then straight over log(lr). By default the rates' spacing
             says it.
         skip_start, skip_end: points to leave out at either end.
@@ -482,18 +519,19 @@ def suggest_bounds(
             that does not rise clear of its own noise, or that has no knee: it still rises at the last rate, or noise
             hides where the rise ends.
     """
-    lr, accuracy = _points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
-    if len(lr) < 12:
-        raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {len(lr)}")
+    lr, accuracy = points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if np.isnan(accuracy).all():
         raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
     accuracy = diverged_as_chance(accuracy)
-    if not np.isfinite(accuracy).all():
-        raise AnalysisError("a range test needs finite accuracies, up to where a run diverges")
+    measured = np.isfinite(accuracy).all(axis=1)
+    if measured.sum() < 12:
+        raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {measured.sum()}")
     if log is None:
-        steps = [np.diff(lr), np.diff(np.log(lr))] if lr[0] > 0 else []
-        log = bool(steps) and np.argmin([step.std() / step.mean() for step in steps]) == 1
-    given = x = np.log(lr) if log else lr
+        log = exponential(lr)
+    if log and lr[0] == 0:
+        raise AnalysisError("a ramp that starts at 0 has no logarithm: log=False, or skip_start=1")
+    given = np.log(lr) if log else lr
+    lr, x, accuracy = lr[measured], given[measured], accuracy[measured]
     if len(x) > MOST_POINTS:
         starts = np.arange(MOST_POINTS) * len(x) // MOST_POINTS
         count = np.diff(starts, append=len(x))
@@ -595,47 +633,70 @@ class BestRate:
     smoothed: np.ndarray = field(repr=False, compare=False)  # mean loss `[points]`, NaN where some run had ended
 
 
-def best_rate(lr: np.ndarray, loss: np.ndarray, window: int = 5, skip_start: int = 0, skip_end: int = 0) -> BestRate:
+def best_rate(
+    lr: np.ndarray, loss: np.ndarray, window: int | None = None, skip_start: int = 0, skip_end: int = 0
+) -> BestRate:
     """The rate at which a sweep's smoothed training loss, averaged over runs, is smallest.
 
     Args:
         lr: learning rates in increasing order, `[points]`.
-        loss: training loss at those rates, `[points]` or `[points, runs]`; NaN from where a run has ended.
-        window: points of the centred mean that smooths it, 1 or more; near both ends as many as there are.
+        loss: training loss at those rates, `[points]` or `[points, runs]`; NaN from where a run has ended. A point
+            that is NaN between others is left out.
+        window: points of the centred mean that smooths it, 1 or more; near both ends as many as there are. By default
+            five, of more than 100 points a twentieth.
         skip_start, skip_end: points to leave out at either end.
 
     Raises:
         AnalysisError: arrays that do not fit together, no point that all runs reached, a loss that does not fall clear
-            of its own noise, or one whose least lies at an end of the sweep.
+            of its own noise, or one that does not rise again behind its least.
 
     Source: best_lr. The rate is a place to start. Where the loss rises steeply behind it, it is near the edge of
     divergence; with batch normalisation the loss can stay almost as low at many times that rate.
     """
-    lr, loss = _points_and_runs(lr, loss, "loss", skip_start, skip_end)
-    if not window >= 1:
-        raise AnalysisError(f"window={window!r}: at least one point is needed")
+    lr, loss = points_and_runs(lr, loss, "loss", skip_start, skip_end)
+    if window is None:
+        window = max(5, len(lr) // 20)
+    if not (isinstance(window, Integral) and window >= 1):
+        raise AnalysisError(f"window={window!r}: at least one point is needed, as a whole number")
     if np.isnan(loss).any(axis=1).all():
         raise AnalysisError("no learning rate of the sweep was reached by every run: start it at a smaller one")
 
-    def smooth(means: np.ndarray) -> np.ndarray:
-        table = pd.DataFrame(means)
-        return table.rolling(window, center=True, min_periods=1).mean().where(table.notna()).to_numpy()
-
     mean = loss.mean(axis=1)
-    whole = smooth(mean[:, None])[:, 0]
+    reached = np.flatnonzero(np.isfinite(mean))
+    # Of differences alone: a constant that is added to the loss changes nothing, not even its rounding.
+    first = mean[reached[0]]
+    mean = mean - first
+    whole = _centred(mean[:, None], window)[:, 0]
     at = np.nanargmin(whole)
-    noise = pd.Series(mean - whole)[: at + 1].std()  # what divergence does afterwards is not asked
-    if not (at > 0 and whole[0] - whole[at] > 4 * noise):
+    # What divergence does afterwards is not asked. Five points are the measure for a longer mean, too.
+    clear = CLEAR * pd.Series(mean - whole)[: at + 1].std() * math.sqrt(min(1, 5 / window))
+    if not whole[reached[0]] - whole[at] > clear:  # not `<=`: the deviation of one point is NaN
         raise AnalysisError("the loss does not fall clear of its noise: sweep other learning rates, or for longer")
-    if at >= len(lr) - max(1, window // 2) and not np.isnan(whole[-1]):
-        raise AnalysisError("the loss is least at the last learning rates of the sweep: let it end higher")
+    diverges = reached[-1] < len(lr) - 2  # one point that is missing is a lost batch
+    last = at > reached[-1] - max(1, window // 2)
+    if not diverges and (last or not np.nanmax(whole[at:]) - whole[at] > clear):
+        raise AnalysisError(NO_RISE)
     interval = np.nan, np.nan
     if loss.shape[1] >= LEAST_RUNS:
         drawn = resamples(loss.shape[1])
-        lowest = np.nanargmin(smooth(_means_where_all_are(loss, drawn)), axis=0)
+        lowest = np.nanargmin(_centred(_means_where_all_are(loss, drawn), window), axis=0)
         interval = quantiles(lr[lowest], drawn.weights)
-    smoothed = np.pad(whole, (skip_start, skip_end), constant_values=np.nan)
+    smoothed = np.pad(first + whole, (skip_start, skip_end), constant_values=np.nan)
     return BestRate(float(lr[at]), *interval, smoothed)
+
+
+def _centred(values: np.ndarray, window: int) -> np.ndarray:
+    """A centred mean of `values` `[points, curves]`; near both ends of as many as there are, NaN where one is missing.
+
+    Window by window: a running sum would forget all small values behind one of 1e20, as where a run diverges.
+    """
+    before = window // 2
+    padded = np.pad(values, ((before, window - 1 - before), (0, 0)), constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0)
+    there = np.isfinite(values)
+    means = np.full(values.shape, np.nan)
+    means[there] = np.nanmean(windows[there], axis=-1)
+    return means
 
 
 def _means_where_all_are(values: np.ndarray, drawn: Resamples) -> np.ndarray:
@@ -646,18 +707,52 @@ def _means_where_all_are(values: np.ndarray, drawn: Resamples) -> np.ndarray:
     return means
 
 
-def _points_and_runs(
-    lr: np.ndarray, values: np.ndarray, name: str, skip_start: int, skip_end: int
+def points_and_runs(
+    lr: np.ndarray, values: np.ndarray, name: str, skip_start: int = 0, skip_end: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rates `[points]`, finite, positive and increasing, and what was measured at them, `[points, runs]`."""
-    lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
-    if not (lr.ndim == 1 and len(lr) and values.ndim in (1, 2) and len(values) == len(lr)):
+    """The check of whatever reads a curve.
+
+    Args:
+        lr: learning rates `[points]`.
+        values: what was measured at them, `[points]` or `[points, runs]`.
+        name: of the values, for a message.
+        skip_start, skip_end: points to leave out at either end.
+
+    Returns:
+        Rates `[points]`, finite and increasing, and the values `[points, runs]`; what is not finite there is NaN.
+
+    Raises:
+        AnalysisError: anything else.
+    """
+    try:
+        lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise AnalysisError(f"lr and {name} must be numbers") from None
+    if not (lr.ndim == 1 and len(lr) and values.ndim in (1, 2) and len(values) == len(lr) and values.size):
         raise AnalysisError(
             f"lr [points] and {name} [points] or [points, runs] are needed, not {lr.shape} and {values.shape}"
         )
-    if not (np.isfinite(lr).all() and (lr > 0).all() and (np.diff(lr) > 0).all()):
+    if not (np.isfinite(lr).all() and (lr >= 0).all() and (np.diff(lr) > 0).all()):
         raise AnalysisError("a range test needs increasing positive learning rates")
-    if min(skip_start, skip_end) < 0 or skip_start + skip_end >= len(lr):
+    for side, skip in (("skip_start", skip_start), ("skip_end", skip_end)):
+        if not isinstance(skip, Integral) or skip < 0:
+            raise AnalysisError(f"{side}={skip!r}: a whole number of points is needed, 0 or more")
+    if skip_start + skip_end >= len(lr):
         raise AnalysisError(f"{skip_start=}, {skip_end=}: no point is left of {len(lr)}")
     kept = slice(skip_start, len(lr) - skip_end)
+    values = np.where(np.isfinite(values), values, np.nan)
     return lr[kept], values[kept].reshape(len(lr[kept]), -1)
+
+
+def without_holes(values: np.ndarray) -> np.ndarray:
+    """Values `[points, runs]` where what is missing between two points is on the line between them.
+
+    A batch was lost there. What is missing at a run's end stays missing: the run has diverged.
+    """
+    values, points = values.copy(), np.arange(len(values))
+    for run in values.T:
+        there = np.flatnonzero(np.isfinite(run))
+        if len(there):
+            holes = np.flatnonzero(np.isnan(run[: there[-1]]))
+            run[holes] = np.interp(points[holes], there, run[there])
+    return values

@@ -21,8 +21,8 @@ from modules.rate_finders.rules import (
     default_rate,
     halving_lengths,
     random_rate,
+    share_of_lowest,
     successive_halving,
-    suggest_rate,
 )
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
@@ -227,7 +227,7 @@ class Task:
                 accuracy = np.full(len(lr), np.nan)
                 accuracy[np.abs(np.log(lr) - np.log(rows_lr)[:, None]).argmin(axis=1)] = values
                 for schedule in SCHEDULES:
-                    rates = suggest_rate(lr, loss, schedule), suggest_rate(lr, loss, schedule, accuracy)
+                    rates = [share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy)]
                     rows += [(label, name, seed, rate, schedule) for name, rate in zip(CHOSEN_HERE, rates, strict=True)]
                 rows.append((label, RANDOM, seed, random_rate(self.low, self.high, seed), None))
             for seed in self._seeds(self.halvings):

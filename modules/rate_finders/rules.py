@@ -11,11 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from modules.range_test import best_rate, diverged_as_chance, suggest_bounds
+from modules.range_test import (
+    CLEAR,
+    NO_RISE,
+    best_rate,
+    diverged_as_chance,
+    points_and_runs,
+    suggest_bounds,
+    without_holes,
+)
 from modules.statistics import AnalysisError
 
 ROWS = 50  # into which this project's rules and the paper's divide a ramp
 SLIDE = 15  # iterations between the two ends of fastai's sliding interval
+BETA = 0.98  # of the exponential average that smooths a loss
+LEAST_ITERATIONS = 100  # of a ramp: on shorter ones nothing is learnt before the average has settled
 
 
 @dataclass(frozen=True)
@@ -34,17 +44,32 @@ class Rule:
     of: str = "loss"
 
     def __call__(self, lr: np.ndarray, values: np.ndarray) -> float:
-        lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
-        if np.isnan(values).all():
-            return math.nan
+        """The rate suggested, NaN for no answer; arrays as `one_curve` takes them."""
         try:
-            rate = self.rate(lr, values)
+            lr, values = one_curve(lr, values, self.of)
+            rate = math.nan if np.isnan(values).all() else self.rate(lr, values)
         except AnalysisError:
             return math.nan
         return float(rate) if np.isfinite(rate) and rate > 0 else math.nan
 
 
-def _averaged(loss: np.ndarray, beta: float = 0.98, ahead: int = 0) -> np.ndarray:
+def one_curve(lr: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A ramp's rates and what was measured at them, both `[points]`; NaN in no place but its end, where it diverged.
+
+    Args:
+        lr: increasing, `[points]`.
+        values: `[points]`, or `[points, runs]`, of which the mean is taken. A point that is missing between others, as
+            where a batch was lost, is put on the line between its neighbours.
+        name: of the values, for a message.
+
+    Raises:
+        AnalysisError: arrays that do not fit together, or rates that do not increase.
+    """
+    lr, values = points_and_runs(lr, values, name)
+    return lr, without_holes(values).mean(axis=1)
+
+
+def _averaged(loss: np.ndarray, beta: float = BETA, ahead: int = 0) -> np.ndarray:
     """The exponential average of `loss` `[points]`, freed of its start at 0 (as if `ahead` points more had come)."""
     out, average = np.empty(len(loss)), 0.0
     for index, value in enumerate(loss):
@@ -54,9 +79,15 @@ def _averaged(loss: np.ndarray, beta: float = 0.98, ahead: int = 0) -> np.ndarra
 
 
 def _stopped(loss: np.ndarray, factor: float, first: int = 0) -> int:
-    """How many points there are up to the first that exceeds `factor` times the least before it."""
+    """How many points there are up to the first that exceeds `factor` times the least before it.
+
+    Raises:
+        AnalysisError: a loss below zero, where so many times the least is less than it.
+    """
     lowest = math.inf
     for index, value in enumerate(loss):
+        if value < 0:
+            raise AnalysisError("this rule counts in multiples of the least loss, which must not be below zero")
         if index >= first and value > factor * lowest:
             return index + 1
         lowest = min(lowest, value)
@@ -217,42 +248,102 @@ RULES: dict[str, Rule] = {
 DIVISORS = {"constant": 10, "linear": 5, "cycle": 7}
 
 
-def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.ndarray | None = None) -> float:
-    """A share of the rate of the lowest smoothed loss, which depends on what the rate is for.
+def _lowest(loss: np.ndarray) -> int | None:
+    """Where the exponential average of a loss `[points]` is least, but for the first tenth and the last five points.
 
-    A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
-    divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
-    from 1e-6 to 10, measured in every iteration (`range_test(..., evaluate_every=1)`). Of three tasks that did not
-    choose them they held on two, and were too small on one (results/published/rate-finders.md). Where the accuracy on
-    images that do not train is given too, the rate is the smaller of that share and of a third of the rate where the
-    accuracy peaks: more careful, and not shown to be better.
-
-    Args:
-        lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged.
-        schedule: `constant`, `linear` (to zero) or `cycle` (its top).
-        accuracy: at the same iterations, 0 to 1, `[points]`, NaN where it was not measured. Of many, some 50 are read.
+    Of differences alone: a constant that is added to the loss changes nothing, not even its rounding.
 
     Returns:
-        The rate; NaN for no answer.
+        None where the loss is no number from the first tenth on.
+    """
+    measured = loss[: len(loss) - np.isfinite(loss[::-1]).argmax()] if np.isfinite(loss).any() else loss[:0]
+    smooth = pd.Series(measured - measured[:1]).ewm(alpha=1 - BETA).mean()
+    kept = smooth.to_numpy()[len(loss) // 10 : max(0, len(loss) - 5)]
+    return len(loss) // 10 + int(kept.argmin()) if len(kept) else None
 
-    Raises:
-        ValueError: a schedule that is none of these.
-        AnalysisError: an accuracy of another length, or that was nowhere measured.
+
+def share_of_lowest(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.ndarray | None = None) -> float:
+    """`suggest_rate` without its refusals: a number for nearly every curve, NaN for no answer.
+
+    For the benchmark, which counts what the rule costs on every ramp. Arguments as for `suggest_rate`.
     """
     if schedule not in DIVISORS:
         raise ValueError(f"schedule must be one of {', '.join(DIVISORS)}, not {schedule!r}")
-    share = 10 * RULES["fastai minimum"](lr, loss) / DIVISORS[schedule]
+    lr, loss = one_curve(lr, loss, "loss")
+    at = _lowest(loss)
+    share = math.nan if at is None else float(lr[at] / DIVISORS[schedule])
     if accuracy is None:
         return share
-    lr, accuracy = np.asarray(lr, dtype=float), np.asarray(accuracy, dtype=float)
-    if accuracy.shape != lr.shape:
-        raise AnalysisError(f"an accuracy of every rate is needed: {len(lr)} rates, accuracies {accuracy.shape}")
+    return float(np.minimum(share, RULES["accuracy peak / 3"](*_some(lr, accuracy))))
+
+
+def _some(lr: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rates at which accuracy was measured, and the accuracies; of many, some 50."""
+    lr, accuracy = points_and_runs(lr, accuracy, "accuracy")
+    accuracy = accuracy.mean(axis=1)
     measured = np.flatnonzero(np.isfinite(accuracy))
     if not len(measured):
         raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
     every = max(1, len(measured) // ROWS)
     measured = measured[every - 1 :: every]
-    return float(np.minimum(share, RULES["accuracy peak / 3"](lr[measured], accuracy[measured])))
+    return lr[measured], accuracy[measured]
+
+
+def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.ndarray | None = None) -> float:
+    """A share of the rate of the lowest smoothed loss, which depends on what the rate is for.
+
+    A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
+    divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
+    from 1e-6 to 10, measured in every iteration. Of three tasks that did not choose them they held on two, and were
+    too small on one (results/published/rate-finders.md). Where the accuracy on images that do not train is given too,
+    the rate is the smaller of that share and of a third of the rate where the accuracy peaks: more careful, and not
+    shown to be better.
+
+    There is an answer only where `best_rate` has one: where the loss falls clear of its noise, and rises again or
+    diverges. Only differences count: a constant added to the loss changes nothing. That a fall of the loss is worth
+    something on new data the loss cannot say: on labels that mean nothing it falls a little, too.
+
+    Args:
+        lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged, as `range_test` gives them; losses
+            `[points, runs]` are averaged. A point that is missing between others is put between its neighbours.
+        schedule: `constant`, `linear` (to zero) or `cycle` (its top).
+        accuracy: at the same iterations, 0 to 1, `[points]`, NaN where it was not measured. Of many, some 50 are read.
+
+    Returns:
+        The rate, above 0.
+
+    Raises:
+        ValueError: a schedule that is none of these.
+        AnalysisError: arrays that do not fit together; fewer than 100 iterations; a loss, or an accuracy, that says
+            nothing, in a line that says why and what to do.
+    """
+    rate = share_of_lowest(lr, loss, schedule, accuracy)
+    lr, loss = one_curve(lr, loss, "loss")
+    if len(lr) < LEAST_ITERATIONS:
+        raise AnalysisError(
+            f"the loss of {LEAST_ITERATIONS} iterations or more is needed, each with its row, not {len(lr)} rows: let "
+            "the ramp be longer, and do not set evaluate_every"
+        )
+    at = _lowest(loss)
+    if at is None:
+        raise AnalysisError("the loss is no number from the ramp's first tenth on: let it start lower (min_lr)")
+    best_rate(lr, loss)  # refuses a loss that does not fall, or does not rise again
+    if at == len(lr) // 10:
+        raise AnalysisError("the smoothed loss is least in the ramp's first tenth: let it start lower (min_lr)")
+    if at == len(lr) - 6:
+        raise AnalysisError(NO_RISE)
+    if accuracy is not None:
+        _check_rise(_some(lr, accuracy)[1])
+    return rate
+
+
+def _check_rise(accuracy: np.ndarray) -> None:
+    """Refuse accuracies `[points]` that do not rise, in a mean of five, clear of their noise."""
+    smooth = pd.Series(accuracy).rolling(5, center=True, min_periods=1).mean().to_numpy()
+    at = int(smooth.argmax())
+    noise = (accuracy - smooth)[: at + 1].std(ddof=1) if at else 0.0
+    if not smooth[at] - smooth[0] > CLEAR * noise:
+        raise AnalysisError("the accuracy does not rise clear of its noise: leave it out, or let the ramp be longer")
 
 
 # What any rule must beat. They read no ramp.
