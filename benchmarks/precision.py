@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from modules.checks import RunError
+from modules.models import own
 from modules.report import tables
 from modules.report.formatting import readable
 from modules.runs.files import RunFiles, complete_runs
@@ -23,6 +24,10 @@ from modules.runs.spec import Spec, spec
 def again(run: RunFiles, iterations: int) -> Spec:
     """A run of the headline in bfloat16, up to one of its evaluations."""
     asked = run.read()[1]["spec"]
+    if own.is_own(asked["model"]):
+        raise RunError(
+            f"{run.place} was trained with a network in a Python file: only the study's own are trained again"
+        )
     if iterations > asked["iterations"] or iterations % asked["evaluate_every"]:
         raise RunError(
             f"iterations={iterations}: a multiple of {asked['evaluate_every']} up to {asked['iterations']} is needed"

@@ -42,6 +42,8 @@ def _complaint(item: dict, known: Iterable[str], of: str) -> str:
     if message.startswith("unknown "):
         return message  # a registry's, which names the value
     where = [str(part) for part in item["loc"]]
+    if item["type"] == "missing":
+        return f"{where[-1]} is missing"
     if item["type"] == "extra_forbidden":
         return f"{where[-1]}={short(item['input'])}: no such setting{of}{did_you_mean(where[-1], known)}"
     # A list's index is not a name.
@@ -58,6 +60,11 @@ def short(value: object) -> str:
     """A value as a message shows it: on one line, cut off where it gets long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def printable(text: str) -> str:
+    """Foreign text as a terminal may show it: what steers a terminal is spelled out."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def at_root() -> None:

@@ -6,9 +6,12 @@ import os
 import threading
 
 import pytest
-from toys import small
+from hypothesis import given
+from hypothesis import strategies as st
+from toys import FIXED, a_record, small
 
 from modules.checks import RunError
+from modules.report.tables import read_runs
 from modules.runs.files import (
     RunFiles,
     atomic_write,
@@ -19,6 +22,7 @@ from modules.runs.files import (
     sweep,
     writing,
 )
+from modules.runs.spec import Spec
 
 ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 
@@ -27,16 +31,16 @@ ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 def complete(tmp_path):
     """The files of a complete run."""
     files = RunFiles(tmp_path, small().name)
-    files.finish(ROWS, {"spec": small().model_dump(mode="json"), "data": {"fingerprint": "abc"}, "diverged": False})
+    files.finish(ROWS, a_record())
     return files
 
 
 def test_complete_run_is_checked_never_overwritten(complete):
-    complete.check(small(), "abc")
+    complete.check(small(), "same")
     before = complete.csv.read_bytes()
     with pytest.raises(RunError, match="momentum: 0.9, not 0.5"):
-        complete.check(small(momentum=0.5), "abc")
-    with pytest.raises(RunError, match="fingerprint abc, not def"):
+        complete.check(small(momentum=0.5), "same")
+    with pytest.raises(RunError, match="fingerprint same, not def"):
         complete.check(small(), "def")
     assert complete.csv.read_bytes() == before
 
@@ -44,7 +48,7 @@ def test_complete_run_is_checked_never_overwritten(complete):
 def test_csv_without_its_json_is_an_error(complete):
     complete.json.unlink()
     with pytest.raises(RunError, match="no readable triangular-seed1.json"):
-        complete.check(small(), "abc")
+        complete.check(small(), "same")
 
 
 def edited(path, old, new):
@@ -71,6 +75,81 @@ def test_edited_and_damaged_results_are_named(complete, damage, message):
         complete.read()
 
 
+def paths(nested, before=()):
+    """Where the entries of a record are, at any depth."""
+    for key, value in nested.items():
+        yield (*before, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*before, key))
+
+
+def around(record, path):
+    """The part of a record in which an entry is."""
+    for key in path[:-1]:
+        record = record[key]
+    return record
+
+
+def refusal(read, *arguments):
+    """What is said when something is refused; None when it is not."""
+    try:
+        read(*arguments)
+    except ValueError as error:
+        return str(error)
+
+
+#: What older records lack, and settings that have a default.
+OPTIONAL = {("data", "validation"), ("versions", "python"), ("test",), ("spec", "policy", "anneal")}
+OPTIONAL |= {("spec", "policy", name) for name in ("lr", "milestones", "gamma")}
+OPTIONAL |= {("spec", name) for name, field in Spec.model_fields.items() if not field.is_required()}
+
+
+def test_a_record_without_an_entry_is_refused_in_one_line_that_names_it(tmp_path):
+    whole = json.dumps(a_record(small(FIXED), test={"loss": 1.0, "accuracy": 0.5}))
+    files, said = RunFiles(tmp_path, "fixed-seed1"), {}
+    for path in paths(json.loads(whole)):
+        record = json.loads(whole)
+        del around(record, path)[path[-1]]
+        files.finish(ROWS, record)
+        said[path] = refusal(files.read)
+    assert {path for path, message in said.items() if message is None} == OPTIONAL
+    said.pop(("spec", "policy", "name"))  # it is called an unknown policy
+    refused = {path: message for path, message in said.items() if message is not None}
+    assert {
+        path: message for path, message in refused.items() if message != f"{files.csv}: {path[-1]} is missing"
+    } == {}
+
+
+WRONG = st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(["", "x", "nan", -0.5, 5.0]) | st.just([])
+
+
+@given(st.data())
+def test_whatever_stands_in_a_record_is_read_or_refused_in_one_line(tmp_path_factory, data):
+    record = a_record(small(FIXED), test={"loss": 1.0, "accuracy": 0.5}, ema={"test": {"loss": 1.0, "accuracy": 0.5}})
+    path = data.draw(st.sampled_from(list(paths(record))))
+    around(record, path)[path[-1]] = data.draw(WRONG | st.dictionaries(st.sampled_from(["name", "x"]), WRONG))
+    files = RunFiles(tmp_path_factory.mktemp("runs"), "fixed-seed1")
+    files.finish(ROWS, record)
+    if said := refusal(read_runs, files.folder):
+        assert "\n" not in said
+        assert len(said) < 1000
+    else:
+        assert read_runs(files.folder).test_acc.dropna().between(0, 1).all()
+
+
+def test_a_row_that_no_run_writes_is_named(tmp_path):
+    files, said = RunFiles(tmp_path, small().name), {}
+    for row in (
+        *("6,0.1,2.0,2.0,5.0", "6,0.1,2.0,2.0,-0.1", "6,0.1,2.0,2.0,nan", "6,0.1,inf,2.0,0.5", "6,-0.1,2.0,2.0,0.5"),
+        *("6,nan,2.0,2.0,0.5", "6,0.1,2.0,2.0", "6,0.1,2.0,2.0,0.5,1", "6.5,0.1,2.0,2.0,0.5", "0,0.1,2.0,2.0,0.5", "a"),
+    ):
+        files.finish([row.split(",")], a_record())
+        said[row] = refusal(files.read)
+    assert said == {row: f"{files.csv}: no run writes the row '{row}'" for row in said}
+    files.finish([ROWS[1], ROWS[0]], a_record())
+    assert refusal(files.read).endswith("no run writes the row '6,0.1,2.0,2.0,0.5'")
+
+
 def test_checksums_are_compared_by_name(complete):
     """Whatever the order in which the JSON has them."""
     record = json.loads(complete.json.read_text())
@@ -86,7 +165,7 @@ def test_complete_runs_are_listed_by_experiment_and_by_policy(tmp_path):
     for name in ("fixed-seed2", "fixed-seed1", "triangular-seed1"):
         files = RunFiles(folder, name)
         files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        files.finish(ROWS, {})
+        files.finish(ROWS, a_record())
     RunFiles(tmp_path / "results" / "range_test", "range_test-seed1").checkpoint.parent.mkdir(parents=True)
     for _ in range(2):
         assert [run.name for run in complete_runs(folder)] == ["fixed-seed1", "fixed-seed2", "triangular-seed1"]
@@ -154,7 +233,7 @@ def _hold(folder, ready, release):
         release.wait(30)
         files.checkpoint.parent.mkdir()
         files.checkpoint.write_text("")
-        files.finish(ROWS, {"spec": {}, "data": {"fingerprint": ""}, "diverged": False})
+        files.finish(ROWS, a_record())
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):

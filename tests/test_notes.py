@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, small
+from toys import FIXED, a_record, small
 
 from modules.report import notes, quoted
 from modules.report.formatting import known
@@ -30,16 +30,8 @@ def results(tmp_path_factory):
     for arm, runs in CURVES.items():
         for seed, values in enumerate(runs, 1):
             run = small(CYCLE if arm == "fast" else FIXED, variant=arm, seed=seed, iterations=20, evaluate_every=5)
-            data = {"label": "toy", "fingerprint": "same", "train": 1000}
-            record = {
-                "spec": run.model_dump(mode="json"),
-                "diverged": False,
-                "seconds": 1800.0,
-                "iterations": 20,
-                "data": data,
-            }
             rows = [(5 * index, 0.1, 1.0, 1.0, value) for index, value in enumerate(values, 1)]
-            RunFiles(folder / "headline", run.name).finish(rows, record)
+            RunFiles(folder / "headline", run.name).finish(rows, a_record(run, seconds=1800.0))
     others = [("slow", run, 20, value) for run, value in enumerate((0.5, 0.52, 0.54), 1)]
     pd.DataFrame(others, columns=["policy", "run", "iteration", "val_acc"]).to_csv(folder / "others.csv", index=False)
     return folder

@@ -6,14 +6,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from toys import small
+from toys import a_record, small
 
 from modules import models
 from modules.checks import RunError
 from modules.models import own
+from modules.report.tables import read_runs
 from modules.runs import stacked
 from modules.runs.files import RunFiles
 from modules.runs.training import train
+from modules.study import cli
 
 GOOD = """
 from beside import WIDTH
@@ -189,3 +191,36 @@ def test_a_file_that_is_not_there(tmp_path):
         small(model=f"{tmp_path}/none.py:net")
     with pytest.raises(RunError, match="or path/to/file.py:function"):
         small(model="mine.py")
+
+
+def test_a_record_runs_no_file_on_its_word(tmp_path, file, capsys):
+    """Neither to verify it, nor to read it: whoever asks must name the file, and the file must be the one."""
+    train(small(model=f"{file}:net"), tmp_path / "theirs")
+    own._function.cache_clear()
+    run = RunFiles(tmp_path / "theirs", "triangular-seed1")
+    file.write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n{GOOD}")
+    text, record = run.read()
+    record["spec"]["model"] = small(model=f"{file}:net").model
+    run.finish([line.split(",") for line in text.splitlines()[1:]], record)
+    assert cli.main(["verify", "--results", str(run.folder)]) == 2
+    said = capsys.readouterr().err
+    assert "was trained with a network in a Python file" in said
+    assert said.count("\n") == 1
+    for name, message in ((f"{file}:other", "was trained with net of a file"), ("mlp", "file.py:function is needed")):
+        assert cli.main(["verify", "--results", str(run.folder), "--model", name]) == 2
+        assert message in capsys.readouterr().err
+    assert len(read_runs(run.folder)) == 4
+    assert not (tmp_path / "owned").exists()
+    copy = tmp_path / "mine.py"
+    copy.write_text(file.read_text())
+    assert cli.main(["verify", "--results", str(run.folder), "--model", f"{copy}:net"]) == 0
+    assert (tmp_path / "owned").exists()
+
+
+def test_a_record_whose_network_has_no_checksum_is_refused_and_its_file_not_opened(tmp_path):
+    run = RunFiles(tmp_path, "triangular-seed1")
+    record = a_record()
+    record["spec"]["model"] = f"{tmp_path}/none.py:net"
+    run.finish([(6, 0.1, 2.0, 2.0, 0.5)], record)
+    with pytest.raises(RunError, match="model=.*: the checksum of its file is missing"):
+        run.read()

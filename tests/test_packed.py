@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import FIXED, small
+from toys import FIXED, a_record, small
 
 from modules.checks import RunError
 from modules.report.tables import read_runs
@@ -43,12 +43,11 @@ def test_what_comes_out_of_a_pack_is_what_went_in(runs):
         assert json.dumps(again, sort_keys=True) == json.dumps(record, sort_keys=True)
 
 
-def finish(folder, *seeds, policy="fixed", rows=ROWS, **more):
+def finish(folder, *seeds, rows=ROWS, **more):
     folder.mkdir(exist_ok=True)
     for seed in seeds:
-        spec = small(FIXED, seed).model_dump(mode="json")
-        record = {"spec": spec, "data": {"label": "toy", "fingerprint": "abc"}, "diverged": False, "seconds": seed}
-        RunFiles(folder, f"{policy}-seed{seed}").finish(rows, record | more)
+        record = a_record(small(FIXED, seed), **{"seconds": seed, **more})
+        RunFiles(folder, f"fixed-seed{seed}").finish(rows, record)
 
 
 def contents(folder):

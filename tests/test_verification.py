@@ -51,8 +51,23 @@ def test_rows_that_were_left_out_are_named(tmp_path):
     files = RunFiles(tmp_path, path.stem)
     text, record = files.read()
     files.finish([line.split(",") for line in text.splitlines()[1:-1]], record)
-    assert verify(run_at(path), 3) is None
-    assert verify(run_at(path), 4).startswith("row 4 is 24,")
+    assert verify(files, 3).startswith(f"test accuracy is {record['test']['accuracy']} in its record, and ")
+    assert verify(files, 4).startswith("row 4 is 24,")
+
+
+def test_what_the_record_says_of_the_end_is_trained_again_with_all_rows(tmp_path):
+    path = train(small(split="validation", evaluation="validation", test_at_end=True), tmp_path)
+    files = run_at(path)
+    text, record = files.read()
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    record["test"]["correct"] = "AAAA"  # as records had it once
+    files.finish(rows, record)
+    assert verify(files, 4) is None
+    record["test"]["accuracy"] = 0.9
+    files.finish(rows, record)
+    assert verify(files, 3) is None
+    assert verify(files, 4).startswith("test is {'loss': ")
+    assert "0.9} (made on " in verify(files, 4)
 
 
 def test_a_run_of_a_gpu_needs_one(tmp_path, monkeypatch):

@@ -29,6 +29,23 @@ def small(policy=None, seed=1, **changes):
     return spec(policy=policy or TRIANGULAR, seed=seed, **{**defaults, **changes})
 
 
+def a_record(run=None, **changes):
+    """What a finished run's JSON holds; `changes` take the place of entries."""
+    run = run or small()
+    data = {"label": "toy", "fingerprint": "same", "train": 1000, "validation": 0, "test": 500}
+    return {
+        "spec": run.model_dump(mode="json"),
+        "diverged": False,
+        "iterations": run.iterations,
+        "seconds": 1.0,
+        "data": data,
+        "processor": "a processor",
+        "device": "cpu",
+        "versions": {"python": "3.11", "torch": "2.14"},
+        **changes,
+    }
+
+
 def sgd(*multipliers: float) -> torch.optim.SGD:
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in multipliers or (1,)]
     for group, factor in zip(groups, multipliers, strict=False):

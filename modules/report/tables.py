@@ -16,7 +16,8 @@ from modules.checks import RunError, short
 from modules.data.splits import FOLDS
 from modules.range_test import diverged_as_chance, suggest_bounds
 from modules.runs.files import COLUMNS, atomic_write, complete_runs
-from modules.runs.spec import Spec, spec
+from modules.runs.provenance import recorded
+from modules.runs.spec import Spec
 from modules.statistics import AnalysisError, Estimate
 
 TABLE_COLUMNS = [
@@ -61,10 +62,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             continue
         path = run.place
         text, record = run.read()
-        try:
-            settings = spec(**record["spec"])
-        except RunError as error:
-            raise AnalysisError(f"{path}: {error}") from error
+        settings = recorded(record)
         # Diverged before its first evaluation: a row without numbers, or it would not be counted.
         own = text.splitlines()[1:] or [f"{settings.evaluate_every},,,,"]
         rows += own
@@ -76,7 +74,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
             )
         if settings.model_copy(update={"seed": expected.seed}) != expected:
             raise AnalysisError(f"{path} and {first} are runs with different settings: keep one kind in the folder")
-        if record["data"]["label"] != data["label"] or record["data"].get("fingerprint") != data.get("fingerprint"):
+        if record["data"]["label"] != data["label"] or record["data"]["fingerprint"] != data["fingerprint"]:
             raise AnalysisError(f"{path} and {source} were trained on different data: keep one kind in the folder")
         about = {
             "policy": settings.kind,

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import time
 import zipfile
@@ -21,9 +22,10 @@ from pathlib import Path
 import filelock
 import torch
 
-from modules.checks import RunError
+from modules.checks import RunError, short
 from modules.runs import packed
-from modules.runs.spec import Spec, differences, spec
+from modules.runs.provenance import recorded
+from modules.runs.spec import Spec, differences
 
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 
@@ -151,7 +153,7 @@ class RunFiles:
         """A complete run's CSV text and JSON record, both as the run wrote them.
 
         Raises:
-            RunError: one of them is missing, unreadable, or not what the run wrote.
+            RunError: one of them is missing, unreadable, not what the run wrote, or holds what no run writes.
         """
         pack = self._packed
         try:
@@ -172,7 +174,12 @@ class RunFiles:
                     f"{path} is not as the run wrote it (checksum): restore it, or delete {self.csv.name} and "
                     f"{self.json.name} and the run is trained anew"
                 )
-        return table.decode(), record
+        try:
+            check_rows(text := table.decode())
+            recorded(record)
+        except ValueError as error:
+            raise RunError(f"{self.place}: {error}") from error
+        return text, record
 
     def _unreadable(self, error: Exception) -> RunError:
         why = type(error).__name__
@@ -188,10 +195,7 @@ class RunFiles:
         if not self.complete:
             return
         _, record = self.read()
-        try:
-            found = differences(spec(**record["spec"]), asked)
-        except RunError as error:
-            raise RunError(f"{self.place}: {error}") from error
+        found = differences(recorded(record), asked)
         if record["data"]["fingerprint"] != fingerprint:
             found.append(f"data: fingerprint {record['data']['fingerprint'][:12]}, not {fingerprint[:12]}")
         if found:
@@ -313,6 +317,28 @@ def as_csv(rows: Iterable[Iterable]) -> str:
     writer.writerow(COLUMNS)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def check_rows(table: str) -> None:
+    """Look whether a run's CSV has the rows of a run: their numbers, and between which bounds.
+
+    Raises:
+        RunError: one line that names the first row that is wrong.
+    """
+    header, *rows = table.splitlines() or [""]
+    if header != ",".join(COLUMNS):
+        raise RunError(f"its columns are {short(header)}, not {','.join(COLUMNS)}")
+    before = 0
+    for row in rows:
+        try:
+            iteration, lr, *losses, accuracy = row.split(",")
+            good = before < int(iteration) and 0 <= float(lr) < math.inf and len(losses) == 2
+            good &= all(math.isfinite(float(loss)) for loss in losses if loss) and 0 <= float(accuracy or 0) <= 1
+        except ValueError:
+            good = False
+        if not good:
+            raise RunError(f"no run writes the row {short(row)}")
+        before = int(iteration)
 
 
 def checksums(table: bytes, record: dict) -> dict[str, str]:

@@ -7,9 +7,68 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modules.checks import RunError, complaints, short
 from modules.data.datasets import Dataset
-from modules.runs.spec import Spec
+from modules.models import own
+from modules.runs.spec import Spec, spec
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Data(_Part):
+    label: str
+    fingerprint: str
+    train: int = Field(ge=0)
+    test: int = Field(ge=0)
+
+
+class _Versions(_Part):
+    torch: str
+
+
+class _Evaluation(_Part):
+    loss: float
+    accuracy: float = Field(ge=0, le=1)
+
+
+class _Averaged(_Part):
+    test: _Evaluation = Field(default=None)  # it may be missing, and is never null
+    validation: _Evaluation = Field(default=None)
+
+
+class Record(_Part):
+    """What a run's record has at least, and between which bounds; more may be in it."""
+
+    spec: dict
+    diverged: bool
+    iterations: int = Field(ge=0)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    data: _Data
+    processor: str
+    device: str
+    versions: _Versions
+    test: _Evaluation = Field(default=None)
+    ema: _Averaged = Field(default=None)
+
+
+def recorded(record: object) -> Spec:
+    """The specification in a run's record, which is foreign text: no file that it names is opened.
+
+    Raises:
+        RunError: the record is not what a run writes; one line that names each wrong entry and its value.
+    """
+    try:
+        settings = Record.model_validate(record).spec
+    except ValidationError as error:
+        raise RunError(complaints(error, Record.model_fields)) from None
+    model = settings.get("model")
+    if isinstance(model, str) and own.is_own(model) and not own.PATTERN.fullmatch(model)["checksum"]:
+        raise RunError(f"model={short(model)}: the checksum of its file is missing")
+    return spec(**settings)
 
 
 def record(

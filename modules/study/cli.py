@@ -2,7 +2,7 @@
 
 python -m modules reproduce --study digits [--results FOLDER] [--strict] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER]
-python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER]
+python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER] [--model FILE.py:FUNCTION]
 python -m modules html
 """
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--results", type=Path, required=True, help="a run, as FOLDER/NAME, or a folder of runs")
     again.add_argument("--rows", type=int, default=1, help="how many rows of each run")
     again.add_argument("--data-dir", help="where the data lie, if not in data/")
+    again.add_argument("--model", help="the network in a Python file that they were trained with, FILE.py:FUNCTION")
     commands.add_parser("html", help="convert executed notebooks to web pages in site/")
     options = parser.parse_args(arguments)
     at_root()
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "verify":
             from modules.study.reproduction import verify_all
 
-            return verify_all(options.results, options.rows, options.data_dir)
+            return verify_all(options.results, options.rows, options.data_dir, options.model)
         else:
             from modules.study.pages import html_pages
 

@@ -55,11 +55,11 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
     return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 
-def verify_all(place: Path, rows: int, data_dir: str | None) -> int:
+def verify_all(place: Path, rows: int, data_dir: str | None, model: str | None = None) -> int:
     """Print of every run at a place whether its first rows came out again; returns the exit status, 1 when not all."""
     differing = 0
     for run in runs_in(place):
-        found = verify(run, rows, data_dir)
+        found = verify(run, rows, data_dir, model)
         differing += found is not None
         print(f"{run.place}: {found or 'same bytes'}", flush=True)
     return 1 if differing else 0
