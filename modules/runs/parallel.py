@@ -20,19 +20,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from tqdm import tqdm
 
 from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, complete_runs, writing
+from modules.runs.progress import Bar, Progress, State
 from modules.runs.spec import Spec
 from modules.runs.stacked import divided, train_together, why_not
 from modules.runs.training import branches_of, check, train
 
 TOPIC = "clr-progress"
-SAID_ONE_BY_ONE = 3  # of a group's runs: a line about each of hundreds would bury what matters
+SHOWN = "clr-shown"
 WANTED = "clr-workers"
-SHOWN = 4  # running runs behind the progress bar; a group has twenty
 KILLS = 3  # of its worker in a row, after which a run is set aside
 CROWD = 2  # workers a core at most: hundreds of them do nothing but start
 PATIENCE = 60  # seconds without any worker of this machine's, after which a study ends
@@ -41,6 +40,9 @@ SOCKET_PATH = 60  # bytes of a temporary folder's path: with what comes behind, 
 
 #: Where a study's notebooks find its cluster: the address of its scheduler.
 SHARED = "CLR_STUDY_CLUSTER"
+
+#: Set where a study's own process shows how far its notebooks' runs are: it has the terminal.
+TOLD = "CLR_STUDY_TOLD"
 
 # Elsewhere a process may not be forked once it has loaded what torch loads, or cannot be forked at all.
 FORKED = sys.platform == "linux"
@@ -104,10 +106,11 @@ def run_all(
             alone, groups = divided(specs, kind)
             if kind == "cuda" and alone:
                 print(f"one after another: {alone[0].name} and its like cannot be stacked, {why_not(alone[0])}")
+            progress = Progress(pending, done)
             _run(
                 [spec for spec in alone if spec.name in done],
                 [group for group in groups if any(spec.name in done for spec in group)],
-                _Progress(pending, done),
+                progress,
                 held.resolve(),
                 place,
                 workers,
@@ -115,7 +118,8 @@ def run_all(
             )
         for spec, file in zip(specs, files, strict=True):
             file.check(spec, fingerprints[spec.dataset])
-    print(f"{len(specs)} runs complete, {len(pending)} of them trained now")
+    diverged = f", {progress.diverged} of these diverged" if pending and progress.diverged else ""
+    print(f"{len(specs)} runs complete, {len(pending)} of them trained now{diverged}")
     return files
 
 
@@ -201,21 +205,36 @@ def cluster(workers: int, most: int | None = None) -> Iterator:
 
 
 @contextmanager
-def shared_cluster() -> Iterator[None]:
+def shared_cluster(show: Callable[[State], None]) -> Iterator[None]:
     """One cluster for a whole study: processes started inside find it, and `cluster` gives them a client of it.
 
     Its workers start when they are first asked for, and stay until the end. Nothing is started where
     `DASK_SCHEDULER_ADDRESS` names a scheduler.
+
+    Args:
+        show: called with how far their runs are, about once a second, from another thread.
     """
-    if os.environ.get("DASK_SCHEDULER_ADDRESS") or os.environ.get(SHARED):
+    os.environ[TOLD] = "1"
+    with ExitStack() as stack:
+        stack.callback(os.environ.pop, TOLD)
+        if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
+            client = stack.enter_context(_client(address, "DASK_SCHEDULER_ADDRESS"))
+            client.subscribe_topic(SHOWN, lambda event: show(State(*event[1])))
+        else:
+            stack.enter_context(_shared(show))
         yield
-        return
+
+
+@contextmanager
+def _shared(show: Callable[[State], None]) -> Iterator[None]:
     from distributed import SchedulerPlugin
 
     class Grow(SchedulerPlugin):
         def log_event(self, topic: str, message: dict) -> None:
             if topic == WANTED:
                 _scale(started, min(message["most"], max(message["least"], len(started.worker_spec))))
+            elif topic == SHOWN:
+                show(State(*message))
 
     with ExitStack() as stack:
         with _uninterrupted():
@@ -412,7 +431,7 @@ def _quiet() -> Iterator[None]:
 def _run(
     alone: Sequence[Spec],
     groups: Sequence[Sequence[Spec]],
-    progress: "_Progress",
+    progress: Progress,
     folder: Path,
     data_dir: Path,
     workers: int | None,
@@ -424,8 +443,16 @@ def _run(
     failures, kills, running = [], {}, {}
     ended: queue.SimpleQueue = queue.SimpleQueue()
     workers = min(workers or (1 if torch.cuda.is_available() else CPU_COUNT), CROWD * CPU_COUNT)
-    with _quiet(), progress, cluster(min(workers, len(alone) + len(groups)), workers) as client:
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        client = stack.enter_context(cluster(min(workers, len(alone) + len(groups)), workers))
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
+        if os.environ.get(TOLD):
+            progress.show = lambda state: client.log_event(SHOWN, list(state))
+        else:
+            bar = Bar()
+            progress.show = bar.show
+            stack.callback(bar.close)
         begun = {spec.name for spec in alone if RunFiles(folder, spec.name).checkpoint.exists()}
         branches = branches_of(alone, begun)
         later = {branch.name for found in branches.values() for branch in found}
@@ -480,7 +507,7 @@ def _run(
         raise RunError("; ".join(failures[:3]) + more)
 
 
-def _next(ended: queue.SimpleQueue, client, progress: "_Progress"):
+def _next(ended: queue.SimpleQueue, client, progress: Progress):
     """The next task that has ended.
 
     Raises:
@@ -492,6 +519,7 @@ def _next(ended: queue.SimpleQueue, client, progress: "_Progress"):
     while True:
         with suppress(queue.Empty):
             return ended.get(timeout=1)
+        progress.refresh()
         with suppress(OSError, AttributeError):  # a scheduler that is gone ends all its tasks soon
             if client.scheduler_info()["workers"]:
                 seen = time.monotonic()
@@ -500,7 +528,7 @@ def _next(ended: queue.SimpleQueue, client, progress: "_Progress"):
             raise RunError(f"no worker process{where} for {patience} seconds{why}: the same command goes on")
 
 
-def _gave_up(kills: dict[str, tuple[int, int]], runs: Sequence[Spec], progress: "_Progress") -> bool:
+def _gave_up(kills: dict[str, tuple[int, int]], runs: Sequence[Spec], progress: Progress) -> bool:
     """Count a death of a worker, and say whether its runs get no other: they came no further than the time before.
 
     Args:
@@ -533,7 +561,9 @@ def _train_group(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint
         for name, accuracy in accuracies.items():
             say({"name": name, "iteration": iteration, "accuracy": accuracy})
 
-    paths = train_together(runs, folder, data_dir, report=report, fingerprint=fingerprint)
+    paths = train_together(
+        runs, folder, data_dir, report=report, fingerprint=fingerprint, tell=lambda line: say({"said": line})
+    )
     return [_outcome(path) for path in paths]
 
 
@@ -570,67 +600,3 @@ def _outcome(path: Path) -> str:
     reached = f"accuracy {float(last[-1]):.4f}" if last[-1] else f"training loss {float(last[2]):.4g}"
     ended = ", diverged" if record["diverged"] else ""
     return f"{reached} after {int(last[0]):,} iterations{ended}"
-
-
-class _Progress:
-    """One bar over all iterations, with each running run's iteration and accuracy behind it.
-
-    Args:
-        specs: the runs.
-        done: by name, the iterations that earlier starts have done: they are no part of this one's speed.
-    """
-
-    def __init__(self, specs: Sequence[Spec], done: dict[str, int]) -> None:
-        self.at = {spec.name: done[spec.name] for spec in specs}  # iterations counted so far; without finished runs
-        self.running: dict[str, str] = {}
-        self.trouble = ""  # what last kept a worker from starting
-        self.lock = threading.Lock()  # events come in the client's thread, endings in the main one
-        self.bar = tqdm(
-            total=sum(spec.iterations for spec in specs),
-            initial=sum(self.at.values()),
-            unit="it",
-            mininterval=2,
-            dynamic_ncols=True,
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.bar.close()
-
-    def update(self, event: dict) -> None:
-        """Take a worker's event, `{"name", "iteration", "accuracy"}`, or the cluster's, `{"trouble"}`."""
-        if "trouble" in event:
-            self.trouble = event["trouble"]
-            return
-        name, iteration, accuracy = event["name"], event["iteration"], event["accuracy"]
-        with self.lock:
-            if name not in self.at:  # it has finished
-                return
-            self.running[name] = f"{name} {iteration:,}" + (f" acc {accuracy:.3f}" if accuracy is not None else "")
-            shown = list(self.running.values())[:SHOWN]
-            more = [f"{len(self.running) - SHOWN} more"] if len(self.running) > SHOWN else []
-            self.bar.set_postfix_str(", ".join(shown + more), refresh=False)
-            self.bar.update(iteration - self.at[name])
-            self.at[name] = iteration
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        self.bar.write(text)
-
-    def done(self, runs: Sequence[Spec], outcomes: Sequence[str]) -> None:
-        """Runs ended: count what their last events left out, and keep a line about each, or one about a group."""
-        new = []
-        for spec, outcome in zip(runs, outcomes, strict=True):
-            if spec.name not in self.at:  # complete before, and in a group with others that were not
-                continue
-            with self.lock:
-                self.running.pop(spec.name, None)
-                self.bar.update(spec.iterations - self.at.pop(spec.name))
-            new.append((spec.name, outcome))
-        if len(new) > SAID_ONE_BY_ONE:
-            self.bar.write(f"{len(new)} runs trained together, {new[0][0]} to {new[-1][0]}")
-            new = [(name, outcome) for name, outcome in new if outcome.endswith("diverged")]
-        for name, outcome in new:
-            self.bar.write(f"{name}: {outcome}")

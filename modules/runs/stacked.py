@@ -350,6 +350,7 @@ def train_together(
     report: Report | None = None,
     stop_after: int | None = None,
     fingerprint: str | None = None,
+    tell: Callable[[str], None] = print,
 ) -> list[Path]:
     """Train runs together to their end, from their checkpoint where there is one, and write each run's files.
 
@@ -357,6 +358,7 @@ def train_together(
         specs: runs that differ in the settings `OWN` alone.
         folder, data_dir, device, stop_after, fingerprint: as for `training.train`.
         report: called about once a second with the iterations each run has done, and their last accuracies by name.
+        tell: called with a line about what the user should know, such as a damaged checkpoint.
 
     Returns:
         The paths of their CSVs.
@@ -386,7 +388,8 @@ def train_together(
         whole = _checkpoint(folder, specs, dataset.fingerprint)
         group = specs if whole.exists() else pending
         with one_thread(), torch.inference_mode(False):
-            _train_in_parts(group, files, dataset, device, report or (lambda done, accuracies: None), stop_after)
+            arguments = files, dataset, device, report or (lambda done, accuracies: None), stop_after
+            _train_in_parts(group, *arguments, tell=tell)
     return [files[spec.name].csv for spec in specs]
 
 
@@ -401,7 +404,7 @@ def _checkpoint(folder: str | Path, specs: Sequence[Spec], fingerprint: str) -> 
     return Path(folder) / ".partial" / f"together-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.pt"
 
 
-def _saved(path: Path, runs: int, device: torch.device) -> dict | None:
+def _saved(path: Path, runs: int, device: torch.device, tell: Callable[[str], None]) -> dict | None:
     """A group's checkpoint; one that is damaged is set aside, which is said in a line."""
     try:
         # torch does not look at the archive's own checksums.
@@ -416,11 +419,11 @@ def _saved(path: Path, runs: int, device: torch.device) -> dict | None:
         aside = path.parents[1] / ".set-aside" / path.name
         aside.parent.mkdir(exist_ok=True)
         path.replace(aside)
-        print(f"{path} could not be read ({type(error).__name__}): set aside, its {runs} runs start from the beginning")
+        tell(f"{path} could not be read ({type(error).__name__}): set aside, its {runs} runs start from the beginning")
         return None
 
 
-def _train_in_parts(specs: Sequence[Spec], *arguments) -> None:
+def _train_in_parts(specs: Sequence[Spec], *arguments, tell: Callable[[str], None]) -> None:
     """Train a group, or one half of it after the other where the device's memory is too small for all.
 
     Each half has a checkpoint of its own, so a group that was split goes on where it was after a stop, too.
@@ -429,7 +432,7 @@ def _train_in_parts(specs: Sequence[Spec], *arguments) -> None:
         RunError: a run is too large for the device on its own.
     """
     try:
-        _train(specs, *arguments)
+        _train(specs, *arguments, tell)
         return
     except torch.OutOfMemoryError as error:
         if len(specs) == 1:
@@ -437,10 +440,10 @@ def _train_in_parts(specs: Sequence[Spec], *arguments) -> None:
     # Outside the handler, which keeps the failed group's tensors alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    print(f"{len(specs)} runs together do not fit into the device's memory: one half after the other")
+    tell(f"{len(specs)} runs together do not fit into the device's memory: one half after the other")
     half = len(specs) // 2
-    _train_in_parts(specs[:half], *arguments)
-    _train_in_parts(specs[half:], *arguments)
+    _train_in_parts(specs[:half], *arguments, tell=tell)
+    _train_in_parts(specs[half:], *arguments, tell=tell)
 
 
 def _train(
@@ -450,12 +453,13 @@ def _train(
     device: torch.device,
     report: Report,
     stop_after: int | None,
+    tell: Callable[[str], None],
 ) -> None:
     one = specs[0]
     stack, images = _Stack(specs, dataset, device), _Images(specs, dataset, device)
     checkpoint = _checkpoint(files[one.name].csv.parent, specs, dataset.fingerprint)
     sweep(checkpoint.parent, checkpoint.name)
-    if state := _saved(checkpoint, len(specs), device):
+    if state := _saved(checkpoint, len(specs), device, tell):
         stack.restore(state)
     counts = [len(data.split.train) for data in images.data]
     orders = [

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Container, Iterator
@@ -21,6 +20,7 @@ from modules.checks import first_line
 from modules.runs.files import atomic_write
 from modules.study.documents import filled, without_markers
 from modules.study.parameters import StudyError, read_study, source
+from modules.study.terminal import Screen
 
 TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # how pandas names a styled table, in its page's style sheet
 
@@ -55,7 +55,9 @@ def one_kernel() -> Iterator[AsyncKernelManager]:
             run_sync(manager.shutdown_kernel)(now=True)
 
 
-def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernelManager) -> None:
+def execute(
+    name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernelManager, screen: Screen | None = None
+) -> None:
     """Run one notebook of a plan through papermill into `<results>/notebooks/`, where it appears when it succeeded.
 
     Args:
@@ -63,6 +65,7 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
         plan: the parameters of all notebooks of the study, by name.
         results: the results folder.
         kernel: of `one_kernel`; nothing is left in it of the notebook before.
+        screen: where it shows what it prints.
 
     Raises:
         StudyError: a cell failed; the message is the error's first line.
@@ -75,6 +78,8 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}")
+    screen = screen or Screen()
+    screen.begin(name)
     try:
         _forget(kernel)
     except (RuntimeError, TimeoutError, zmq.ZMQError) as error:
@@ -88,8 +93,8 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
                 plan[name],
                 kernel_name="python3",
                 progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
+                stdout_file=screen.out,
+                stderr_file=screen.err,
                 autosave_cell_every=0,
                 km=kernel,
             )
@@ -105,6 +110,7 @@ def execute(name: str, plan: dict[str, dict], results: Path, kernel: AsyncKernel
             link_to_source(executed, name, target.parent)
             atomic_write(target, nbformat.writes(executed) + "\n")
         finally:
+            screen.end()
             unfinished.unlink(missing_ok=True)
 
 

@@ -12,6 +12,7 @@ from modules.runs.verification import runs_in, verify
 from modules.study.design import check
 from modules.study.notebooks import conclude, execute, one_kernel
 from modules.study.parameters import parameters, published_folder
+from modules.study.terminal import Screen
 
 
 def html_pages() -> Path:
@@ -34,10 +35,11 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
         for part in ("tables", "figures"):
             sweep(results / part)
         started = time.monotonic()
-        with shared_cluster(), one_kernel() as kernel:
+        screen = Screen()
+        with shared_cluster(screen.show), one_kernel() as kernel:
             for name in plan:
                 print(f"\n== {name}", flush=True)
-                execute(name, plan, results, kernel)
+                execute(name, plan, results, kernel, screen)
         if (published := published_folder(results)).is_dir():
             conclude(study, results, published, published.name)
         comparison = compare(results, published)

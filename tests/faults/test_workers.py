@@ -14,6 +14,7 @@ from toys import FIXED, TRIANGULAR, small
 from modules.checks import RunError, enough_files
 from modules.runs import parallel
 from modules.runs.parallel import run_all
+from modules.runs.progress import Progress
 
 #: A network that ends the worker it is trained in.
 DEADLY = """
@@ -58,7 +59,7 @@ def test_a_run_that_kills_its_worker_is_set_aside_and_the_others_go_on(tmp_path,
 )
 def test_only_deaths_without_progress_in_between_are_counted(came_to, gave_up):
     spec = small(evaluate_every=100, iterations=1000)
-    progress, kills = parallel._Progress([spec], {spec.name: 0}), {}
+    progress, kills = Progress([spec], {spec.name: 0}), {}
     found = []
     for iteration in came_to:
         progress.at[spec.name] = iteration
