@@ -52,5 +52,5 @@ def test_a_users_own_settings_change_nothing(tmp_path):
         assert done.returncode == 0, done.stderr
         files = [*(tmp_path / name).glob("range_test/*.csv"), *(tmp_path / name).glob("figures/*.png")]
         found.append({path.name: path.read_bytes() for path in files})
-        assert len(files) == 3
+        assert len(files) == 5
     assert found[0] == found[1]

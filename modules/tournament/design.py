@@ -416,11 +416,11 @@ class Tournament:
         if not files.complete:
             return None
         table, name = _rows(files), self.design.arms[arm].policy["name"]
-        if rule == "advised":
-            schedule = {"fixed": "constant", "triangular": "cycle", "linear": "linear"}[name]
-            found = suggest_rate(table.lr.to_numpy(), table.train_loss.to_numpy(), schedule)
-            return float(f"{found:.4g}") if math.isfinite(found) else None
         try:
+            if rule == "advised":
+                schedule = {"fixed": "constant", "triangular": "cycle", "linear": "linear"}[name]
+                found = suggest_rate(table.lr.to_numpy(), table.train_loss.to_numpy(), schedule)
+                return float(f"{found:.4g}")
             found = best_rate(table.lr, table.train_loss).lr
         except AnalysisError:
             return None
