@@ -98,10 +98,11 @@ def refusal(read, *arguments):
         return str(error)
 
 
+FIXED_FIELDS = type(small(FIXED).policy).model_fields
 #: What older records lack, and settings that have a default.
-OPTIONAL = {("data", "validation"), ("versions", "python"), ("test",), ("spec", "policy", "anneal")}
-OPTIONAL |= {("spec", "policy", name) for name in ("lr", "milestones", "gamma")}
+OPTIONAL = {("data", "validation"), ("versions", "python"), ("test",)}
 OPTIONAL |= {("spec", name) for name, field in Spec.model_fields.items() if not field.is_required()}
+OPTIONAL |= {("spec", "policy", name) for name in FIXED_FIELDS if name != "name"}
 
 
 def test_a_record_without_an_entry_is_refused_in_one_line_that_names_it(tmp_path):
