@@ -107,6 +107,7 @@ def small_plan(tmp_path):
 @example(("05_policies", "runs"), 30_000_000)  # whose descriptions alone would fill the memory
 @example(("07_mlp_mnist", "epochs"), 30_000_000)
 @example(("03_headline_experiment", "base_lr"), None)
+@example(("06_best_lr", "skip_test"), 5e-324)
 @example(("02_range_test", "dataset"), ["digits"])
 @example(("02_range_test", "model"), "wide_resnet-100000-1")
 def test_notebook_parameters_are_taken_or_refused_by_name(small_plan, parameter, value):
