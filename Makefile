@@ -83,8 +83,8 @@ publish: $(ENV) ## promote complete results to results/published/: make publish 
 verify: $(ENV) ## train the first row of complete runs again: make verify RESULTS=... [PARAMS="--rows 2 --data-dir data/mine"]
 	@$(PYTHON) -m modules verify --results $(RESULTS) $(PARAMS)
 
-html: $(ENV) ## executed notebooks as web pages in site/
-	@$(PYTHON) -m modules html
+html: $(ENV) ## documents, executed notebooks and the API as one site in site/
+	@$(PYTHON) -m modules html $(PARAMS)
 
 test: $(ENV) ## the tests but for those marked ci, which lose a cluster's machines or take a minute each
 	@$(PYTHON) -m pytest -m "not ci"

@@ -70,7 +70,6 @@ def test_a_notebook_executed_again_is_the_same_bytes(smoke):
 
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
-    monkeypatch.setattr(reproduction, "html_pages", lambda: Path("site/index.html"))
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     shutil.copytree(results, tmp_path / "published" / "smoke")
     everything = reproduction.parameters

@@ -3,7 +3,7 @@
 python -m modules reproduce --study digits [--results FOLDER] [--strict] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER]
 python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER] [--model FILE.py:FUNCTION]
-python -m modules html
+python -m modules html [--strict]
 """
 
 import argparse
@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--rows", type=int, default=1, help="how many rows of each run")
     again.add_argument("--data-dir", help="where the data lie, if not in data/")
     again.add_argument("--model", help="the network in a Python file that they were trained with, FILE.py:FUNCTION")
-    commands.add_parser("html", help="convert executed notebooks to web pages in site/")
+    pages = commands.add_parser("html", help="make the site of documents and executed notebooks in site/")
+    pages.add_argument("--strict", action="store_true", help="exit with 1 unless all can be shown as it should")
     options = parser.parse_args(arguments)
     at_root()
     try:
@@ -52,9 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             return verify_all(options.results, options.rows, options.data_dir, options.model)
         else:
-            from modules.study.pages import html_pages
+            from modules.study.site import build
 
-            print(html_pages())
+            index, told = build()
+            print("\n".join([*told, str(index)]))
+            return int(options.strict and bool(told))
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2

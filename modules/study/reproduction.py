@@ -15,13 +15,6 @@ from modules.study.parameters import parameters, published_folder
 from modules.study.terminal import Screen
 
 
-def html_pages() -> Path:
-    """As `pages.html_pages`; what makes pages takes a second to import, and no other command needs it."""
-    from modules.study import pages
-
-    return pages.html_pages()
-
-
 def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> bool:
     """Check, run all notebooks, and print what came out beside what is published.
 
@@ -50,10 +43,12 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             print(f"\nVerdicts: {counts(comparison)}")
         print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
         print(f"Study took {time.monotonic() - started:.0f} s")
-        if Path("results").resolve() in results.resolve().parents:
-            index = html_pages()
-            alone = index.parent / results.resolve().relative_to(Path.cwd()) / f"{next(iter(plan))}.html"
-            print(f"As a web page: {alone}" if len(plan) == 1 else f"As web pages: {index}")
+        if len(plan) == 1:
+            from modules.study.site import page  # a second to import, and nothing else here needs it
+
+            print(f"As a web page: {page(results / 'notebooks' / f'{next(iter(plan))}.ipynb')}")
+        elif Path("results").resolve() in results.resolve().parents:
+            print("As web pages: make html")
     return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 
