@@ -89,7 +89,9 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     comparison = pd.read_csv(results / "tables" / "comparison.csv")
     assert set(comparison.verdict) == {"same bytes"}
     output = capsys.readouterr().out
-    assert f"Verdicts: {len(comparison)} same bytes" in output
+    count = len(comparison)
+    assert f"{count} of {count} numbers as published in" in output
+    assert f": {count} same bytes." in output
     assert "0 of them trained now" in output
     assert "same bytes" in output
 
@@ -99,7 +101,9 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
 )
 def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch, verdict, status):
     monkeypatch.setattr(reproduction, "parameters", lambda *asked: {})
-    judged = pd.DataFrame([{name: float("nan") for name in COLUMNS}]).assign(quantity="final_accuracy", verdict=verdict)
+    judged = pd.DataFrame([{name: float("nan") for name in COLUMNS}]).assign(
+        table="headline", policy="fixed", quantity="final_accuracy", verdict=verdict
+    )
     monkeypatch.setattr(reproduction, "compare", lambda *asked: judged)
     asked = ["reproduce", "--study", "smoke", "--results", str(tmp_path / "results")]
     assert cli.main(asked) == 0

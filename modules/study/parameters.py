@@ -63,6 +63,12 @@ def published_folder(results: Path) -> Path:
     return results if PUBLISHED.resolve() in results.resolve().parents else PUBLISHED / results.name
 
 
+def counterpart(study: str, results: Path) -> Path:
+    """What a results folder is compared with: what is published under its name, or else under its study's."""
+    known = published_folder(results)
+    return known if known.is_dir() else PUBLISHED / Path(study).stem
+
+
 def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[str, dict]:
     """What papermill passes to each notebook of a study, by the notebook's name.
 
@@ -102,7 +108,7 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
             else:
                 before = plan[name].get("settings", known[name]["settings"].default)
                 plan[name]["settings"] = {**before, key: parsed(text)}
-    places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
+    places = {"results_dir": str(results), "published_dir": str(counterpart(study, results))}
     for name, values in plan.items():
         values.update({key: place for key, place in places.items() if key in known[name]})
     return plan

@@ -3,16 +3,16 @@
 import time
 from pathlib import Path
 
-from modules.report.comparison import REPRODUCED, compare, counts
-from modules.report.formatting import readable
+from modules.report.comparison import REPRODUCED, compare
 from modules.report.notes import write_notes
+from modules.report.outcome import report
 from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study.design import check
 from modules.study.notebooks import conclude, execute, one_kernel
-from modules.study.parameters import parameters, published_folder, study_notes
+from modules.study.parameters import counterpart, parameters, study_notes
 from modules.study.terminal import Screen
 
 
@@ -43,20 +43,21 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
                 print(f"\n== {name}", flush=True)
                 execute(name, plan, results, kernel, screen)
         write_notes(notes, results)
-        if (published := published_folder(results)).is_dir():
+        if (published := counterpart(study, results)).is_dir():
             conclude(study, results, published, published.name)
         comparison = compare(results, published)
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
-            print(f"\nThis run beside {published}:\n")
-            print(readable(comparison).to_string(index=False))
-            print(f"\nVerdicts: {counts(comparison)}")
-        print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
-        print(f"Study took {time.monotonic() - started:.0f} s")
+        print(f"\n{report(comparison, results, published)}\n")
+        print(f"All numbers: {results}/tables; every verdict: {results}/tables/comparison.csv")
+        print(f"Figures: {results}/figures; executed notebooks: {results}/notebooks")
         if Path("results").resolve() in results.resolve().parents:
             index = html_pages()
             alone = index.parent / results.resolve().relative_to(Path.cwd()) / f"{next(iter(plan))}.html"
             print(f"As a web page: {alone}" if len(plan) == 1 else f"As web pages: {index}")
+        else:
+            print("No web pages: they are made of what lies in results/")
+        print(f"Study took {time.monotonic() - started:.0f} s")
     return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 
