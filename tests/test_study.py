@@ -123,6 +123,12 @@ def test_a_bad_note_is_named_before_any_work(tmp_path, monkeypatch, capsys):
 #: test_runs and test_bad_input.
 BAD = [
     (["--study", "nonsense"], "unknown study 'nonsense'"),
+    (["--study", "no/such.yaml"], "STUDY=no/such.yaml: there is no such file in"),
+    (["--study", "smoke", "--only", "13"], "ONLY=13: the study has no such notebook (it has 00_learning_rates, 01_"),
+    (
+        ["--study", "smoke", "-p", "03.runs=2"],
+        "-p 03.runs=2: a name and a value are needed, as -p 03.runs 2 (with a space",
+    ),
     (["--study", "smoke", "-p", "dataset", "cifar100"], "unknown dataset 'cifar100'"),
     (["--study", "smoke", "-p", "learning_rate", "0.1"], "'learning_rate' (value 0.1"),
     (
@@ -147,11 +153,17 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
+        ("03.weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
         ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
         ("04.baseline", "square", "baseline='square': one of triangular, triangular2"),
         ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),
-        ("0.gamma", "0.9", "no notebook has a parameter '0.gamma'"),
+        ("0.gamma", "0.9", "-p 0.gamma 0.9: smoke has no notebook '0' .it has 00_learning_rates, 01_"),
+        ("04.gamma", "0.9", "notebook 04 has no parameter '04.gamma' .value 0.9, 01_schedulers, 03_headline"),
+        (
+            "weight_decay",
+            "0.5",
+            "-p weight_decay 0.5: several notebooks have it, 02_.*: name one, as -p 02.weight_decay 0.5",
+        ),
         ("01.gamma", "2", "gamma=2.0: a decay"),
     ],
 )
@@ -169,7 +181,7 @@ def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     asked = [
         part
-        for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("runs", runs))
+        for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("03.runs", runs))
         for part in ("-p", name, value)
     ]
     assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), *asked]) == 2
@@ -191,6 +203,30 @@ finally:
     done = subprocess.run([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("usage: python -m modules")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_one_notebook_of_a_study_runs_alone(tmp_path, capsys):
+    results = tmp_path / "with a space"
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), "--only", "00"]) == 0
+    assert [path.name for path in (results / "notebooks").glob("*.ipynb")] == ["00_learning_rates.ipynb"]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is needed")
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        (["RESULTS=results/my run"], ["reproduce", "--study", "digits", "--results", "results/my run"]),
+        (["STUDY=my study.yaml", "ONLY=03"], ["reproduce", "--study", "my study.yaml", "--only", "03"]),
+        (["best-lr", "PARAMS=-p epochs 5"], ["reproduce", "--study", "best-lr", "-p", "epochs", "5"]),
+        (["verify", "RESULTS=a b/c"], ["verify", "--results", "a b/c"]),
+    ],
+)
+def test_make_passes_on_what_it_is_given(given, asked):
+    show = f"{sys.executable} -c 'import sys; print(sys.argv[3:])'"
+    target = [] if given[0].islower() and "=" not in given[0] else ["reproduce"]
+    command = ["make", "--silent", *target, *given, f"PYTHON={show}", "ENV="]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(asked)
 
 
 def test_unwritable_results_folder(tmp_path, capsys):

@@ -12,7 +12,7 @@ from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study.design import check
 from modules.study.notebooks import conclude, execute, one_kernel
-from modules.study.parameters import counterpart, parameters, study_notes
+from modules.study.parameters import chosen, counterpart, parameters, study_notes
 from modules.study.terminal import Screen
 
 
@@ -23,14 +23,20 @@ def html_pages() -> Path:
     return pages.html_pages()
 
 
-def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> bool:
+def reproduce(study: str, results: Path | None, overrides: dict[str, object], only: str | None = None) -> bool:
     """Check, run all notebooks, and print what came out beside what is published.
+
+    Args:
+        study: as for `parameters.read_study`.
+        results: the results folder; by default `results/<study>`.
+        overrides: as for `parameters.parameters`.
+        only: the number or the name of the one notebook to run; by default all.
 
     Returns:
         Whether every number that is judged is the same bytes as the published one, or equivalent.
     """
     results = results or Path("results") / Path(study).stem
-    plan = parameters(study, results, overrides)
+    plan = chosen(parameters(study, results, overrides), only)
     check(plan)
     notes = study_notes(study)
     with writing(results):
