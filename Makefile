@@ -1,6 +1,8 @@
 STUDY ?= digits
-RESULTS ?= results/$(basename $(notdir $(STUDY)))
+RESULTS ?=
 PARAMS ?=
+ONLY ?=
+TO = $(if $(RESULTS),--results "$(RESULTS)")
 
 # One rule: an active environment is used when `import modules` finds this checkout there, whatever its name;
 # otherwise .venv is made when it is missing, and installed anew when the lock has changed. (-I keeps the folder make
@@ -70,18 +72,17 @@ check-lock: $(ENV) ## does requirements.txt follow from pyproject.toml, and reso
 	    done; \
 	done
 
-reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results/digits] [PARAMS="-p runs 2"]
-	@$(PYTHON) -m modules reproduce --study $(STUDY) --results $(RESULTS) $(PARAMS)
+reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results/digits] [ONLY=03] [PARAMS="-p 03.runs 2"]
+	@$(PYTHON) -m modules reproduce --study "$(STUDY)" $(TO) $(if $(ONLY),--only "$(ONLY)") $(PARAMS)
 
-best-lr: RESULTS = results/best-lr
 best-lr: $(ENV) ## a learning rate for your data: make best-lr [RESULTS=results/mine] [PARAMS="-p dataset images -p data_dir data/mine -p image_size 64"]
-	@$(PYTHON) -m modules reproduce --study best-lr --results $(RESULTS) $(PARAMS)
+	@$(PYTHON) -m modules reproduce --study best-lr $(TO) $(PARAMS)
 
 publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
-	@$(PYTHON) -m modules publish --study $(STUDY) --results $(RESULTS)
+	@$(PYTHON) -m modules publish --study "$(STUDY)" $(TO)
 
 verify: $(ENV) ## train the first row of complete runs again: make verify RESULTS=... [PARAMS="--rows 2 --data-dir data/mine"]
-	@$(PYTHON) -m modules verify --results $(RESULTS) $(PARAMS)
+	@$(PYTHON) -m modules verify --results "$(RESULTS)" $(PARAMS)
 
 html: $(ENV) ## documents, executed notebooks and the API as one site in site/
 	@$(PYTHON) -m modules html $(PARAMS)
@@ -109,7 +110,7 @@ benchmark-reproduce: $(ENV) ## where the seconds of a study go, into results/ben
 	@$(PYTHON) benchmarks/reproduce.py --study $(STUDY)
 
 benchmark-precision: $(ENV) ## is bfloat16 safe? CLR again in it: make benchmark-precision RESULTS=results/cifar10
-	@$(PYTHON) benchmarks/precision.py --results $(RESULTS) $(PARAMS)
+	@$(PYTHON) benchmarks/precision.py --results "$(RESULTS)" $(PARAMS)
 
 lab: $(ENV) ## open JupyterLab at the notebooks: change one, run all of it; results go to results/lab/
 	@$(PYTHON) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks

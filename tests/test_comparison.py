@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from toys import FIXED, TRIANGULAR, small
 
 from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
 from modules.report.formatting import ACCURACY, known, read_reference, readable, show
 from modules.report.tables import by_policy, table_of, write
+from modules.runs.training import train
 from modules.statistics import AnalysisError, Estimate
 from modules.study import parameters
 
@@ -21,7 +23,8 @@ COLUMNS = ["quantity", "policy", "runs", "value", "error", "df", "low", "high"]
 def results(folder, rows, run="1,0.5\n"):
     (folder / "tables").mkdir(parents=True)
     (folder / "headline").mkdir()
-    (folder / "headline" / "fixed-seed1.csv").write_text(run)
+    if run:
+        (folder / "headline" / "fixed-seed1.csv").write_text(run)
     pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / "tables" / "headline.csv", index=False)
     return folder
 
@@ -98,6 +101,29 @@ def test_rates_are_compared_by_their_factor(tmp_path, factor, width, verdict):
     assert table.verdict.tolist() == [verdict]
     assert table.difference[0] == pytest.approx(factor)
     assert readable(table)["difference [95 %]"][0].startswith(f"x {factor:.2f} [")
+
+
+def test_equal_rates_are_a_factor_of_one(tmp_path):
+    rate = [("best_lr", "sweep", 5, 0.01, np.nan, np.nan, 0.009, 0.011)]
+    table = compare(results(tmp_path / "a", rate), results(tmp_path / "b", rate))
+    assert table.verdict.tolist() == ["same bytes"]
+    assert readable(table)["difference [95 %]"].tolist() == ["x 1.00"]
+
+
+def test_runs_of_other_settings_are_not_compared(tmp_path):
+    """Row by row: `fixed` is the same in both, `triangular` has another rate."""
+    other = {**TRIANGULAR, "max_lr": 0.2}
+    for name, policies in (("a", (FIXED, TRIANGULAR)), ("b", (FIXED, other))):
+        folder = results(tmp_path / name, OURS, run=None)
+        for policy in policies:
+            train(small(policy, iterations=6), folder / "headline")
+    rows = [*OURS, row("final_accuracy", "triangular", 0.75, 0.0008)]
+    for name in "ab":
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / name / "tables" / "headline.csv", index=False)
+    table = compare(tmp_path / "a", tmp_path / "b").set_index(["quantity", "policy"]).verdict
+    assert table["final_accuracy", "fixed"] == "equivalent"
+    assert table["final_accuracy", "triangular"] == "other settings"
+    assert table["final_accuracy_difference", "triangular - fixed"] == "other settings"
 
 
 def crossed(folder, rows, run, shares):

@@ -109,13 +109,13 @@ def test_the_declared_type_decides_what_a_value_is():
     plan = parameters.parameters(
         "smoke",
         Path("results/smoke"),
-        {"data_dir": "2024", "03.base_lr": "1e-3", "03.max_lr": "1", "momentum": "1e-1"},
+        {"data_dir": "2024", "03.base_lr": "1e-3", "03.max_lr": "1", "03.momentum": "1e-1"},
     )
     assert plan["02_range_test"]["data_dir"] == "2024"
     asked = plan["03_headline_experiment"]
     assert (asked["base_lr"], asked["max_lr"], asked["momentum"]) == (0.001, 1.0, 0.1)
     for name, text, needed in (
-        ("runs", "two", "runs='two': a whole number is needed, such as 40"),
+        ("03.runs", "two", "runs='two': a whole number is needed, such as 40"),
         ("02.evaluate_every", "1.5", "evaluate_every=1.5: a whole number"),
         ("06.cycle", "1", "cycle=1: True or False"),
         ("03.base_lr", "low", "base_lr='low': a number or None"),
@@ -126,18 +126,18 @@ def test_the_declared_type_decides_what_a_value_is():
 
 
 def test_settings_on_the_command_line_join_those_of_the_studys_file():
-    plan = parameters.parameters("smoke", Path("results/smoke"), {"pooling": "caffe", "05.ema": "0.9"})
-    assert plan["02_range_test"]["settings"] == plan["03_headline_experiment"]["settings"] == {"pooling": "caffe"}
+    plan = parameters.parameters("smoke", Path("results/smoke"), {"03.pooling": "caffe", "05.ema": "0.9"})
+    assert plan["03_headline_experiment"]["settings"] == {"pooling": "caffe"}
     assert plan["05_policies"]["settings"] == {"ema": 0.9}
 
 
 def test_settings_on_the_command_line_join_the_notebooks_own():
-    """Else `-p pooling caffe` would test on other images."""
-    plan = parameters.parameters("digits", Path("results/digits"), {"pooling": "caffe"})
+    """Else `-p 03.pooling caffe` would test on other images."""
+    plan = parameters.parameters("digits", Path("results/digits"), {"03.pooling": "caffe"})
     assert plan["03_headline_experiment"]["settings"] == {"split": "folds", "pooling": "caffe"}
 
 
-def test_values_go_to_the_headline_unless_a_notebook_is_named():
+def test_a_value_goes_to_the_notebook_that_is_named_or_has_it_alone():
     def plan(overrides):
         return parameters.parameters("smoke", Path("results/smoke"), overrides)
 
@@ -145,18 +145,44 @@ def test_values_go_to_the_headline_unless_a_notebook_is_named():
         plain = plan({})
         return sorted(name[:2] for name, values in plan(overrides).items() if values != plain[name])
 
-    assert changed({"step_size": 80}) == ["03"]
-    assert changed({"batch_size": 20}) == ["02", "03"]
     assert changed({"06.batch_size": 20}) == ["06"]
     assert changed({"07_mlp_mnist.step_size": 80}) == ["07"]
     assert changed({"small_batch": 20}) == ["07"]
-    assert changed({"momentum": 0.5}) == ["02", "03"]
     assert changed({"05.momentum": 0.5}) == ["05"]
     assert changed({"kernel_initializer": "torch"}) == ["06"]
     assert changed({"workers": 1}) == ["02", "03", "05", "06", "07", "09", "10", "11"]
-    for wrong in ("08.batch_size", "04.batch_size", "06.batchsize", "02.seed", "policy"):
-        with pytest.raises(parameters.StudyError, match=f"no notebook has a parameter '{wrong}'"):
-            plan({wrong: 1})
+
+
+def test_no_plain_name_reaches_some_of_the_notebooks_that_have_it():
+    """Of every parameter there is: it has one owner, goes to all, or is refused with their names."""
+    plan = parameters.read_study("smoke")["notebooks"]
+    owners = {}
+    for name in plan:
+        for key in parameters.declared(name):
+            owners.setdefault(key, []).append(name)
+    several = {key: having for key, having in owners.items() if len(having) > 1}
+    assert {"runs", "batch_size", "step_size"} <= several.keys()
+    for key, having in several.items():
+        if key in parameters.EVERYWHERE:
+            continue
+        with pytest.raises(parameters.StudyError, match=f"^-p {key} 1: several notebooks have it, ") as error:
+            parameters.parameters("smoke", Path("results/smoke"), {key: "1"})
+        assert all(name in str(error.value) for name in having)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("08.batch_size", "smoke has no notebook '08'"),
+        ("04.batch_size", "notebook 04 has no parameter '04.batch_size' .value 1, 02_range_test, 03_"),
+        ("06.batchsize", "no notebook has a parameter '06.batchsize' .value 1, did you mean 'batch_size'"),
+        ("02.seed", "no notebook has a parameter '02.seed'"),
+        ("policy", "no notebook has a parameter 'policy'"),
+    ],
+)
+def test_a_parameter_that_is_not_there_is_named(wrong, message):
+    with pytest.raises(parameters.StudyError, match=message):
+        parameters.parameters("smoke", Path("results/smoke"), {wrong: "1"})
 
 
 def test_a_refusal_names_its_notebook():

@@ -89,7 +89,9 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
     comparison = pd.read_csv(results / "tables" / "comparison.csv")
     assert set(comparison.verdict) == {"same bytes"}
     output = capsys.readouterr().out
-    assert f"Verdicts: {len(comparison)} same bytes" in output
+    count = len(comparison)
+    assert f"{count} of {count} numbers as published in" in output
+    assert f": {count} same bytes." in output
     assert "0 of them trained now" in output
     assert "same bytes" in output
 
@@ -99,7 +101,9 @@ def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, mo
 )
 def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch, verdict, status):
     monkeypatch.setattr(reproduction, "parameters", lambda *asked: {})
-    judged = pd.DataFrame([{name: float("nan") for name in COLUMNS}]).assign(quantity="final_accuracy", verdict=verdict)
+    judged = pd.DataFrame([{name: float("nan") for name in COLUMNS}]).assign(
+        table="headline", policy="fixed", quantity="final_accuracy", verdict=verdict
+    )
     monkeypatch.setattr(reproduction, "compare", lambda *asked: judged)
     asked = ["reproduce", "--study", "smoke", "--results", str(tmp_path / "results")]
     assert cli.main(asked) == 0
@@ -121,6 +125,12 @@ def test_quoted_numbers_that_there_are_not_are_named_before_any_work(tmp_path, m
 #: test_runs and test_bad_input.
 BAD = [
     (["--study", "nonsense"], "unknown study 'nonsense'"),
+    (["--study", "no/such.yaml"], "STUDY=no/such.yaml: there is no such file in"),
+    (["--study", "smoke", "--only", "13"], "ONLY=13: the study has no such notebook (it has 00_learning_rates, 01_"),
+    (
+        ["--study", "smoke", "-p", "03.runs=2"],
+        "-p 03.runs=2: a name and a value are needed, as -p 03.runs 2 (with a space",
+    ),
     (["--study", "smoke", "-p", "dataset", "cifar100"], "unknown dataset 'cifar100'"),
     (["--study", "smoke", "-p", "learning_rate", "0.1"], "'learning_rate' (value 0.1"),
     (
@@ -145,11 +155,17 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
+        ("03.weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
         ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
         ("04.baseline", "square", "baseline='square': one of triangular, triangular2"),
         ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),
-        ("0.gamma", "0.9", "no notebook has a parameter '0.gamma'"),
+        ("0.gamma", "0.9", "-p 0.gamma 0.9: smoke has no notebook '0' .it has 00_learning_rates, 01_"),
+        ("04.gamma", "0.9", "notebook 04 has no parameter '04.gamma' .value 0.9, 01_schedulers, 03_headline"),
+        (
+            "weight_decay",
+            "0.5",
+            "-p weight_decay 0.5: several notebooks have it, 02_.*: name one, as -p 02.weight_decay 0.5",
+        ),
         ("01.gamma", "2", "gamma=2.0: a decay"),
     ],
 )
@@ -167,7 +183,7 @@ def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     asked = [
         part
-        for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("runs", runs))
+        for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("03.runs", runs))
         for part in ("-p", name, value)
     ]
     assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), *asked]) == 2
@@ -189,6 +205,30 @@ finally:
     done = subprocess.run([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("usage: python -m modules")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_one_notebook_of_a_study_runs_alone(tmp_path, capsys):
+    results = tmp_path / "with a space"
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), "--only", "00"]) == 0
+    assert [path.name for path in (results / "notebooks").glob("*.ipynb")] == ["00_learning_rates.ipynb"]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is needed")
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        (["RESULTS=results/my run"], ["reproduce", "--study", "digits", "--results", "results/my run"]),
+        (["STUDY=my study.yaml", "ONLY=03"], ["reproduce", "--study", "my study.yaml", "--only", "03"]),
+        (["best-lr", "PARAMS=-p epochs 5"], ["reproduce", "--study", "best-lr", "-p", "epochs", "5"]),
+        (["verify", "RESULTS=a b/c"], ["verify", "--results", "a b/c"]),
+    ],
+)
+def test_make_passes_on_what_it_is_given(given, asked):
+    show = f"{sys.executable} -c 'import sys; print(sys.argv[3:])'"
+    target = [] if given[0].islower() and "=" not in given[0] else ["reproduce"]
+    command = ["make", "--silent", *target, *given, f"PYTHON={show}", "ENV="]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(asked)
 
 
 def test_unwritable_results_folder(tmp_path, capsys):

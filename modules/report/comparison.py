@@ -1,5 +1,6 @@
 """What a study got, set beside what it published, and beside what others did."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from modules import statistics
+from modules.checks import RunError
 from modules.report.formatting import ACCURACY, Quantity, known, read_reference, show
 from modules.report.tables import curves, read_table
 from modules.runs.files import complete_runs
@@ -48,10 +50,11 @@ TABLES = {
 }
 
 #: What a comparison may say of a number, the reassuring first.
-VERDICTS = ("same bytes", "equivalent", "not resolved", "differs", "not published", "itself")
+VERDICTS = ("same bytes", "equivalent", "not resolved", "differs", "other settings", "not published", "itself")
 REPRODUCED = VERDICTS[:2]
+COMPARED = VERDICTS[:4]
 COLUMNS = (
-    *("quantity", "policy", "value", "low", "high", "published", "published_low", "published_high"),
+    *("table", "quantity", "policy", "value", "low", "high", "published", "published_low", "published_high"),
     *("difference", "difference_low", "difference_high", "verdict", "seeds"),
 )
 
@@ -82,6 +85,7 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
         * `differs`: the 95 % interval excludes no difference, and the estimate exceeds the margin;
         * `not resolved`: anything else; `seeds` runs an arm would find two equal arms equivalent four times in five
           (NaN where nothing says how much such runs vary);
+        * `other settings`: the runs behind both were asked for with other settings, whatever came out;
         * `not published`: there is nothing to compare with; `itself`: both folders are one.
     """
     rows = []
@@ -98,6 +102,7 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
         runs = _runs(ours, TABLES[name].experiments)
         same_runs = bool(runs) and runs == _runs(published, TABLES[name].experiments)
         sets = [_set(folder) for folder in (ours, published)]
+        others = set() if same_runs or itself else _other_settings(ours, published, TABLES[name].experiments)
         for row in table.merge(other.assign(found=True), on=keys, how="left", suffixes=("", "_published")).to_dict(
             "records"
         ):
@@ -105,9 +110,11 @@ def compare(ours: str | Path, published: str | Path, tables: Iterable[str] = tup
                 judged = Judged(verdict="itself" if itself else "not published")
             elif same_runs:
                 judged = _same_runs(row)
+            elif others and (row["policy"] == "-" or others.intersection(row["policy"].split(" - "))):
+                judged = Judged(verdict="other settings")
             else:
                 judged = _judged(known(row["quantity"]), row, sets)
-            numbers = {key: row[key] for key in (*keys, "value", "low", "high")}
+            numbers = {"table": name} | {key: row[key] for key in (*keys, "value", "low", "high")}
             numbers |= {"published": row["value_published"]}
             numbers |= {f"published_{end}": row[f"{end}_published"] for end in ("low", "high")}
             rows.append(numbers | judged._asdict())
@@ -126,6 +133,30 @@ def _runs(results: str | Path, experiments: Iterable[str]) -> dict[str, bytes]:
     return {f"{folder.name}/{run.name}": run.table() for folder in folders for run in complete_runs(folder)}
 
 
+def _other_settings(ours: str | Path, published: str | Path, experiments: Iterable[str]) -> set[str]:
+    """The policies whose runs were asked for with other settings in one folder than in the other; seeds are none.
+
+    What is a table's name for something else, such as a sweep, is among them as soon as one policy is.
+    """
+    mine, theirs = (_settings(folder, experiments) for folder in (ours, published))
+    differing = {policy for policy in mine.keys() & theirs.keys() if not mine[policy] & theirs[policy]}
+    return differing and differing | {"sweep"}
+
+
+def _settings(results: str | Path, experiments: Iterable[str]) -> dict[str, set[str]]:
+    """By policy or variant, the settings of its runs but for their seeds, as text."""
+    found: dict[str, set[str]] = {}
+    for folder in (folder for pattern in experiments for folder in Path(results).glob(pattern)):
+        for run in complete_runs(folder):
+            try:
+                asked = run.read()[1]["spec"]
+            except RunError:  # said where the runs are read
+                continue
+            same = {key: value for key, value in asked.items() if key not in ("seed", "registration")}
+            found.setdefault(run.name.rpartition("-seed")[0], set()).add(json.dumps(same, sort_keys=True))
+    return found
+
+
 def _set(results: str | Path) -> pd.DataFrame | None:
     """The crossing of a results folder as a set with shares, where it has one."""
     path = Path(results) / "tables" / "crossing.csv"
@@ -136,7 +167,9 @@ def _same_runs(row: dict) -> Judged:
     # Two versions of a library may round an average differently.
     ours, theirs = ([row[key + end] for key in ("value", "low", "high")] for end in ("", "_published"))
     same = np.allclose(ours, theirs, rtol=1e-9, atol=1e-12, equal_nan=True)
-    return Judged(row["value"] - row["value_published"], verdict="same bytes" if same else "differs")
+    value, before = row["value"], row["value_published"]
+    apart = value / before if known(row["quantity"]).measure == "factor" else value - before
+    return Judged(apart, verdict="same bytes" if same else "differs")
 
 
 def _judged(about: Quantity, row: dict, sets: Sequence[pd.DataFrame | None]) -> Judged:

@@ -1,6 +1,6 @@
 """The command line: checks what it is asked, then loads what that command needs; `--help` loads nothing.
 
-python -m modules reproduce --study digits [--results FOLDER] [--strict] [-p NAME VALUE ...]
+python -m modules reproduce --study digits [--results FOLDER] [--only NOTEBOOK] [--strict] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER]
 python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER] [--model FILE.py:FUNCTION]
 python -m modules html [--strict]
@@ -13,6 +13,19 @@ from pathlib import Path
 from modules.checks import at_root, enough_files
 
 
+def _pairs(given: list[list[str]]) -> dict[str, str]:
+    """The `-p` values by name.
+
+    Raises:
+        ValueError: one is no name and a value.
+    """
+    for pair in given:
+        if len(pair) != 2:
+            hint = " (with a space, not =)" if "=" in pair[0] else ""
+            raise ValueError(f"-p {' '.join(pair)}: a name and a value are needed, as -p 03.runs 2{hint}")
+    return dict(given)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -23,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--study", required=True, help="a file of studies/, without .yaml; or the path of one")
     run.add_argument("--results", type=Path, help="results folder; by default results/<study>")
     run.add_argument("--strict", action="store_true", help="exit with 1 unless all is the same bytes or equivalent")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
+    run.add_argument("--only", metavar="NOTEBOOK", help="run this notebook alone, such as 03")
+    run.add_argument("-p", nargs="+", action="append", default=[], metavar="NAME VALUE", help="a notebook parameter")
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
     promote.add_argument("--study", required=True, help="the study it is of")
     promote.add_argument("--results", type=Path, help="a complete results folder; by default results/<study>")
@@ -42,12 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
             from modules.study.reproduction import reproduce
 
             enough_files()
-            good = reproduce(options.study, options.results, dict(options.p))
+            good = reproduce(options.study, options.results, _pairs(options.p), options.only)
             return int(options.strict and not good)
         elif options.command == "publish":
             from modules.study.publishing import publish
 
-            publish(options.study, options.results or Path("results") / options.study)
+            publish(options.study, options.results or Path("results") / Path(options.study).stem)
         elif options.command == "verify":
             from modules.study.reproduction import verify_all
 

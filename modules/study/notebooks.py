@@ -209,6 +209,8 @@ def conclude(study: str, results: Path, source: Path, name: str) -> None:
     made = read_study(study)
     for notebook in made["notebooks"]:
         path = results / "notebooks" / f"{notebook}.ipynb"
+        if not path.exists():  # one notebook alone was asked for
+            continue
         content = nbformat.read(path, 4)
         content.cells = [cell for cell in content.cells if "conclusion" not in cell.metadata.get("tags", [])]
         link_to_source(content, notebook, path.parent)

@@ -10,7 +10,6 @@ from modules.study.design import NOTEBOOKS, SET_BY_EXPERIMENT, StudyError, decla
 
 STUDIES = Path("studies")
 PUBLISHED = Path("results/published")
-HEADLINE = ("02", "03", "04")
 EVERYWHERE = ("dataset", "data_dir", "workers")
 
 #: What a study's file may hold: each notebook's parameters, and what is concluded from its published results.
@@ -32,6 +31,8 @@ def read_study(study: str) -> dict[str, dict]:
     file = Path(study) if study.endswith(".yaml") else STUDIES / f"{study}.yaml"
     if not file.is_file():
         known = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+        if study.endswith(".yaml"):
+            raise StudyError(f"STUDY={study}: there is no such file in {Path.cwd()}{did_you_mean(file.stem, known)}")
         raise StudyError(f"unknown study {study!r} (choose one of {', '.join(known)}{did_you_mean(study, known)})")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -61,6 +62,12 @@ def published_folder(results: Path) -> Path:
     return results if PUBLISHED.resolve() in results.resolve().parents else PUBLISHED / results.name
 
 
+def counterpart(study: str, results: Path) -> Path:
+    """What a results folder is compared with: what is published under its name, or else under its study's."""
+    known = published_folder(results)
+    return known if known.is_dir() else PUBLISHED / Path(study).stem
+
+
 def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[str, dict]:
     """What papermill passes to each notebook of a study, by the notebook's name.
 
@@ -68,8 +75,8 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
         study: as for `read_study`.
         results: the study's results folder.
         overrides: the user's `-p` values, as text. `06.batch_size` goes to notebook 06. A plain name in `EVERYWHERE`
-            goes to all notebooks that take it; any other to those of the headline (`HEADLINE`) that take it, else to
-            all that do. A notebook takes its own parameters and, through its `settings`, those in `SETTINGS`.
+            goes to all notebooks that take it, any other to the one that does. A notebook takes its own parameters and,
+            through its `settings`, those in `SETTINGS`.
 
     Raises:
         StudyError: an unknown study; a parameter that is unknown or of the wrong kind; a file that cannot be read.
@@ -84,15 +91,23 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
                 raise StudyError(f"{study}: {name} has no parameter {key!r} (value {short(value)}{hint}){into}")
             values[key] = typed(f"{name}: {key}", known[name][key], value)
     for given, text in overrides.items():
-        number, _, key = given.rpartition(".")
+        (number, _, key), said = given.rpartition("."), " ".join(str(text).split())[:60]
         named = [name for name in plan if number in ("", name, name.partition("_")[0])]
-        through = [name for name in named if key in SETTINGS and "settings" in known[name]]
-        owners = [name for name in named if key in known[name] or name in through]
+        if not named:
+            raise StudyError(f"-p {given} {said}: {study} has no notebook {number!r} (it has {', '.join(plan)})")
+        through = [name for name in plan if key in SETTINGS and "settings" in known[name]]
+        having = [name for name in plan if key in known[name] or name in through]
+        owners = [name for name in named if name in having]
         if not owners:
+            here = f"notebook {number} has no" if number and having else "no notebook has a"
             hint = did_you_mean(key, {*SETTINGS, *(name for names in known.values() for name in names)})
-            raise StudyError(f"no notebook has a parameter {given!r} (value {short(parsed(text))}{hint})")
-        if key not in EVERYWHERE and not number:
-            owners = [name for name in owners if name.startswith(HEADLINE)] or owners
+            hint = f", {', '.join(having)} have it" if having else hint
+            raise StudyError(f"{here} parameter {given!r} (value {short(parsed(text))}{hint})")
+        if len(owners) > 1 and not number and key not in EVERYWHERE:
+            first = owners[0].partition("_")[0]
+            raise StudyError(
+                f"-p {key} {said}: several notebooks have it, {', '.join(owners)}: name one, as -p {first}.{key} {said}"
+            )
         for name in owners:
             if key in known[name]:
                 parameter = known[name][key]
@@ -100,10 +115,24 @@ def parameters(study: str, results: Path, overrides: dict[str, object]) -> dict[
             else:
                 before = plan[name].get("settings", known[name]["settings"].default)
                 plan[name]["settings"] = {**before, key: parsed(text)}
-    places = {"results_dir": str(results), "published_dir": str(published_folder(results))}
+    places = {"results_dir": str(results), "published_dir": str(counterpart(study, results))}
     for name, values in plan.items():
         values.update({key: place for key, place in places.items() if key in known[name]})
     return plan
+
+
+def chosen(plan: dict[str, dict], only: str | None) -> dict[str, dict]:
+    """The part of a study that is asked for: all of it, or one notebook by its number or name.
+
+    Raises:
+        StudyError: the study has no such notebook.
+    """
+    if only is None:
+        return plan
+    found = {name: values for name, values in plan.items() if only in (name, name.partition("_")[0])}
+    if not found:
+        raise StudyError(f"ONLY={only}: the study has no such notebook (it has {', '.join(plan)})")
+    return found
 
 
 def parsed(text: object, kinds: tuple[str, ...] = ()) -> object:

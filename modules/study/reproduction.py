@@ -3,26 +3,32 @@
 import time
 from pathlib import Path
 
-from modules.report.comparison import REPRODUCED, compare, counts
-from modules.report.formatting import readable
+from modules.report.comparison import REPRODUCED, compare
+from modules.report.outcome import report
 from modules.report.tables import write
 from modules.runs.files import sweep, writing
 from modules.runs.parallel import shared_cluster
 from modules.runs.verification import runs_in, verify
 from modules.study.design import check
 from modules.study.notebooks import conclude, execute, one_kernel
-from modules.study.parameters import parameters, published_folder
+from modules.study.parameters import chosen, counterpart, parameters
 from modules.study.terminal import Screen
 
 
-def reproduce(study: str, results: Path | None, overrides: dict[str, object]) -> bool:
+def reproduce(study: str, results: Path | None, overrides: dict[str, object], only: str | None = None) -> bool:
     """Check, run all notebooks, and print what came out beside what is published.
+
+    Args:
+        study: as for `parameters.read_study`.
+        results: the results folder; by default `results/<study>`.
+        overrides: as for `parameters.parameters`.
+        only: the number or the name of the one notebook to run; by default all.
 
     Returns:
         Whether every number that is judged is the same bytes as the published one, or equivalent.
     """
     results = results or Path("results") / Path(study).stem
-    plan = parameters(study, results, overrides)
+    plan = chosen(parameters(study, results, overrides), only)
     check(plan)
     with writing(results):
         for part in ("tables", "figures"):
@@ -33,22 +39,23 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object]) ->
             for name in plan:
                 print(f"\n== {name}", flush=True)
                 execute(name, plan, results, kernel, screen)
-        if (published := published_folder(results)).is_dir():
+        if (published := counterpart(study, results)).is_dir():
             conclude(study, results, published, published.name)
         comparison = compare(results, published)
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
-            print(f"\nThis run beside {published}:\n")
-            print(readable(comparison).to_string(index=False))
-            print(f"\nVerdicts: {counts(comparison)}")
-        print(f"\nTables and figures: {results}/tables, {results}/figures\nExecuted notebooks: {results}/notebooks")
-        print(f"Study took {time.monotonic() - started:.0f} s")
+        print(f"\n{report(comparison, results, published)}\n")
+        print(f"All numbers: {results}/tables; every verdict: {results}/tables/comparison.csv")
+        print(f"Figures: {results}/figures; executed notebooks: {results}/notebooks")
         if len(plan) == 1:
             from modules.study.site import page  # a second to import, and nothing else here needs it
 
             print(f"As a web page: {page(results / 'notebooks' / f'{next(iter(plan))}.ipynb')}")
         elif Path("results").resolve() in results.resolve().parents:
             print("As web pages: make html")
+        else:
+            print("No web pages: they are made of what lies in results/")
+        print(f"Study took {time.monotonic() - started:.0f} s")
     return bool(len(comparison)) and set(comparison.verdict) <= set(REPRODUCED)
 
 

@@ -1,0 +1,59 @@
+"""The last lines of a study: what it found, in words; one row a table; what is not as published."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from modules.report.comparison import compare
+from modules.report.outcome import report, sentences
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
+
+
+def copied(tmp_path):
+    ours = tmp_path / "digits"
+    shutil.copytree(PUBLISHED / "digits", ours, ignore=shutil.ignore_patterns("notebooks", "figures"))
+    return ours
+
+
+def test_a_study_that_came_out_says_so_in_a_few_lines(tmp_path):
+    ours = copied(tmp_path)
+    comparison = compare(ours, PUBLISHED / "digits")
+    lines = report(comparison, ours, PUBLISHED / "digits").splitlines()
+    assert lines[0] == "Result"
+    assert f"{len(comparison)} of {len(comparison)} numbers as published in" in lines[-1]
+    assert len(lines) < 20
+    assert max(map(len, lines)) <= 130
+
+
+def test_sentences_take_their_numbers_from_the_tables(tmp_path):
+    ours = copied(tmp_path)
+    path = ours / "tables" / "policies.csv"
+    table = pd.read_csv(path)
+    first = table.quantity == "final_accuracy_difference"
+    for low, high, said in ((-0.01, 0.03, ": no difference is seen."), (0.01, 0.03, ".")):
+        table.loc[first, ["value", "low", "high"]] = [0.02, low, high]
+        table.to_csv(path, index=False)
+        shown = f"{100 * low:+.2f}, {100 * high:+.2f}"
+        assert f"triangular less mean_rate is +2.00 points [{shown}] at the end (policies){said}" in sentences(ours)
+    assert 3 <= len(sentences(ours)) <= 5
+
+
+def test_only_what_is_not_as_published_is_named(tmp_path):
+    ours = copied(tmp_path)
+    path = ours / "tables" / "policies.csv"
+    table = pd.read_csv(path)
+    table.loc[(table.quantity == "final_accuracy") & (table.policy == "linear"), "value"] = 0.5
+    table.to_csv(path, index=False)
+    comparison = compare(ours, PUBLISHED / "digits")
+    lines = report(comparison, ours, PUBLISHED / "digits").splitlines()
+    assert f"{len(comparison) - 1} of {len(comparison)} numbers as published in" in "\n".join(lines)
+    assert [line.split()[:2] for line in lines if line.endswith("differs")] == [["final_accuracy", "linear"]]
+
+
+def test_nothing_to_compare_with_is_one_line(tmp_path):
+    ours = copied(tmp_path)
+    said = report(compare(ours, tmp_path / "none"), ours, tmp_path / "none")
+    assert said.splitlines()[-1].startswith("Nothing to compare with in ")
+    assert report(compare(tmp_path, tmp_path / "none"), tmp_path, tmp_path / "none") == ""
