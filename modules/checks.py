@@ -67,6 +67,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def printable_lines(text: str) -> str:
+    """`printable` of each line of a text."""
+    return "\n".join(printable(line) for line in text.expandtabs().split("\n"))
+
+
 def at_root() -> None:
     """Make the project's folder the working directory, so that a notebook's relative paths mean the same anywhere."""
     os.chdir(Path(__file__).resolve().parents[1])

@@ -6,6 +6,7 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 from toys import FIXED, TRIANGULAR, small
 
 from modules.checks import RunError
@@ -235,6 +236,45 @@ def test_a_damaged_checkpoint_of_a_group_is_said_and_the_runs_start_over(tmp_pat
     train_together(specs, tmp_path)
     assert "could not be read (BadZipFile): set aside, its 3 runs start from the beginning" in capsys.readouterr().out
     assert len(list(tmp_path.glob("*.csv"))) == 3
+
+
+@pytest.mark.parametrize("change", ["iteration", "weights", "rows", {"layout": 99}, {"iteration": 41}, {"moments": {}}])
+def test_a_groups_checkpoint_of_another_layout_is_set_aside(tmp_path, change):
+    specs, said = [dense(seed) for seed in range(1, 4)], []
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    train_together(specs, whole)
+    train_together(specs, parts, stop_after=20)
+    (path,) = (parts / ".partial").iterdir()
+    state = torch.load(path, weights_only=True)
+    if isinstance(change, str):
+        del state[change]
+    else:
+        state.update(change)
+    torch.save(state, path)
+    train_together(specs, parts, tell=said.append)
+    (line,) = said
+    assert "set aside, its 3 runs start from the beginning" in line
+    for spec in specs:
+        assert (parts / f"{spec.name}.csv").read_bytes() == (whole / f"{spec.name}.csv").read_bytes()
+
+
+def test_a_short_group_killed_while_it_wrote_its_runs_records_the_same_group(tmp_path, monkeypatch):
+    """It had saved nothing before: it was done within seconds."""
+    specs, finish = [dense(seed) for seed in range(1, 4)], RunFiles.finish
+
+    def killed(files, rows, record):
+        if files.name == "run-seed2":
+            raise KeyboardInterrupt
+        finish(files, rows, record)
+
+    monkeypatch.setattr(RunFiles, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_together(specs, tmp_path)
+    monkeypatch.undo()
+    train_together(specs, tmp_path)
+    assert [RunFiles(tmp_path, spec.name).read()[1]["together"] for spec in specs] == [3, 3, 3]
+    assert not (tmp_path / ".partial").exists()
 
 
 def test_a_diverged_run_says_how_far_it_came_as_it_does_alone(tmp_path):

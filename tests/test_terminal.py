@@ -4,8 +4,11 @@ import io
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import small
 
+from modules.checks import printable_lines
 from modules.runs import progress
 from modules.runs.progress import Bar, Progress, State
 from modules.study.terminal import Screen
@@ -56,6 +59,19 @@ def test_text_and_live_line_never_share_a_line(screen):
     screen.end()
     lines = on_screen(screen.terminal.getvalue())
     assert lines == [*["a warning", "first half, second half", "another line"] * 20, "no end", ""]
+
+
+def test_escape_sequences_of_a_text_do_not_reach_the_terminal(screen):
+    screen.out.write("\x1b[2J\x1b]0;title\x07\x9b31m größer\n")
+    screen.end()
+    assert "\\x1b[2J\\x1b]0;title\\x07\\x9b31m größer\n" in screen.terminal.getvalue()
+
+
+@given(st.text())
+def test_what_is_printable_changes_no_terminal(text):
+    shown = printable_lines(text)
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert printable_lines(shown) == shown
 
 
 def test_the_live_line_has_bar_time_left_and_accuracy(screen):

@@ -1,6 +1,7 @@
 """One run: the same bytes every time, interrupted or not; what its files say; how it fails."""
 
 import json
+import re
 from importlib.metadata import version
 
 import numpy as np
@@ -13,8 +14,8 @@ from modules.checks import RunError
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
-from modules.runs import training
-from modules.runs.files import COLUMNS, RunFiles
+from modules.runs import provenance, training
+from modules.runs.files import COLUMNS, PARTS, RunFiles
 from modules.runs.provenance import processor
 from modules.runs.training import evaluate, train
 
@@ -368,3 +369,56 @@ def test_each_branch_waits_for_the_run_it_shares_most_with_and_which_waits_for_n
     assert training.branches_of(runs) == {"trunk-seed1": [branches[18], branches[12], branches[6]]}
     assert training.branches_of(runs, {"beginning-seed1"}) == {"trunk-seed1": [branches[12], branches[6]]}
     assert training.branches_of(list(branches.values())) == {"beginning-seed1": [branches[12], branches[6]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (dict(layout=99), r"is of another layout \(another version wrote it\)"),
+        (dict(iteration=10**6), r"is of another layout \(iteration=1000000 of 24\)"),
+        (dict(iteration=-1), "is of another layout"),
+        (dict(iteration="6"), "is of another layout"),
+        (dict(rows=5), "is of another layout"),
+        (dict(rows=[[1, 2]]), "is of another layout"),
+        (dict(rows=[[600, 0.1, 1.0, 1.0, 0.1]]), "is of another layout"),
+        (dict(model={}), r"does not fit \(RuntimeError\)"),
+        (dict(model=None), "does not fit"),
+        (dict(optimizer={}), "does not fit"),
+        *((part, f"is of another layout .it has no {part}") for part in PARTS),
+    ],
+)
+def test_a_checkpoint_of_another_layout_is_set_aside_and_costs_no_other_run(tmp_path, capsys, change, why):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    train(small(), parts, stop_after=6)
+    path = RunFiles(parts, small().name).checkpoint
+    state = torch.load(path, weights_only=True)
+    if isinstance(change, str):
+        del state[change]
+    else:
+        state.update(change)
+    torch.save(state, path)
+    assert train(small(), parts).read_bytes() == train(small(), whole).read_bytes()
+    said = capsys.readouterr().out
+    assert re.search(f"triangular-seed1.pt {why}.*: set aside as .set-aside/.*, triangular-seed1 starts from", said)
+    assert said.count("\n") == 1
+
+
+def test_a_checkpoint_from_before_there_were_layouts_is_taken_up(tmp_path, capsys):
+    train(small(), tmp_path, stop_after=6)
+    path = RunFiles(tmp_path, small().name).checkpoint
+    state = torch.load(path, weights_only=True)
+    del state["layout"]
+    torch.save(state, path)
+    assert RunFiles(tmp_path, small().name).saved(small(), state["fingerprint"])["iteration"] == 6
+    assert capsys.readouterr().out == ""
+
+
+def test_variables_that_choose_among_instructions_are_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    provenance.processor.cache_clear()
+    try:
+        record = json.loads(train(small(), tmp_path).with_suffix(".json").read_text())
+    finally:
+        provenance.processor.cache_clear()
+    assert record["processor"].endswith(", MKL_CBWR=COMPATIBLE")

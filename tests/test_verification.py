@@ -1,11 +1,13 @@
 """Complete runs trained again from their first row: what is as it was passes, what is not is named."""
 
+import json
+
 import pytest
 from toys import FIXED, TRIANGULAR, make_images, small
 
 from modules.checks import RunError
 from modules.data.datasets import DataError, load
-from modules.runs.files import RunFiles, pack_runs
+from modules.runs.files import RunFiles, checksums, pack_runs
 from modules.runs.training import train
 from modules.runs.verification import runs_in, verify
 from modules.study import cli
@@ -150,3 +152,30 @@ def test_command_line(tmp_path, capsys):
     assert cli.main(arguments) == 1
     assert "fixed-seed2.csv: row 1 is" in capsys.readouterr().out
     assert cli.main([*arguments[:2], str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("lost", ["spec", "data", "diverged", "processor", "device", "versions"])
+def test_a_record_that_lacks_something_is_named(tmp_path, lost, capsys):
+    """Its checksums are right: somebody made it so."""
+    path = train(small(), tmp_path)
+    files = RunFiles(tmp_path, small().name)
+    record = files.read()[1]
+    del record[lost]
+    files.json.write_text(json.dumps({**record, "sha256": checksums(path.read_bytes(), record)}))
+    assert cli.main(["verify", "--results", str(path.with_suffix(""))]) == 2
+    said = capsys.readouterr().err
+    assert "triangular-seed1" in said
+    assert lost in said
+    assert said.count("\n") == 1
+
+
+def test_escape_sequences_in_a_record_are_shown_as_text(tmp_path, capsys):
+    path = train(small(), tmp_path)
+    files = RunFiles(tmp_path, small().name)
+    table, record = files.read()
+    record |= {"processor": "\x1b[2Jfast"}
+    forged = table.replace(table.splitlines()[1], "6,0.01,1.0,1.0,0.5")
+    files.csv.write_text(forged)
+    files.json.write_text(json.dumps({**record, "sha256": checksums(forged.encode(), record)}))
+    assert cli.main(["verify", "--results", str(path.with_suffix(""))]) == 1
+    assert "made on \\x1b[2Jfast, cpu" in capsys.readouterr().out

@@ -27,7 +27,15 @@ from modules.runs import packed
 from modules.runs.provenance import recorded
 from modules.runs.spec import Spec, differences
 
+#: How a checkpoint is laid out, and what it has; one of another layout, or none of these, is set aside.
+LAYOUT = 1
+PARTS = ("iteration", "seconds", "starts", "rows", "model", "optimizer", "scheduler", "average")
+
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
+
+
+class LayoutError(ValueError):
+    """A checkpoint that this version cannot take up."""
 
 
 def complete_runs(folder: str | Path, policy: str = "*") -> "list[RunFiles]":
@@ -240,7 +248,8 @@ class RunFiles:
             RunError: it cannot be written; the one before is still there.
         """
         content = io.BytesIO()
-        torch.save({"spec": asked.model_dump_json(), "fingerprint": fingerprint, **state}, content)
+        about = {"layout": LAYOUT, "spec": asked.model_dump_json(), "fingerprint": fingerprint}
+        torch.save(about | state, content)
         try:
             while True:
                 self.checkpoint.parent.mkdir(exist_ok=True)
@@ -272,19 +281,28 @@ class RunFiles:
             found = differences(Spec(**json.loads(state["spec"])), asked)
             if state["fingerprint"] != fingerprint:
                 found.append("data: another fingerprint")
+            if not found:
+                check_state(state, asked.iterations, PARTS)
             why = f"is of other settings ({'; '.join(found)})"
         except MemoryError:
             raise
         except Exception as error:  # whatever the damage leads to
             state, found = None, ["damaged"]
             why = f"could not be read ({type(error).__name__})"
+            if isinstance(error, LayoutError):
+                why = f"is of another layout ({error})"
         if not found:
             return state
-        aside = path.parents[1] / ".set-aside" / f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}.pt"
+        self.set_aside(why, say)
+        return None
+
+    def set_aside(self, why: str, say: Callable[[str], None] = print) -> None:
+        """Put the checkpoint into `.set-aside/`, and say so with its reason in one line."""
+        path = self.checkpoint
+        aside = path.parents[1] / ".set-aside" / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pt"
         aside.parent.mkdir(exist_ok=True)
         path.replace(aside)
-        say(f"{path} {why}: set aside as {aside.parent.name}/{aside.name}, {asked.name} starts from the beginning")
-        return None
+        say(f"{path} {why}: set aside as {aside.parent.name}/{aside.name}, {self.name} starts from the beginning")
 
     def keep(self, weights: dict) -> None:
         """Write a network's `state_dict()`, before `finish`.
@@ -308,6 +326,35 @@ class RunFiles:
         with _writable(self.csv.parent):
             atomic_write(self.json, json.dumps(record, indent=2) + "\n")
             atomic_write(self.csv, table)
+
+
+def check_state(state: dict, iterations: int, parts: Iterable[str], runs: int | None = None) -> None:
+    """Refuse a checkpoint that cannot be taken up.
+
+    Args:
+        state: what it holds.
+        iterations: of the run; it cannot have done more.
+        parts: what it must have; a checkpoint from before there were layouts is of the first.
+        runs: how many runs it is of, each with rows of its own, where it is a group's.
+
+    Raises:
+        LayoutError: it is of another layout, or says what cannot be.
+    """
+    if not isinstance(state, dict) or state.get("layout", 1) != LAYOUT:
+        raise LayoutError("another version wrote it")
+    if missing := [part for part in parts if part not in state]:
+        raise LayoutError(f"it has no {', '.join(missing)}")
+    done = state["iteration"]
+    if type(done) is not int or not 0 <= done <= iterations:
+        raise LayoutError(f"iteration={done} of {iterations}")
+    of_runs = [state["rows"]] if runs is None else state["rows"]
+    if not isinstance(of_runs, list) or len(of_runs) != (runs or 1):
+        raise LayoutError("its rows are not those of its runs")
+    for rows in of_runs:
+        if not isinstance(rows, list) or not all(
+            isinstance(row, list) and len(row) == len(COLUMNS) and row[0] <= done for row in rows
+        ):
+            raise LayoutError("its rows are none")
 
 
 def as_csv(rows: Iterable[Iterable]) -> str:

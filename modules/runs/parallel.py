@@ -550,7 +550,11 @@ def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str,
     def report(iteration: int, accuracy: float | None) -> None:
         say({"name": spec.name, "iteration": iteration, "accuracy": accuracy})
 
-    return [_outcome(train(spec, folder, data_dir, report=report, fingerprint=fingerprint, branches=branches))]
+    def tell(line: str) -> None:
+        say({"said": line})
+
+    path = train(spec, folder, data_dir, report=report, fingerprint=fingerprint, branches=branches, tell=tell)
+    return [_outcome(path)]
 
 
 def _train_group(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Where a run's numbers come from: the record beside its CSV. Nothing in it names a host, a user or a path."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -128,15 +129,26 @@ def remember(starts: dict[str, list[str]], device: torch.device) -> None:
             known.append(value)
 
 
+#: Variables that let the same processor give other last digits.
+CHOOSES_INSTRUCTIONS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+
+
 @cache
 def processor() -> str:
-    """The processor's model and the instruction set torch uses on it."""
+    """The processor's model, the instruction set torch uses on it, and variables that choose among instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    asked = [f", {variable}={os.environ[variable]}" for variable in CHOOSES_INSTRUCTIONS if os.environ.get(variable)]
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{''.join(asked)}"
 
 
 #: What a run's numbers come from, beside the data. README or results that are not committed yet change none of them.

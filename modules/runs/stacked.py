@@ -30,7 +30,7 @@ from modules.data.batches import Data, batches, scaled
 from modules.data.datasets import Dataset
 from modules.data.splits import split
 from modules.range_test import LARGEST_RATE, climbed
-from modules.runs.files import RunFiles, atomic_write, sweep
+from modules.runs.files import LAYOUT, LayoutError, RunFiles, atomic_write, check_state, sweep
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
 from modules.runs.training import build, check, data_for, evaluation_record, one_thread, plain_optimizer
@@ -263,6 +263,7 @@ class _Stack:
     def state(self) -> dict:
         """What a checkpoint holds."""
         return {
+            "layout": LAYOUT,
             "iteration": self.iteration,
             "seconds": self.seconds,
             "starts": self.starts,
@@ -404,23 +405,33 @@ def _checkpoint(folder: str | Path, specs: Sequence[Spec], fingerprint: str) -> 
     return Path(folder) / ".partial" / f"together-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.pt"
 
 
-def _saved(path: Path, runs: int, device: torch.device, tell: Callable[[str], None]) -> dict | None:
-    """A group's checkpoint; one that is damaged is set aside, which is said in a line."""
+def _restored(stack: _Stack, path: Path, device: torch.device, tell: Callable[[str], None]) -> bool:
+    """Go on from a group's checkpoint; one that cannot be taken up is set aside, which is said in a line.
+
+    Returns:
+        False where it may have been taken up in part: the stack must be made anew.
+    """
     try:
         # torch does not look at the archive's own checksums.
         if zipfile.ZipFile(path).testzip():
             raise ValueError("a checksum does not match")
-        return torch.load(path, weights_only=True, map_location=device)
+        state = torch.load(path, weights_only=True, map_location=device)
+        check_state(state, stack.specs[0].iterations, stack.state(), len(stack.specs))
+        stack.restore(state)
+        return True
     except FileNotFoundError:
-        return None
-    except MemoryError:
+        return True
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the damage leads to
         aside = path.parents[1] / ".set-aside" / path.name
         aside.parent.mkdir(exist_ok=True)
         path.replace(aside)
-        tell(f"{path} could not be read ({type(error).__name__}): set aside, its {runs} runs start from the beginning")
-        return None
+        why = f"could not be read ({type(error).__name__})"
+        if isinstance(error, LayoutError):
+            why = f"is of another layout ({error})"
+        tell(f"{path} {why}: set aside, its {len(stack.specs)} runs start from the beginning")
+        return False
 
 
 def _train_in_parts(specs: Sequence[Spec], *arguments, tell: Callable[[str], None]) -> None:
@@ -459,8 +470,8 @@ def _train(
     stack, images = _Stack(specs, dataset, device), _Images(specs, dataset, device)
     checkpoint = _checkpoint(files[one.name].csv.parent, specs, dataset.fingerprint)
     sweep(checkpoint.parent, checkpoint.name)
-    if state := _saved(checkpoint, len(specs), device, tell):
-        stack.restore(state)
+    if not _restored(stack, checkpoint, device, tell):
+        stack = _Stack(specs, dataset, device)
     counts = [len(data.split.train) for data in images.data]
     orders = [
         batches(count, one.batch_size, spec.seed, stack.iteration) for count, spec in zip(counts, specs, strict=True)
@@ -502,6 +513,8 @@ def _train(
             report(stack.iteration, accuracies)
     tested = _evaluate(stack, images, "test") if any(map(_reads_test, specs)) else None
     stack.seconds += time.monotonic() - started
+    if len(specs) > 1:  # killed while it writes, the group goes on whole, and says so in the same records
+        _save(checkpoint, stack)
     for run, spec in enumerate(specs):
         if files[spec.name].complete:  # before the group was killed
             continue

@@ -163,6 +163,7 @@ def train(
     stop_after: int | None = None,
     fingerprint: str | None = None,
     branches: Sequence[Spec] = (),
+    tell: Callable[[str], None] = print,
 ) -> Path:
     """Train one run to its end, from its checkpoint where there is one, and write its files.
 
@@ -175,6 +176,7 @@ def train(
         stop_after: stop at the first checkpoint at or after this many iterations, leaving the run unfinished.
         fingerprint: of the data it must be, where only one will do.
         branches: runs that are this one up to an iteration (`leaves_at`): each gets a checkpoint to go on from there.
+        tell: called with a line about what the user should know, such as a damaged checkpoint.
 
     Returns:
         The path of the CSV.
@@ -195,7 +197,7 @@ def train(
         if files.complete:  # by the process that was waited for
             files.check(spec, dataset.fingerprint)
             return files.csv
-        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after, branches)
+        return _train(spec, files, dataset, device, report or (lambda done, accuracy: None), stop_after, branches, tell)
 
 
 def data_for(spec: Spec, data_dir: str | Path | None, fingerprint: str | None) -> Dataset:
@@ -354,10 +356,17 @@ def _train(
     report: Report,
     stop_after: int | None,
     branches: Sequence[Spec],
+    tell: Callable[[str], None],
 ) -> Path:
     state = _State(spec, dataset, device)
-    if saved := files.saved(spec, dataset.fingerprint):
-        state.restore(saved)
+    if saved := files.saved(spec, dataset.fingerprint, tell):
+        try:
+            state.restore(saved)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever another network or optimizer of this name leads to
+            files.set_aside(f"does not fit ({type(error).__name__})", tell)
+            state = _State(spec, dataset, device)
     data = Data(split(dataset, spec.split, spec.seed), device, spec.pixels)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
     accuracy = state.rows[-1][-1] if state.rows else None

@@ -7,10 +7,12 @@ python -m modules html [--strict]
 """
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
 
-from modules.checks import at_root, enough_files
+from modules.checks import at_root, enough_files, printable_lines
 
 
 def _pairs(given: list[list[str]]) -> dict[str, str]:
@@ -24,6 +26,21 @@ def _pairs(given: list[list[str]]) -> dict[str, str]:
             hint = " (with a space, not =)" if "=" in pair[0] else ""
             raise ValueError(f"-p {' '.join(pair)}: a name and a value are needed, as -p 03.runs 2{hint}")
     return dict(given)
+
+
+def _end_with_the_terminal() -> None:
+    """A terminal that is closed ends the study as Ctrl-C does; `nohup` keeps it going."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return
+
+    def end(*arguments: object) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):  # the terminal takes nothing any more
+            os.dup2(nowhere, stream)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(hangup, end)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             from modules.study.reproduction import reproduce
 
             enough_files()
+            _end_with_the_terminal()
             good = reproduce(options.study, options.results, _pairs(options.p), options.only)
             return int(options.strict and not good)
         elif options.command == "publish":
@@ -73,9 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join([*told, str(index)]))
             return int(options.strict and bool(told))
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(printable_lines(f"error: {error.filename or 'a file'}: {error.strerror or error}"), file=sys.stderr)
         return 2
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
         return 2
     return 0

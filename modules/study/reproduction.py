@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from modules.checks import printable, printable_lines
 from modules.report.comparison import REPRODUCED, compare
 from modules.report.outcome import report
 from modules.report.tables import write
@@ -44,7 +45,7 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object], on
         comparison = compare(results, published)
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
-        print(f"\n{report(comparison, results, published)}\n")
+        print(printable_lines(f"\n{report(comparison, results, published)}\n"))
         print(f"All numbers: {results}/tables; every verdict: {results}/tables/comparison.csv")
         print(f"Figures: {results}/figures; executed notebooks: {results}/notebooks")
         if len(plan) == 1:
@@ -65,5 +66,5 @@ def verify_all(place: Path, rows: int, data_dir: str | None, model: str | None =
     for run in runs_in(place):
         found = verify(run, rows, data_dir, model)
         differing += found is not None
-        print(f"{run.place}: {found or 'same bytes'}", flush=True)
+        print(printable(f"{run.place}: {found or 'same bytes'}"), flush=True)
     return 1 if differing else 0

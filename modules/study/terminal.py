@@ -5,6 +5,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from modules.checks import printable_lines
 from modules.runs.progress import Bar, State
 
 
@@ -52,7 +53,7 @@ class _Lines:
         lines, newline, self.rest = (self.rest + text).rpartition("\n")
         if newline:
             with tqdm.external_write_mode(file=self.stream):
-                self.stream.write(lines + newline)
+                self.stream.write(printable_lines(lines + newline))
                 self.stream.flush()
 
     def flush(self) -> None:

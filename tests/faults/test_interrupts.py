@@ -41,6 +41,22 @@ def test_ctrl_c_ends_everything_and_the_study_goes_on(study, uninterrupted, tall
     tally("Ctrl-C in the terminal", TIMES, small.csvs("headline"), uninterrupted("headline"))
 
 
+@pytest.mark.ci
+def test_a_closed_terminal_ends_everything_and_the_study_goes_on(study, uninterrupted, tally):
+    small = study(notebooks={"03_headline_experiment": HEADLINE})
+    small.start()
+    until(lambda: list(small.results.rglob("*.pt")))
+    processes = family(small.process.pid)
+    os.killpg(small.process.pid, signal.SIGHUP)
+    assert gone(processes), "processes are left behind"
+    small.finish()
+    small.notebooks = None
+    status, output = small.run()
+    assert status == 0, output
+    assert small.leftovers() == []
+    tally("terminal closed", 1, small.csvs("headline"), uninterrupted("headline"))
+
+
 CELL = """
 from modules.runs.parallel import run_all
 from modules.runs.spec import spec
