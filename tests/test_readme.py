@@ -103,7 +103,7 @@ def test_numbers_are_those_of_the_published_results():
 
 
 def test_every_text_with_a_number_between_markers_is_found():
-    assert {path for path in TEXTS if "<!-- end -->" in (ROOT / path).read_text()} == set(documents.documents())
+    assert {path for path in TEXTS if "<!-- end -->" in (ROOT / path).read_text()} <= set(documents.documents())
 
 
 @pytest.mark.parametrize("path", documents.documents(), ids=str)

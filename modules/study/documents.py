@@ -17,7 +17,7 @@ from modules.report.tables import read_table
 from modules.statistics import AnalysisError
 from modules.study.parameters import PUBLISHED
 
-#: Where documents with numbers between markers lie.
+#: Where documents with numbers or figures lie.
 FOLDERS = (".", "benchmarks", "modules", "studies", PUBLISHED)
 WHOLE = re.compile(r"(<!-- (\w+):([\w-]+) -->)\n(.*?)(<!-- end -->)", re.DOTALL)
 SINGLE = re.compile(r"(<!-- ([\w-]+)/(\w+) (\w+) ([\w .-]+?)(?: : (\w+))? -->)(.*?)(<!-- end -->)")
@@ -124,9 +124,8 @@ def without_markers(text: str) -> str:
 
 
 def documents() -> list[Path]:
-    """The texts that have numbers between markers."""
-    found = sorted(path for folder in FOLDERS for path in Path(folder).glob("*.md"))
-    return [path for path in found if "<!-- end -->" in path.read_text(encoding="utf-8")]
+    """The texts that may have numbers between markers, or figures."""
+    return sorted(path for folder in FOLDERS for path in Path(folder).glob("*.md"))
 
 
 def updated(results: dict[str, Path] | None = None) -> dict[Path, str]:

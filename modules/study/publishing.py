@@ -57,9 +57,10 @@ def publish(study: str, results: Path) -> None:
     for figure in images:
         (IMAGES / target.name).mkdir(parents=True, exist_ok=True)
         atomic_write(IMAGES / target.name / figure, (target / "figures" / figure).read_bytes())
-    for path, text in texts.items():
+    changed = {path: text for path, text in texts.items() if text != path.read_text(encoding="utf-8")}
+    for path, text in changed.items():
         atomic_write(path, text)
-    print(f"published {target}, {len(images)} figures in {IMAGES}, numbers in {len(texts)} documents")
+    print(f"published {target}, {len(images)} figures in {IMAGES}, new numbers in {len(changed)} documents")
 
 
 def _images(name: str, results: Path, texts: Iterable[str]) -> list[str]:
