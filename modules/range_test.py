@@ -79,10 +79,10 @@ def range_test(
         iterations: length of the ramp; the paper lets it run for several epochs.
         evaluate_every: iterations between rows, each with its evaluation. By default there is a row an iteration, and
             there are 50 evaluations.
-        stop_factor: end when the training loss, as a mean of three rows (of three fiftieths of the ramp by default),
-            exceeds this many times the least such mean; None goes on while the loss is finite. For a loss whose zero
-            means nothing, leave it out. Once a row is not above zero, the range that the loss had up to its least takes
-            the place of the least: see `climbed`.
+        stop_factor: end when the training loss, as a mean of three rows, exceeds this many times the least such mean;
+            None goes on while the loss is finite. By default such a row is a fiftieth of the ramp. It counts from a
+            loss of zero: leave it out for a loss that could as well have another zero. Below zero `climbed` says what
+            takes its place.
         forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
             to skip.
         validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
@@ -184,7 +184,7 @@ def range_test(
                 raise ValueError("no batch gave a loss: forward, or loss_fn, returned None each time")
     finally:
         if before and (lost_paths := snapshot.differing(before, snapshot.fingerprint(used))):
-            warnings.warn(f"range_test could not put back {lost_paths}: make it anew before you train", stacklevel=2)
+            warnings.warn(f"range_test could not put back {lost_paths}: make them anew before you train", stacklevel=2)
     ends = [*range(row_every, iterations, row_every), iterations]
     rows += [(end, lr_at(end - 1), math.nan, math.nan, math.nan) for end in ends[len(rows) :]]
     return pd.DataFrame(rows, columns=["iteration", "lr", "train_loss", "val_loss", "accuracy"])
@@ -211,7 +211,7 @@ def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> N
     """
     _check_rates(optimizer)
     number = rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
-    if not (isinstance(number, Real) and not isinstance(number, bool) and 0 < number < LARGEST_RATE):
+    if not (isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf):
         raise ValueError(f"rate must be a number above 0, not {rate!r}")
     set_lr(optimizer, [float(number) * share for share in _shares(optimizer, keep_ratios)])
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
@@ -283,7 +283,7 @@ def _check_lengths(iterations: int, evaluate_every: int | None, accumulate: int,
             raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
     if evaluate_every is not None and evaluate_every > iterations:
         raise ValueError(f"evaluate_every must be between 1 and iterations={iterations}, not {evaluate_every!r}")
-    if stop_factor is not None and not stop_factor > 1:
+    if stop_factor is not None and not (isinstance(stop_factor, Real) and stop_factor > 1):
         raise ValueError(f"stop_factor must be above 1, or None, not {stop_factor!r}")
 
 
@@ -455,6 +455,19 @@ def climbed(losses: list[float], factor: float) -> bool:
     return len(before) >= LEAST_ROWS_OF_A_RANGE and bool(means[-1] - means[least] > factor * np.ptp(before))
 
 
+def evaluated(values: np.ndarray) -> np.ndarray:
+    """Which points of `values` `[points, runs]` were measured, or would have been had no run diverged: `[points]`.
+
+    Where only every eighth point was measured, as in a ramp with a row an iteration, so it is after the last.
+    """
+    found = np.isfinite(values).any(axis=1)
+    at = np.flatnonzero(found)
+    if len(at):
+        every = np.diff(at).min() if len(at) > 1 else 1
+        found[at[-1] + every :: every] = True
+    return found
+
+
 def exponential(lr: np.ndarray) -> bool:
     """Whether the rates of a ramp `[points]` are spaced by a factor, not by a difference."""
     lr = np.asarray(lr, dtype=float)
@@ -522,8 +535,9 @@ def suggest_bounds(
     lr, accuracy = points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if np.isnan(accuracy).all():
         raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
+    evaluations = evaluated(accuracy)
     accuracy = diverged_as_chance(accuracy)
-    measured = np.isfinite(accuracy).all(axis=1)
+    measured = evaluations & np.isfinite(accuracy).all(axis=1)
     if measured.sum() < 12:
         raise AnalysisError(f"a range test needs at least 12 evaluations, this one has {measured.sum()}")
     if log is None:
@@ -688,15 +702,21 @@ def best_rate(
 def _centred(values: np.ndarray, window: int) -> np.ndarray:
     """A centred mean of `values` `[points, curves]`; near both ends of as many as there are, NaN where one is missing.
 
-    Window by window: a running sum would forget all small values behind one of 1e20, as where a run diverges.
+    A window's sum is put together from sums of 1, 2, 4, ... points, and nothing is subtracted. A running sum would
+    forget all small values behind one of 1e20, as where a run diverges.
     """
-    before = window // 2
-    padded = np.pad(values, ((before, window - 1 - before), (0, 0)), constant_values=np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0)
     there = np.isfinite(values)
-    means = np.full(values.shape, np.nan)
-    means[there] = np.nanmean(windows[there], axis=-1)
-    return means
+    ends = ((window // 2, window - 1 - window // 2), (0, 0))
+    sums, counts = (np.pad(part, ends) for part in (np.where(there, values, 0.0), there.astype(float)))
+    total = np.zeros((2, *values.shape))
+    begin, size = 0, 1
+    while size <= window:
+        if window & size:
+            total += np.stack([part[begin : begin + len(values)] for part in (sums, counts)])
+            begin += size
+        sums, counts = sums[:-size] + sums[size:], counts[:-size] + counts[size:]
+        size *= 2
+    return np.where(there, total[0] / np.maximum(total[1], 1), np.nan)
 
 
 def _means_where_all_are(values: np.ndarray, drawn: Resamples) -> np.ndarray:

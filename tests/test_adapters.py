@@ -56,6 +56,25 @@ def test_a_lightning_module_trains_by_its_own_step(shape):
     assert module.linear.weight.tolist() == before
 
 
+@pytest.mark.parametrize("found", [lambda loss: loss, lambda loss: {"loss": loss}], ids=["loss", "dict"])
+def test_a_step_that_returns_none_skips_its_batch(found):
+    """As in Lightning, which is not needed for it: any module with these two methods will do."""
+
+    class Module(torch.nn.Linear):
+        def training_step(self, batch, index):
+            loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+            return None if batch[1][0] == 0 else found(loss)
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), lr=0.1)]
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*points()), batch_size=20)
+    curve = adapter("lightning_range_test")[0](Module(8, 3), loader, iterations=20)
+    skipped = [int(labels[0]) == 0 for _, labels in loader]
+    assert 0 < sum(skipped) < len(skipped)
+    assert curve.train_loss.isna().tolist() == 2 * skipped
+
+
 def test_a_trainer_of_transformers_trains_by_its_own_loss(tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")

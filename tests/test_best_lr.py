@@ -224,7 +224,7 @@ def test_a_sweep_without_a_best_rate_is_refused():
     lr, random = np.geomspace(1e-4, 10, 101), np.random.default_rng(0)
     falling = 2.3 - np.linspace(0, 2, 101)
     for window in (1, 2, 5):
-        with pytest.raises(AnalysisError, match="let the ramp end higher"):
+        with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
             best_rate(lr, falling, window)
     with pytest.raises(AnalysisError, match="window=0: at least one point"):
         best_rate(lr, falling, window=0)

@@ -132,6 +132,44 @@ def test_a_curve_without_an_answer_says_why():
     assert len(figures.range_test(own_curve().assign(accuracy=np.nan)).axes) == 1
 
 
+@pytest.mark.parametrize("every", [1, 8], ids=["each row", "every eighth"])
+def test_a_rate_is_marked_where_one_is_given(every):
+    curve = own_curve(400)
+    curve["accuracy"] = curve.accuracy.where(curve.index % every == every - 1)
+    figure = figures.range_test(curve, rate=0.0123)
+    for axes in figure.axes:
+        assert "suggested: 0.012" in [text.get_text() for text in axes.get_legend().get_texts()]
+        assert [0.0123, 0.0123] in [list(line.get_xdata()) for line in axes.lines]
+    assert sum(figure.axes[1].lines[0].get_xdata() > 0) == 400 // every
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        own_curve().assign(train_loss=np.nan),
+        own_curve().assign(train_loss=np.inf),
+        own_curve().assign(lr=np.nan),
+        own_curve()[:0],
+        pd.DataFrame(dict(lr=[0.1, 0.2], mean=[np.nan] * 2, low=[np.nan] * 2, high=[np.nan] * 2)),
+    ],
+    ids=["no loss", "infinite", "no rates", "no rows", "no accuracy"],
+)
+def test_a_curve_without_numbers_is_refused_in_a_line(curve):
+    with pytest.raises(AnalysisError, match="the curve has no numbers to draw"):
+        figures.range_test(curve)
+
+
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_a_curve_of_few_points_is_drawn(points):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.range_test(own_curve()[:points].drop(columns="accuracy"))
+        figure.canvas.draw()
+    assert len(figure.axes) == 1
+    plt.close(figure)
+
+
 def test_sweep_does_not_take_a_table_for_three_runs():
     curve = own_curve()
     with pytest.raises(AnalysisError, match="range_test\\(curve\\)"):

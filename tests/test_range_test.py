@@ -1,5 +1,6 @@
 """The rule that reads bounds off a curve, on curves whose knees are known; the test itself, on a real model."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
-from modules.range_test import best_rate, range_test, suggest_bounds
+from modules.range_test import apply_rate, best_rate, climbed, range_test, suggest_bounds
+from modules.rate_finders.rules import RULES, suggest_rate
 from modules.runs import training
 from modules.statistics import AnalysisError
 from tests.toys import small
@@ -194,11 +198,60 @@ def test_unusable_curves_are_refused():
         suggest_bounds(LR[:5], LR[:5])
     with pytest.raises(AnalysisError, match="increasing"):
         suggest_bounds(LR[::-1], curve("falls"))
-    hole = curve("falls")
-    hole[20] = np.nan
-    for unfinished in (np.full(40, np.nan), hole):
-        with pytest.raises(AnalysisError, match="finite"):
-            suggest_bounds(LR, unfinished)
+    with pytest.raises(AnalysisError, match="no finite accuracy"):
+        suggest_bounds(LR, np.full(40, np.nan))
+
+
+def test_points_where_accuracy_was_not_measured_are_left_out():
+    """A row an iteration and an evaluation every eighth, as by default; up to the end, or until the run diverges."""
+    lr = np.geomspace(1e-5, 1, 400)
+    measured = np.arange(7, 400, 8)
+    accuracy = np.interp(np.log(lr), np.log([1e-5, 1e-3, 0.1, 1]), [0.1, 0.1, 0.8, 0.2])
+    accuracy += np.random.default_rng(0).normal(0, 0.01, 400)
+    for end in (50, 42):
+        few = np.where(np.arange(50) < end, accuracy[measured], np.nan)
+        rows = np.full(400, np.nan)
+        rows[measured] = few
+        assert suggest_bounds(lr, rows) == suggest_bounds(lr[measured], few)
+        for name in ("accuracy peak", "suggest_bounds, max_lr"):
+            assert RULES[name](lr, rows) == RULES[name](lr[measured], few)
+    holed = curve("falls")
+    holed[20] = np.nan
+    assert suggest_bounds(LR, holed) == suggest_bounds(np.delete(LR, 20), np.delete(holed, 20))
+
+
+def test_what_comes_behind_a_loss_of_1e25_is_still_seen():
+    """A ramp may come down again from where it diverged; a running sum has forgotten all small losses by then."""
+    x = np.linspace(-6, 1, 50)
+    loss = 2.3 - 2 * np.exp(-((x + 1.5) ** 2)) + 0.01 * np.random.default_rng(0).normal(size=50)
+    spiked = loss.copy()
+    spiked[-8] = 1e25
+    assert best_rate(10**x, spiked).lr == best_rate(10**x, loss).lr
+    assert np.allclose(best_rate(10**x, spiked).smoothed[-5:], best_rate(10**x, loss).smoothed[-5:])
+
+
+@given(
+    losses=st.lists(st.integers(-100, -1), min_size=1, max_size=30),
+    constant=st.integers(-1000, 0),
+    factor=st.sampled_from([1.5, 4.0, 50.0]),
+    scale=st.sampled_from([0.25, 8.0]),
+)
+def test_below_zero_a_constant_or_a_factor_changes_no_stop(losses, constant, factor, scale):
+    def stops(values):
+        return [climbed(values[:end], factor) for end in range(1, len(values) + 1)]
+
+    assert stops(losses) == stops([scale * (loss + constant) for loss in losses])
+
+
+def test_a_loss_below_zero_stops_where_it_diverges_and_not_in_its_noise():
+    noise = np.random.default_rng(0).normal(0, 0.02, (100, 60))
+    fall = np.interp(np.arange(60), [0, 20, 40, 59], [0, 0, -1.5, -1.5])
+    climb = np.where(np.arange(60) > 50, 10.0 ** (np.arange(60) - 50), 0)
+    for zero in (-2.3, -0.5, -50.0):
+        for rows in noise + zero + fall + climb:
+            assert 50 < next(end for end in range(1, 61) if climbed(list(rows[:end]), 4)) <= 53
+    for rows in np.random.default_rng(1).normal(-1, 0.02, (300, 12)):
+        assert not any(climbed(list(rows[:end]), 4) for end in range(1, 13))
 
 
 @pytest.mark.parametrize("read", [suggest_bounds, best_rate])
@@ -336,9 +389,42 @@ def test_two_arguments_and_the_loss_are_enough():
     model, optimizer, batches, _ = problem()
     table = range_test(model, optimizer, CROSS_ENTROPY, batches)
     assert list(table) == ["iteration", "lr", "train_loss", "val_loss", "accuracy"]
-    assert table.iteration.tolist() == list(range(8, 401, 8))
-    assert table.lr.iloc[0] == pytest.approx(1e-6 * 1e7 ** (7 / 400))
+    assert table.iteration.tolist() == list(range(1, 401))
+    assert table.lr.iloc[7] == pytest.approx(1e-6 * 1e7 ** (7 / 400))
     assert 1e-3 < best_rate(table.lr, table.train_loss).lr < 10
+    assert 1e-3 < suggest_rate(table.lr, table.train_loss, "linear") < 10
+
+
+@pytest.mark.parametrize("how", ["evaluate", "validation"])
+def test_by_default_there_is_a_row_an_iteration_and_fifty_evaluations(how):
+    model, optimizer, batches, accuracy = problem()
+    given = {how: accuracy if how == "evaluate" else batches}
+    table = range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=200, **given)
+    assert len(table) == 200
+    assert table.iteration[table.accuracy.notna()].tolist() == list(range(4, 201, 4))
+    model, optimizer, batches, accuracy = problem()
+    alone = range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=200)
+    assert table.train_loss.tolist() == alone.train_loss.tolist()
+    model, optimizer, batches, accuracy = problem()
+    given = {how: accuracy if how == "evaluate" else batches}
+    rows = range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=200, evaluate_every=4, **given)
+    assert rows.accuracy.tolist() == table.accuracy[3::4].tolist()
+    assert rows.train_loss.tolist() == pytest.approx(table.train_loss.groupby(table.index // 4).mean().tolist())
+
+
+@pytest.mark.parametrize("zero", [0.0, -3.0, -100.0])
+def test_a_ramp_whose_loss_is_below_zero_gives_the_same_rate_and_ends_where_it_diverges(zero):
+    model, optimizer, batches, _ = problem()
+    alone = range_test(model, optimizer, CROSS_ENTROPY, batches, max_lr=1e4)
+
+    def moved(outputs, labels):
+        return CROSS_ENTROPY(outputs, labels) + zero
+
+    model, optimizer, batches, _ = problem()
+    table = range_test(model, optimizer, moved, batches, max_lr=1e4, stop_factor=4)
+    for read in (lambda *of: best_rate(*of).lr, lambda *of: suggest_rate(*of, "linear")):
+        assert read(table.lr, table.train_loss) == pytest.approx(read(alone.lr, alone.train_loss), rel=1e-3)
+    assert best_rate(alone.lr, alone.train_loss).lr < table.lr[table.train_loss.notna()].max() < 1e4
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -398,7 +484,7 @@ class Odd(torch.nn.Module):
         return self.last(torch.nn.functional.dropout(self.norm(self.first(inputs)).relu()))
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [None, RuntimeError, KeyboardInterrupt])
 def test_afterwards_everything_is_as_it_was(fails):
     _, _, batches, _ = problem()
     generator = torch.Generator().manual_seed(1)
@@ -431,13 +517,13 @@ def test_afterwards_everything_is_as_it_was(fails):
 
     def loss_fn(outputs, labels):
         if fails and model.calls > 20:
-            raise RuntimeError("the user's own")
+            raise fails("the user's own")
         return CROSS_ENTROPY(outputs, labels)
 
     gradients, before = [parameter.grad for parameter in model.parameters()], everything()
     settings = dict(iterations=30, scaler=scaler, autocast=torch.bfloat16, validation=batches)
     if fails:
-        with pytest.raises(RuntimeError, match="the user's own"):
+        with pytest.raises(fails, match="the user's own"):
             range_test(model, optimizer, loss_fn, loader, **settings)
     else:
         table = range_test(model, optimizer, loss_fn, loader, **settings)
@@ -484,6 +570,7 @@ Pair = namedtuple("Pair", "inputs labels")
         (lambda x, y: (x[:, :5], x[:, 5:], y), None),
         (lambda x, y: ((x[:, :5], x[:, 5:]), y), None),
         (lambda x, y: [{"left": x[:, :5], "right": x[:, 5:]}, y], None),
+        (lambda x, y: (Pair(x[:, :5], x[:, 5:]), y), lambda model, batch: CROSS_ENTROPY(model(*batch[0]), batch[1])),
         (
             lambda x, y: {"x": {"left": x[:, :5], "right": x[:, 5:]}, "labels": [y], "names": ["a", "b"]},
             lambda model, batch: CROSS_ENTROPY(model(**batch["x"]), batch["labels"][0]),
@@ -493,7 +580,7 @@ Pair = namedtuple("Pair", "inputs labels")
             lambda model, batch: CROSS_ENTROPY(model(*batch.inputs), batch.labels),
         ),
     ],
-    ids=["three", "nested", "keywords", "mapping", "namedtuple"],
+    ids=["three", "nested", "keywords", "named inputs", "mapping", "namedtuple"],
 )
 def test_batches_of_any_kind(shape, forward):
     plain, _, batches, _ = problem()
@@ -505,6 +592,24 @@ def test_batches_of_any_kind(shape, forward):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     table = range_test(model, optimizer, loss_fn, given, iterations=40, forward=forward)
     assert table.train_loss.tolist() == expected.train_loss.tolist()
+
+
+def test_a_packed_sequence_is_one_input():
+    """As any named tuple: a plain list or tuple is the model's arguments."""
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = torch.nn.GRU(3, 2)
+
+        def forward(self, packed):
+            return self.recurrent(packed)[1][0]
+
+    model = Recurrent()
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    table = range_test(model, optimizer, CROSS_ENTROPY, [(packed, torch.tensor([0, 1]))], iterations=5)
+    assert table.train_loss.notna().all()
 
 
 def test_a_validation_loader_gives_loss_and_accuracy():
@@ -567,8 +672,11 @@ def test_lazy_modules_are_initialised_by_the_first_batch():
         ([dict(lr=0.1, lr_mult=3.0), dict(lr=0.01)], True, [3, 1]),
         ([dict(lr=0.0), dict(lr=0.0)], True, [1, 1]),
         ([dict(lr=0.1), dict(lr=0.0)], True, [1, 0]),
+        ([dict(lr=0.1, lr_scale=0.5), dict(lr=0.1, lr_scale=0.25)], True, [0.5, 0.25]),
+        ([dict(lr=0.1, lr_scale=0.5, lr_mult=3.0), dict(lr=0.01)], True, [1.5, 1]),
+        ([dict(lr=0.1, lr_mult=3.0), dict(lr=0.0, lr_mult=1.0)], True, [3, 0]),
     ],
-    ids=["ratio", "same", "second is largest", "lr_mult", "all zero", "frozen"],
+    ids=["ratio", "same", "second is largest", "lr_mult", "all zero", "frozen", "timm", "both", "lr_mult, frozen"],
 )
 def test_groups_keep_their_ratios(groups, keep, expected):
     model, _, batches, _ = problem()
@@ -580,6 +688,238 @@ def test_groups_keep_their_ratios(groups, keep, expected):
     table = range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=50, max_lr=1.0, keep_ratios=keep)
     assert np.allclose(used, np.outer(table.lr, expected))
     assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([float(g["lr"]) for g in groups])
+
+
+RATIO = st.sampled_from([0.0, 1e-3, 0.1, 0.5, 1.0, 3.0])
+GROUP = st.fixed_dictionaries({"lr": RATIO}, optional={"lr_mult": RATIO, "lr_scale": RATIO})
+
+
+@given(groups=st.lists(GROUP, min_size=1, max_size=4), keep=st.booleans(), tensors=st.booleans())
+def test_a_rate_is_applied_to_groups_as_the_ramp_had_set_them(groups, keep, tensors):
+    """A frozen group stays frozen; a scheduler made next begins with these rates, whatever one before had left."""
+    layers = [torch.nn.Linear(1, 1) for _ in groups]
+    model = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(
+        [{"params": layer.parameters(), **group} for layer, group in zip(layers, groups, strict=True)], lr=1.0
+    )
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if tensors:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    before = [group["lr"] for group in optimizer.param_groups]
+    used = []
+    optimizer.register_step_pre_hook(lambda o, *_: used.append([float(group["lr"]) for group in o.param_groups]))
+    batches = [(torch.ones(1, 1), torch.ones(1, 1))]
+    table = range_test(
+        model, optimizer, torch.nn.MSELoss(), batches, min_lr=1e-9, max_lr=1e-6, iterations=5, keep_ratios=keep
+    )
+    with pytest.warns(UserWarning, match="a scheduler that was made before goes on from its own rates"):
+        apply_rate(optimizer, table.lr[3], keep)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    assert rates == pytest.approx(used[3])
+    assert [float(group["initial_lr"]) for group in optimizer.param_groups] == rates
+    assert all((group["lr"] is old) == tensors for group, old in zip(optimizer.param_groups, before, strict=True))
+    if keep and max(group["lr"] for group in groups) > 0:
+        assert all(rate == 0 for rate, group in zip(rates, groups, strict=True) if group["lr"] == 0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 4)
+    optimizer.step()
+    scheduler.step()
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.75 * rate for rate in rates])
+
+
+def test_at_the_start_of_a_warm_up_groups_have_the_ratios_of_their_initial_rates():
+    model = problem()[0]
+    optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.1}])
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
+    with pytest.warns(UserWarning, match="make it anew"):
+        apply_rate(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.04])
+
+
+@pytest.mark.parametrize("rate", [float("nan"), 0.0, -1, float("inf"), None, "0.1", True, torch.ones(2)])
+def test_what_is_no_rate_is_not_applied(rate):
+    optimizer = problem()[1]
+    with pytest.raises(ValueError, match="rate must be a number above 0, not "):
+        apply_rate(optimizer, rate)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+class OfTimm(torch.optim.Optimizer):
+    """As timm's Lookahead: no state of its own, slow weights in the state of the optimizer it wraps."""
+
+    def __init__(self, base):
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = {}, {}
+        self._base_optimizer, self.param_groups, self.defaults = base, base.param_groups, base.defaults
+        self.state = {}
+
+    def state_dict(self):
+        return self._base_optimizer.state_dict()
+
+    def step(self, closure=None):
+        self._base_optimizer.step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self._base_optimizer.state[parameter]
+                slow = state.setdefault("lookahead_slow_buff", parameter.detach().clone())
+                parameter.data.copy_(slow.lerp_(parameter.data, 0.5))
+
+
+class OfPytorchOptimizer(torch.optim.Optimizer):
+    """As pytorch_optimizer's Lookahead, with slow weights in a list: neither state nor groups have them."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer, self.steps = optimizer, 0
+        self.slow = [parameter.detach().clone() for group in self.param_groups for parameter in group["params"]]
+
+    def step(self, closure=None):
+        self.optimizer.step()
+        self.steps += 1
+        self.late = self.steps
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for parameter, slow in zip(parameters, self.slow, strict=True):
+            parameter.data.copy_(slow.lerp_(parameter.data, 0.5))
+
+
+@pytest.mark.parametrize("wrapper", [OfTimm, OfPytorchOptimizer])
+def test_an_optimizer_that_wraps_another_is_put_back_with_it(wrapper):
+    """So what is trained afterwards is what would have been trained without the test."""
+    trained = []
+    for tests in (False, True):
+        model, _, batches, _ = problem()
+        optimizer = wrapper(torch.optim.Adam(model.parameters(), lr=0.01))
+        losses = []
+        for index, (inputs, labels) in enumerate(4 * batches):
+            if tests and index in (0, 3):
+                known = set(vars(optimizer))
+                range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=30)
+                assert set(vars(optimizer)) == known
+            optimizer.zero_grad()
+            CROSS_ENTROPY(model(inputs), labels).backward()
+            optimizer.step()
+            losses.append(model.weight.tolist())
+        trained.append(losses)
+    assert trained[0] == trained[1]
+
+
+def network():
+    return torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.BatchNorm1d(4))
+
+
+SECOND = network()
+
+
+def with_second(outputs, labels, second=None):
+    """A loss that uses a second network; a global, unless one is given."""
+    looked = (second or SECOND)(torch.ones(len(labels), 10) * outputs.detach().mean())
+    return CROSS_ENTROPY(outputs, labels) + looked.square().mean()
+
+
+class Adversary:
+    """An object with a loss, whose own network is trained in it by an optimizer of its own."""
+
+    def __init__(self, second):
+        self.parts = {"second": second}
+        self.optimizer = torch.optim.Adam(second.parameters(), lr=0.1)
+
+    def __call__(self, outputs, labels):
+        self.optimizer.zero_grad()
+        with_second(outputs.detach(), labels, self.parts["second"]).backward()
+        self.optimizer.step()
+        return CROSS_ENTROPY(outputs, labels)
+
+
+class Taught(torch.nn.Module):
+    """A second network in a list, so that its parameters are not this one's."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.kept = first, [second]
+
+    def forward(self, inputs):
+        return self.first(inputs) + self.kept[0](inputs).detach()
+
+
+@pytest.mark.parametrize("where", ["global", "closure", "partial", "default", "method", "object", "list", "hook"])
+def test_a_second_network_that_is_used_is_put_back_too(where):
+    """With its optimizer, where it has one: a teacher, an adversary, an average of the weights."""
+    model, optimizer, batches, _ = problem()
+    second = SECOND if where == "global" else network()
+    adversary = Adversary(second)
+    loss_fn = {
+        "global": with_second,
+        "closure": lambda outputs, labels: with_second(outputs, labels, second),
+        "partial": functools.partial(with_second, second=second),
+        "default": lambda outputs, labels, second=second: with_second(outputs, labels, second),
+        "method": adversary.__call__,
+        "object": adversary,
+    }.get(where, CROSS_ENTROPY)
+    if where == "list":
+        model = Taught(model, second)
+    elif where == "hook":
+        second = torch.optim.swa_utils.AveragedModel(model)
+        optimizer.register_step_post_hook(lambda *_: second.update_parameters(model))
+    changed = []
+    optimizer.register_step_post_hook(lambda *_: changed.append(str(second.state_dict()) != before[0]))
+    before = str(second.state_dict()), str(adversary.optimizer.state_dict())
+    range_test(model, optimizer, loss_fn, batches, iterations=30)
+    assert any(changed)
+    assert (str(second.state_dict()), str(adversary.optimizer.state_dict())) == before
+
+
+def test_what_could_not_be_put_back_is_named():
+    class Memory:
+        """What only it can put back."""
+
+        def __init__(self):
+            self.seen = torch.zeros(2)
+
+        def state_dict(self):
+            return {"seen": self.seen, "count": len(self.seen)}
+
+    memory = Memory()
+
+    def loss_fn(outputs, labels):
+        memory.seen += 1
+        return CROSS_ENTROPY(outputs, labels)
+
+    model, optimizer, batches, _ = problem()
+    with pytest.warns(UserWarning, match="range_test could not put back Memory seen: make them anew") as warned:
+        range_test(model, optimizer, loss_fn, batches, iterations=5)
+    assert warned[0].filename == __file__
+
+
+@given(lost=st.sets(st.integers(1, 29), max_size=10), skipped=st.sets(st.integers(1, 29), max_size=10))
+def test_single_lost_batches_and_batches_without_a_loss_leave_holes_and_no_divergence(lost, skipped):
+    """Two lost ones in a row are a divergence; any number may be skipped, by returning None as in Lightning."""
+    lost = {index for index in lost - skipped if not any(other in lost for other in range(index + 1, 30))} or {3}
+    skipped = skipped - lost
+    model, optimizer, batches, _ = problem()
+    calls = iter(range(30))
+
+    def forward(model, batch):
+        index = next(calls)
+        loss = CROSS_ENTROPY(model(batch[0]), batch[1])
+        return None if index in skipped else loss * (float("nan") if index in lost else 1)
+
+    table = range_test(model, optimizer, None, batches, iterations=30, forward=forward)
+    assert set(np.flatnonzero(table.train_loss.isna())) == lost | skipped
+
+
+def test_a_batch_without_a_loss_is_left_out_of_its_iteration_and_of_the_validation():
+    model, optimizer, batches, _ = problem()
+
+    def forward(model, batch):
+        found = CROSS_ENTROPY(model(batch[0]), batch[1])
+        return None if len(batch) > 2 else found
+
+    settings = dict(forward=forward, iterations=8, min_lr=1e-9, max_lr=1e-8)
+    expected = range_test(model, optimizer, None, batches, validation=batches, **settings)
+    twice = [each for inputs, labels in batches for each in ((inputs, labels), (inputs, labels, "skip"))]
+    table = range_test(model, optimizer, None, twice, validation=twice, accumulate=2, **settings)
+    for column in ("train_loss", "val_loss"):
+        assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [[3], [3, 10], [8]], ids=["one", "two", "at a row's end"])
@@ -628,6 +968,10 @@ def test_what_is_not_supported_is_refused_in_a_line():
     lbfgs = torch.optim.LBFGS(model.parameters())
     torch.optim.lr_scheduler.StepLR(lbfgs, 1)  # which wraps its step
     each = torch.nn.CrossEntropyLoss(reduction="none")
+    usual, samples = (model, optimizer, CROSS_ENTROPY, batches), torch.utils.data.TensorDataset(*batches[0])
+    rateless, without = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    del rateless.param_groups[0]["lr"]
+    without.param_groups[0]["lr"] = None
     for message, arguments, settings in (
         ("LBFGS calls a closure many times a step", (model, lbfgs, CROSS_ENTROPY, batches), {}),
         ("optimizer must be a torch.optim.Optimizer, not list", (model, [], CROSS_ENTROPY, batches), {}),
@@ -654,11 +998,19 @@ def test_what_is_not_supported_is_refused_in_a_line():
             (model, optimizer, CROSS_ENTROPY, batches),
             dict(accumulate=0),
         ),
-        (
-            "iterations must be a whole number above 0, not 10.5",
-            (model, optimizer, CROSS_ENTROPY, batches),
-            dict(iterations=10.5),
+        *(
+            (f"{name} must be a whole number above 0, not {value!r}", usual, {name: value})
+            for name in ("iterations", "evaluate_every", "accumulate")
+            for value in (10.5, 0, -1, "4", True)
         ),
+        ("stop_factor must be above 1, or None, not '4'", usual, dict(stop_factor="4")),
+        ("min_lr and max_lr are both 0.1", usual, dict(min_lr=0.1, max_lr=0.1)),
+        ("batches is a Dataset, .* DataLoader", (model, optimizer, CROSS_ENTROPY, samples), {}),
+        ("validation is a Dataset, .* DataLoader", usual, dict(validation=samples)),
+        ("evaluate must return a number, not NoneType", (*usual, lambda model: None), {}),
+        ("no batch gave a loss", (model, optimizer, None, batches), dict(forward=lambda *_: None)),
+        ("group 0 has no lr", (model, rateless, CROSS_ENTROPY, batches), {}),
+        ("group 0 has lr=None", (model, without, CROSS_ENTROPY, batches), {}),
     ):
         with pytest.raises(ValueError, match=message) as refused:
             range_test(*arguments, **{"iterations": 10, **settings})
@@ -679,8 +1031,9 @@ def test_points_at_both_ends_can_be_skipped(read):
     assert np.isnan(line[[0, 1, -1]]).all()
     with pytest.raises(AnalysisError, match="skip_start=40, skip_end=3: no point is left of 43"):
         read(lr, wild, skip_start=40, skip_end=3)
-    with pytest.raises(AnalysisError, match="skip_start=-1"):
-        read(lr, wild, skip_start=-1)
+    for side, skip in product(("skip_start", "skip_end"), (-1, 2.5, "1")):
+        with pytest.raises(AnalysisError, match=f"{side}={skip!r}: a whole number of points is needed, 0 or more"):
+            read(lr, wild, **{side: skip})
 
 
 def test_four_runs_have_bounds_and_no_intervals():

@@ -4,8 +4,11 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from modules.range_test import best_rate
+from modules.range_test import best_rate, suggest_bounds
 from modules.rate_finders.rules import (
     RULES,
     SLIDE,
@@ -14,6 +17,7 @@ from modules.rate_finders.rules import (
     halving_lengths,
     in_rows,
     random_rate,
+    share_of_lowest,
     successive_halving,
     suggest_rate,
 )
@@ -82,7 +86,6 @@ def test_the_rate_suggested_depends_on_what_it_is_for():
     assert rates == sorted(rates)
     assert rates[2] / rates[0] == pytest.approx(2)
     assert rates[0] == RULES["fastai minimum"](LR, ramp(2))
-    assert np.isnan(suggest_rate(LR, np.full(POINTS, np.nan), "linear"))
     with pytest.raises(ValueError, match="schedule must be one of constant, linear, cycle, not 'cosine'"):
         suggest_rate(LR, ramp(2), "cosine")
 
@@ -95,11 +98,176 @@ def test_with_accuracies_the_smaller_of_two_rates_is_suggested():
         assert found == pytest.approx(min(alone, peak / 3), rel=0.2)
         rows = np.where(np.arange(POINTS) % (POINTS // 50) == POINTS // 50 - 1, accuracy, np.nan)
         assert suggest_rate(LR, ramp(2), "linear", rows) == found
-    assert np.isnan(suggest_rate(LR, np.full(POINTS, np.nan), "linear", accuracy))
+    with pytest.raises(AnalysisError, match="the accuracy does not rise clear of its noise: leave it out"):
+        suggest_rate(LR, ramp(2), "linear", np.full(POINTS, 0.1))
     with pytest.raises(AnalysisError, match="give range_test a validation"):
         suggest_rate(LR, ramp(2), "linear", np.full(POINTS, np.nan))
-    with pytest.raises(AnalysisError, match="an accuracy of every rate"):
+    with pytest.raises(AnalysisError, match=r"lr \[points\] and accuracy"):
         suggest_rate(LR, ramp(2), "linear", accuracy[1:])
+
+
+FINITE = st.floats(-1e4, 1e4)
+SEED = st.integers(0, 99)
+READERS = {
+    "suggest_rate": lambda lr, loss: suggest_rate(lr, loss, "linear"),
+    "best_rate": lambda *of: best_rate(*of).lr,
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@given(seed=SEED, constant=FINITE, factor=st.floats(1e-3, 1e3), ended=st.booleans())
+def test_a_constant_added_to_the_loss_or_a_factor_changes_no_answer(read, seed, constant, factor, ended):
+    loss = ramp(seed, ended)
+    assert read(LR, factor * loss + constant) == read(LR, loss)
+
+
+@pytest.mark.parametrize("name", ["fastai minimum", "fastai valley", "Lightning", "pytorch-lr-finder"])
+def test_a_rule_that_counts_in_multiples_of_the_least_loss_has_no_answer_below_zero(name):
+    assert np.isfinite(RULES[name](LR, ramp(0)))
+    assert np.isnan(RULES[name](LR, ramp(0) - 2))
+
+
+@given(seed=SEED, lost=st.sets(st.integers(0, POINTS // 2 - 1), max_size=10))
+def test_single_lost_batches_end_no_ramp(seed, lost):
+    """Every second row at the most, also the first ones; what is missing at the end is a divergence."""
+    whole = ramp(seed)
+    holed = whole.copy()
+    holed[[2 * row for row in lost if np.isfinite(whole[2 * row + 1])]] = np.nan
+    for read in READERS.values():
+        assert read(LR, holed) == pytest.approx(read(LR, whole), rel=0.3)
+    for name, rule in RULES.items():
+        if rule.of == "loss":
+            assert np.isfinite(rule(LR, holed)), name
+
+
+def test_a_last_row_that_is_missing_is_a_lost_batch_too():
+    falling = np.linspace(2, 1, POINTS)
+    falling[-1] = np.nan
+    for read in READERS.values():
+        with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
+            read(LR, falling)
+
+
+def still_falls(seed):
+    return 2 - np.exp(np.linspace(-9, 0, POINTS)) + 0.05 * np.random.default_rng(seed).normal(size=POINTS)
+
+
+NOTHING_LEARNT = {
+    "flat": (lambda seed: np.full(POINTS, seed / 3), "does not fall clear of its noise"),
+    "noise": (lambda seed: 2.3 + 0.02 * np.random.default_rng(seed).normal(size=POINTS), "does not fall clear"),
+    "rises": (lambda seed: np.linspace(seed, seed + 1, POINTS), "does not fall clear"),
+    "rises in noise": (lambda seed: -still_falls(seed), "does not fall clear"),
+    "still falls": (lambda seed: np.linspace(seed + 1, seed, POINTS), r"does not rise again .* \(max_lr\)"),
+    "still falls in noise": (still_falls, r"does not rise again .* \(max_lr\)"),
+    "turns in the last iterations": (
+        lambda seed: np.interp(np.arange(POINTS), [0, 200, 384, 399], [2, 2, 1, 1.1 + seed / 500]),
+        r"does not rise again .* \(max_lr\)",
+    ),
+    "diverges, nothing learnt": (
+        lambda seed: np.where(LR > 0.1, np.nan, np.random.default_rng(seed).exponential(size=POINTS)),
+        "does not fall clear",
+    ),
+    "lowest at the start": (lambda seed: seed + np.interp(np.arange(POINTS), [0, 25, 400], [2, 0, 50]), "start lower"),
+    "diverges at the start": (lambda seed: np.where(np.arange(POINTS) < 30, 2.0, np.nan), "start lower"),
+    "no number": (lambda seed: np.full(POINTS, np.nan), "no finite loss"),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING_LEARNT)
+def test_a_curve_that_teaches_nothing_is_refused_with_what_to_do(kind):
+    made, message = NOTHING_LEARNT[kind]
+    for seed in range(20):
+        with pytest.raises(AnalysisError, match=message):
+            suggest_rate(LR, made(seed), "linear")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_loss_that_falls_and_then_stays_has_its_least_anywhere(seed):
+    loss = np.interp(np.arange(POINTS), [0, 200, 300], [2, 2, 1]) + 0.05 * np.random.default_rng(seed).normal(
+        size=POINTS
+    )
+    for read in READERS.values():
+        with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
+            read(LR, loss)
+
+
+def test_no_rate_below_the_ramp_is_suggested():
+    early = np.interp(np.arange(POINTS), [0, 15, 400], [2, 0, 3])
+    assert suggest_rate(LR, early, "linear") > LR[0]
+    with pytest.raises(AnalysisError, match=r"let it start lower \(min_lr\)"):
+        suggest_rate(LR, early, "constant")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_fall_of_three_times_the_noise_of_an_iteration_is_read(seed):
+    """As with batches of a few images; means of twenty iterations tell it from the noise."""
+    noise = np.random.default_rng(seed).normal(size=POINTS)
+    fall = np.interp(np.arange(POINTS), [0, 200, 330, 399], [3, 3, 0, 5])
+    rates = [read(LR, fall + noise) for read in READERS.values()]
+    assert rates[1] == pytest.approx(LR[325], rel=0.6)
+    assert rates[0] == pytest.approx(LR[345] / 5, rel=0.6)
+
+
+@pytest.mark.parametrize("points", [1, 2, 5, 20, 50, 99])
+def test_a_ramp_that_is_too_short_is_refused(points):
+    lr = np.geomspace(1e-6, 10, points)
+    with pytest.raises(AnalysisError, match=f"100 iterations or more is needed, each with its row, not {points} rows"):
+        suggest_rate(lr, ramp(0)[:: POINTS // points][:points], "linear")
+
+
+def answer(read, lr, loss):
+    """The rate, or what is said instead."""
+    try:
+        return read(lr, loss)
+    except AnalysisError as refused:
+        return str(refused)
+
+
+@given(
+    loss=arrays(float, st.integers(0, 150), elements=st.floats(width=32)),
+    lr=arrays(float, st.integers(0, 150), elements=st.floats(width=32)),
+    ordered=st.booleans(),
+)
+def test_any_arrays_give_a_rate_above_zero_or_a_refusal_in_a_line(loss, lr, ordered):
+    if ordered:
+        lr = np.geomspace(1e-6, 10, max(1, len(loss)))
+    for read in READERS.values():
+        found = answer(read, lr, loss)
+        if isinstance(found, str):
+            assert found.count("\n") == 0 < len(found)
+        else:
+            assert 0 < found <= lr[-1]
+
+
+@given(seed=SEED, runs=st.integers(1, 4))
+def test_runs_are_averaged_as_the_other_readers_do(seed, runs):
+    losses = np.stack([ramp(seed, ended=False)] * runs, axis=1)
+    losses += np.linspace(-1, 1, runs) if runs > 1 else 0
+    assert suggest_rate(LR, losses, "linear") == suggest_rate(LR, losses.mean(axis=1), "linear")
+
+
+@pytest.mark.parametrize("read", [*READERS.values(), suggest_bounds], ids=[*READERS, "suggest_bounds"])
+def test_rates_that_do_not_increase_or_lengths_that_differ_are_refused(read):
+    loss = ramp(0)
+    for lr in (LR[::-1], np.roll(LR, 5), np.full(POINTS, 0.1), -LR, np.where(LR > 1, np.nan, LR)):
+        with pytest.raises(AnalysisError, match="increasing positive learning rates"):
+            read(lr, loss)
+    for lr, losses in ((LR[1:], loss), (LR, np.stack([loss, loss])), (LR[:0], loss[:0]), (LR, loss[:, None, None])):
+        with pytest.raises(AnalysisError, match=r"\[points, runs\] are needed"):
+            read(lr, losses)
+    with pytest.raises(AnalysisError, match="must be numbers"):
+        read(["a"], ["b"])
+    for name, rule in RULES.items():
+        if rule.of == "loss":
+            assert np.isnan(rule(LR[::-1], loss)), name
+
+
+def test_the_benchmark_counts_the_rule_where_suggest_rate_refuses_too():
+    assert share_of_lowest(LR, ramp(1), "cycle") == suggest_rate(LR, ramp(1), "cycle")
+    with pytest.raises(AnalysisError):
+        suggest_rate(LR, np.ones(POINTS), "cycle")
+    assert share_of_lowest(LR, np.ones(POINTS), "cycle") > 0
+    assert np.isnan(share_of_lowest(LR, np.full(POINTS, np.nan), "cycle"))
 
 
 def test_what_is_no_rule():

@@ -33,6 +33,7 @@ def test_readme_has_few_intervals():
     assert len(re.findall(r"\[[-+\d.,]+, [-+\d.,]+\]", README)) < 25
 
 
+@pytest.mark.filterwarnings("ignore:a scheduler that was made before")  # by the snippet before: one optimizer for all
 def test_snippets_run_and_learn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "snippets"}

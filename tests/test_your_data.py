@@ -105,6 +105,15 @@ def test_the_rate_is_the_middle_of_the_range_tests_and_their_spread_is_shown():
     assert one.value["constant"] < one.value["cycle"] < one.value["linear"] < 0.1
 
 
+def test_a_run_that_diverges_within_an_iteration_has_come_to_its_end():
+    """Its rows end where its loss is least; a ramp that was only too short must be told from it."""
+    falling = ramps(1e9).assign(train_loss=lambda found: 2 - np.exp(found.lr / 10))
+    with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
+        advice.suggested(falling[:300].assign(diverged=False))
+    table = advice.suggested(falling[:300].assign(diverged=True)).set_index("policy")
+    assert table.value["linear"] == pytest.approx(LR[299] / 5, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [

@@ -16,6 +16,7 @@ from modules.range_test import (
     NO_RISE,
     best_rate,
     diverged_as_chance,
+    evaluated,
     points_and_runs,
     suggest_bounds,
     without_holes,
@@ -58,14 +59,18 @@ def one_curve(lr: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray
 
     Args:
         lr: increasing, `[points]`.
-        values: `[points]`, or `[points, runs]`, of which the mean is taken. A point that is missing between others, as
-            where a batch was lost, is put on the line between its neighbours.
-        name: of the values, for a message.
+        values: `[points]`, or `[points, runs]`, of which the mean is taken. A loss that is missing between others, as
+            where a batch was lost, is put on the line between its neighbours; the point of such an accuracy is left
+            out, as it is not measured in every iteration.
+        name: `loss` or `accuracy`.
 
     Raises:
         AnalysisError: arrays that do not fit together, or rates that do not increase.
     """
     lr, values = points_and_runs(lr, values, name)
+    if name == "accuracy":
+        there = evaluated(values)
+        lr, values = lr[there], values[there]
     return lr, without_holes(values).mean(axis=1)
 
 
@@ -251,13 +256,11 @@ DIVISORS = {"constant": 10, "linear": 5, "cycle": 7}
 def _lowest(loss: np.ndarray) -> int | None:
     """Where the exponential average of a loss `[points]` is least, but for the first tenth and the last five points.
 
-    Of differences alone: a constant that is added to the loss changes nothing, not even its rounding.
-
     Returns:
         None where the loss is no number from the first tenth on.
     """
     measured = loss[: len(loss) - np.isfinite(loss[::-1]).argmax()] if np.isfinite(loss).any() else loss[:0]
-    smooth = pd.Series(measured - measured[:1]).ewm(alpha=1 - BETA).mean()
+    smooth = pd.Series(measured).ewm(alpha=1 - BETA).mean()
     kept = smooth.to_numpy()[len(loss) // 10 : max(0, len(loss) - 5)]
     return len(loss) // 10 + int(kept.argmin()) if len(kept) else None
 
@@ -317,19 +320,21 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
         AnalysisError: arrays that do not fit together; fewer than 100 iterations; a loss, or an accuracy, that says
             nothing, in a line that says why and what to do.
     """
-    rate = share_of_lowest(lr, loss, schedule, accuracy)
+    share, rate = (share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy))
     lr, loss = one_curve(lr, loss, "loss")
     if len(lr) < LEAST_ITERATIONS:
         raise AnalysisError(
             f"the loss of {LEAST_ITERATIONS} iterations or more is needed, each with its row, not {len(lr)} rows: let "
             "the ramp be longer, and do not set evaluate_every"
         )
+    if np.isnan(loss).all():
+        raise AnalysisError("there is no finite loss here")
     at = _lowest(loss)
     if at is None:
         raise AnalysisError("the loss is no number from the ramp's first tenth on: let it start lower (min_lr)")
     best_rate(lr, loss)  # refuses a loss that does not fall, or does not rise again
-    if at == len(lr) // 10:
-        raise AnalysisError("the smoothed loss is least in the ramp's first tenth: let it start lower (min_lr)")
+    if at == len(lr) // 10 or share < lr[0]:
+        raise AnalysisError("the smoothed loss is least near the ramp's start: let it start lower (min_lr)")
     if at == len(lr) - 6:
         raise AnalysisError(NO_RISE)
     if accuracy is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from modules.range_test import best_rate
-from modules.rate_finders.rules import DIVISORS, ROWS, in_rows, suggest_rate
+from modules.rate_finders.rules import DIVISORS, ROWS, in_rows, share_of_lowest
 from modules.report.formatting import show
 from modules.report.tables import final_accuracies, final_difference, mean_row, table_of
 from modules.statistics import AnalysisError
@@ -33,21 +33,27 @@ def suggested(ramps: pd.DataFrame) -> pd.DataFrame:
         ramps: their runs, as `tables.read_runs` gives them, a row an iteration.
 
     Returns:
-        A table of results. `value` is the geometric mean of what `suggest_rate` says of each range test; `low` and
-        `high` are the lowest and the highest of these, and no interval.
+        A table of results. `value` is the geometric mean of what `suggest_rate`'s rule says of each range test; `low`
+        and `high` are the lowest and the highest of these, and no interval. Whether the loss falls at all is asked of
+        all range tests together, which is less noisy than one.
 
     Raises:
-        AnalysisError: a loss that never falls clear of its noise, or a range test without an answer.
+        AnalysisError: a loss that never falls clear of its noise, or does not rise again, or a range test without an
+            answer.
     """
     losses = ramps.pivot(index="lr", columns="seed", values="train_loss").sort_index()
     lr, curves = losses.index.to_numpy(), losses.to_numpy()
     if len(lr) < ROWS:
         raise AnalysisError(f"the loss was no number any more after {len(lr)} iterations, at a rate of {lr[-1]:.2g}")
+    if "diverged" in ramps and ramps.diverged[ramps.lr == lr[-1]].any():
+        more = len(lr) // 10  # a run that diverged has no rows from there on
+        lr = np.append(lr, lr[-1] * (lr[-1] / lr[-2]) ** np.arange(1, more + 1))
+        curves = np.pad(curves, ((0, more), (0, 0)), constant_values=np.nan)
     rows = [in_rows(lr, curve) for curve in curves.T]
-    best_rate(rows[0][0], np.stack([loss for _, loss in rows], axis=1))  # refuses a loss that never falls
+    best_rate(rows[0][0], np.stack([loss for _, loss in rows], axis=1))  # refuses what teaches nothing
     rows = []
     for schedule in DIVISORS:
-        found = [suggest_rate(lr, curve, schedule) for curve in curves.T]
+        found = [share_of_lowest(lr, curve, schedule) for curve in curves.T]
         if np.isnan(found).any():
             raise AnalysisError("a range test gives no rate: its loss is no number from early on")
         rows.append(

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from modules.policies import label
-from modules.range_test import BestRate, best_rate, suggest_bounds
+from modules.range_test import BestRate, best_rate, exponential, suggest_bounds
 from modules.report.crossing import Crossing
 from modules.runs.files import atomic_write
 from modules.statistics import AnalysisError
@@ -252,7 +252,12 @@ def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
 
 
 def range_test(
-    curve: pd.DataFrame, bounds: pd.DataFrame | None = None, label: str = "", runs: int = 1, log: bool | None = None
+    curve: pd.DataFrame,
+    bounds: pd.DataFrame | None = None,
+    label: str = "",
+    runs: int = 1,
+    log: bool | None = None,
+    rate: float | None = None,
 ) -> Figure:
     """Test accuracy against learning rate with the suggested bounds and their intervals.
 
@@ -264,9 +269,16 @@ def range_test(
         label: the data set's.
         runs: how many runs the curve averages.
         log: draw the learning rate on a logarithmic axis; None does so where an own curve's ramp was exponential.
+        rate: a rate to mark on a curve of your own, such as `suggest_rate`'s.
+
+    Raises:
+        AnalysisError: a curve without numbers.
     """
+    measured = "train_loss" if "train_loss" in curve else "mean"
+    if not (len(curve) and np.isfinite(curve["lr"]).all() and np.isfinite(curve[measured]).any()):
+        raise AnalysisError(f"the curve has no numbers to draw: its {measured} is empty, or a learning rate is none")
     if "train_loss" in curve:
-        return _own_range_test(curve, label, log)
+        return _own_range_test(curve, label, log, rate)
     figure, axes = plt.subplots()
     name = f"mean of {runs} runs (band: lowest to highest)" if runs > 1 else "one run"
     axes.plot(curve.lr, curve["mean"], color=BASELINE, label=name)
@@ -290,15 +302,17 @@ def range_test(
     return figure
 
 
-def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None) -> Figure:
+def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None, rate: float | None) -> Figure:
     """One curve of a user's: the loss above, the accuracy below it where it was measured."""
-    if log is None:  # an exponential ramp's rates are as far apart in the middle as at the ends, as factors
-        log = bool(np.ptp(np.log(curve.lr).diff()[1:-1]) < np.ptp(curve.lr.diff()[1:-1]) / curve.lr.diff().mean())
-    quantities = ["train_loss"] + ["accuracy"] * bool(curve.accuracy.notna().any())
+    log = exponential(curve.lr) if log is None else log
+    quantities = ["train_loss"] + ["accuracy"] * bool("accuracy" in curve and curve.accuracy.notna().any())
     figure, panels = plt.subplots(len(quantities), 1, sharex=True, figsize=(8, 3.2 * len(quantities)), squeeze=False)
     notes = []
     for axes, quantity in zip(panels[:, 0], quantities, strict=True):
-        axes.plot(curve.lr, curve[quantity], color=BASELINE, linewidth=0.8, alpha=0.6, label=quantity.replace("_", " "))
+        found = curve[curve[quantity].notna()]
+        axes.plot(found.lr, found[quantity], color=BASELINE, linewidth=0.8, alpha=0.6, label=quantity.replace("_", " "))
+        if rate is not None:
+            axes.axvline(rate, color=COLOURS[4], label=f"suggested: {rate:.2g}")
         try:
             if quantity == "train_loss":
                 best = best_rate(curve.lr, curve.train_loss)
@@ -314,13 +328,15 @@ def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None) -> Figure
             notes.append(f"{quantity.replace('_', ' ')}: {error}")
         axes.set_ylabel(quantity.replace("_", " "))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
-    losses = curve.train_loss
-    start, lowest = losses[losses.notna()].iloc[0], losses.min()
+    losses = curve.train_loss[np.isfinite(curve.train_loss)]
+    start, lowest = losses.iloc[0], losses.min()
     margin = 0.1 * (start - lowest) or 0.1
     panels[0, 0].set_ylim(lowest - margin, start + 3 * margin)  # no matter how far it diverged
     if len(quantities) > 1:
         panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(xlabel="\n".join(["learning rate", *notes]), xlim=(curve.lr.iloc[0], curve.lr.iloc[-1]))
+    axes.set(xlabel="\n".join(["learning rate", *notes]))
+    if len(curve) > 1:
+        axes.set_xlim(curve.lr.iloc[0], curve.lr.iloc[-1])
     if log:
         axes.set_xscale("log")
     figure.suptitle(": ".join([*filter(None, [label]), "learning rate range test"]), fontsize="medium")
