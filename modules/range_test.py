@@ -746,8 +746,8 @@ def points_and_runs(
     """
     try:
         lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise AnalysisError(f"lr and {name} must be numbers") from None
+    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor that requires a gradient
+        raise AnalysisError(f"lr and {name} must be arrays of numbers") from None
     if not (lr.ndim == 1 and len(lr) and values.ndim in (1, 2) and len(values) == len(lr) and values.size):
         raise AnalysisError(
             f"lr [points] and {name} [points] or [points, runs] are needed, not {lr.shape} and {values.shape}"

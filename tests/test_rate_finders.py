@@ -255,7 +255,7 @@ def test_rates_that_do_not_increase_or_lengths_that_differ_are_refused(read):
     for lr, losses in ((LR[1:], loss), (LR, np.stack([loss, loss])), (LR[:0], loss[:0]), (LR, loss[:, None, None])):
         with pytest.raises(AnalysisError, match=r"\[points, runs\] are needed"):
             read(lr, losses)
-    with pytest.raises(AnalysisError, match="must be numbers"):
+    with pytest.raises(AnalysisError, match="must be arrays of numbers"):
         read(["a"], ["b"])
     for name, rule in RULES.items():
         if rule.of == "loss":
