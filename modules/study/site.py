@@ -35,6 +35,7 @@ API = (
 
 SETTINGS = {
     "project": "Cyclical learning rates",
+    "author": "The clr-study maintainers",
     "html_title": "Cyclical learning rates",
     "language": "en",
     "extensions": [
@@ -44,6 +45,7 @@ SETTINGS = {
         "sphinx_copybutton",
         "modules.study.site",
     ],
+    "exclude_patterns": ["notebooks/*.ipynb"],  # sources, to be downloaded; their executed copies are pages
     "nb_execution_mode": "off",
     "nb_merge_streams": True,
     "nb_render_markdown_format": "myst",
@@ -62,6 +64,8 @@ SETTINGS = {
     "html_static_path": ["_static"],
     "html_css_files": ["site.css"],
     "html_copy_source": False,
+    "html_domain_indices": False,
+    "html_use_index": False,  # the search finds more
     "html_show_sphinx": False,
     "html_show_copyright": False,
 }
@@ -89,7 +93,7 @@ _LINK = re.compile(
     r"^```.*?^```|`[^`\n]+`|(?P<picture>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)", re.DOTALL | re.MULTILINE
 )
 # The start of a MyST directive. One in a stranger's notebook could include any file, or a script.
-_DIRECTIVE = re.compile(r"^(\W*(?:`{3,}|~{3,}|:{3,}))\s*\{[^}\n]*\}", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^(\W*(?:`{3,}|~{3,}|:{3,}))\s*\{.*", re.MULTILINE)
 _DROPPED = re.compile(r"<\s*(script|style)\b.*?(<\s*/\s*\1\s*>|$)", re.DOTALL | re.IGNORECASE)
 # What a table of pandas is made of; all other HTML of a notebook's outputs is dropped, its text stays.
 _TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td", "div", "p", "br", "b", "i", "strong", "em", "code"}
@@ -193,16 +197,19 @@ def stage(folder: Path) -> list[str]:
     documents = {text: text for text in texts} | {PurePosixPath("README.md"): PurePosixPath("index.md")}
     notebooks, told = _notebooks()
     places = {PurePosixPath("notebooks"): PurePosixPath("notebooks.md")}
-    # A notebook that is not executed is shown by the first executed copy of it.
+    # Where a document names a notebook, its first executed copy is shown.
     places |= {PurePosixPath("notebooks", each.source.name): each.page for each in reversed(notebooks)}
     places |= documents | {each.source: each.page for each in notebooks}
     for source, there in documents.items():
         text = re.sub(r"<!--.*?-->", "", Path(source).read_text(encoding="utf-8"), flags=re.DOTALL)
         _write(folder / there, _relinked(text, source, there, places, folder))
+    originals = {PurePosixPath(path): PurePosixPath(path) for path in Path("notebooks").glob("*.ipynb")}
+    for path in originals:
+        _write(folder / path, Path(path).read_text(encoding="utf-8"))
     for each in notebooks:
         for cell in each.content.cells:
             if cell.cell_type == "markdown":
-                cell.source = _relinked(cell.source, each.source, each.page, places)
+                cell.source = _relinked(cell.source, each.source, each.page, places | originals)
         _write(folder / each.page, nbformat.writes(each.content))
     studies: dict[PurePosixPath, list[Notebook]] = {}
     for each in notebooks:
@@ -336,13 +343,16 @@ def _relinked(
         path, hash_, anchor = asked.partition("#")
         place = PurePosixPath(os.path.normpath(source.parent / path))
         target = places.get(place)
-        if target is None and folder is not None and Path(place).is_file():
+        if target is None and folder is not None and place.parts[0] != ".." and Path(place).is_file():
             target = place
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place, folder / place)
         if target is None:
             return found["text"]
-        return f"{found['picture']}[{found['text']}]({os.path.relpath(target, there.parent)}{hash_}{anchor})"
+        leads = f"{os.path.relpath(target, there.parent)}{hash_}{anchor}"
+        if target.parent == PurePosixPath("notebooks"):
+            leads = f"path:{leads}"  # for MyST: a file to download, not a page
+        return f"{found['picture']}[{found['text']}]({leads})"
 
     return _LINK.sub(link, text)
 
@@ -394,8 +404,8 @@ def setup(app) -> dict:
     def written(translator, node, block: bool) -> None:
         try:
             translator.body.append(tex2mathml(node.astext(), as_block=block))
-        except SyntaxError as error:  # docutils' for what it does not know
-            logging.getLogger(__name__).warning("a formula cannot be typeset: %s", error, location=node)
+        except Exception as error:  # of whatever kind: any text may stand between dollars
+            logging.getLogger(__name__).warning("a formula cannot be typeset: %s", _line(error), location=node)
             translator.body.append(f"<code>{translator.encode(node.astext())}</code>")
         raise nodes.SkipNode
 
@@ -405,5 +415,10 @@ def setup(app) -> dict:
     def block(translator, node) -> None:
         written(translator, node, block=True)
 
+    def escaped(app, name, template, context, doctree) -> None:
+        if "pagetitle" in context:  # the theme's own, which it writes as it is
+            context["pagetitle"] = html.escape(context["pagetitle"])
+
+    app.connect("html-page-context", escaped, priority=900)  # after the theme
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
