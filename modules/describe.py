@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as theirs
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
-from modules.schedulers import Annealed, CyclicLR, RangeTestLR
+from modules.schedulers import Annealed, CyclicLR, RangeTestLR, WarmedUp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -355,7 +355,9 @@ def _of_end(rates: np.ndarray, end: float, phases: list) -> Iterator[str]:
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
     """The schedulers that it is made of."""
-    return [scheduler.scheduler] if isinstance(scheduler, Annealed) else list(getattr(scheduler, "_schedulers", []))
+    if isinstance(scheduler, Annealed | WarmedUp):
+        return [scheduler.scheduler]
+    return list(getattr(scheduler, "_schedulers", []))
 
 
 def _name(scheduler: LRScheduler) -> str:
