@@ -307,7 +307,8 @@ def test_without_tuning_each_run_takes_its_rate_from_its_own_range_test(digits):
         one, other = runs.rate["lowest", "constant_drop", seed], runs.rate["lowest", "cycle_drop", seed]
         assert one == pytest.approx(other / 2, rel=1e-3)
     lengths = {run.iterations for run in digits.untuned_runs().values()}
-    assert lengths == {digits.design.iterations - 60}
+    ramps = {rule.ramp for rule in digits.design.untuned.rules.values()}
+    assert lengths == {digits.design.iterations - ramp for ramp in ramps}
     table = analysis.untuned(digits.untuned_table(), "constant_drop").set_index(["quantity", "policy"])
     assert table.runs["described_difference", "linear - constant_drop advised"] == 2
 
