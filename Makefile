@@ -78,8 +78,8 @@ reproduce: $(ENV) ## run a study: make reproduce [STUDY=digits] [RESULTS=results
 best-lr: $(ENV) ## a learning rate for your data: make best-lr [RESULTS=results/mine] [PARAMS="-p dataset images -p data_dir data/mine -p image_size 64"]
 	@$(PYTHON) -m modules reproduce --study best-lr $(TO) $(PARAMS)
 
-publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...]
-	@$(PYTHON) -m modules publish --study "$(STUDY)" $(TO)
+publish: $(ENV) ## promote complete results to results/published/: make publish [STUDY=digits] [RESULTS=...] [PARAMS="--model net.py:network"]
+	@$(PYTHON) -m modules publish --study "$(STUDY)" $(TO) $(PARAMS)
 
 verify: $(ENV) ## train the first row of complete runs again: make verify RESULTS=... [PARAMS="--rows 2 --data-dir data/mine"]
 	@$(PYTHON) -m modules verify --results "$(RESULTS)" $(PARAMS)

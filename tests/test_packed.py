@@ -100,6 +100,12 @@ def edited(path, old, new):
         ("runs.jsonl", '{"run": "fixed-seed2"', '{"run" "fixed-seed2"', "a damaged line in runs.jsonl"),
         ("runs.jsonl", '"runs": 3', '"runs": 4', "runs.jsonl has 3 of 4 runs"),
         ("runs.jsonl", '{"run": "fixed-seed2"', '{"run": "fixed-seed1"', "runs.jsonl has 2 of 3 runs"),
+        (
+            "runs.jsonl",
+            '{"run": "fixed-seed2"',
+            '{"run": "../x/fixed-seed2"',
+            "a damaged line in runs.jsonl .ValueError.",
+        ),
         ("runs.jsonl", '"common"', '"uncommon"', "a damaged line in runs.jsonl .KeyError."),
     ],
 )

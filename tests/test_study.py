@@ -1,6 +1,7 @@
 """The whole study on `smoke` through papermill, and what happens when it is asked for nonsense."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -273,7 +274,8 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(publishing, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
-    readme.write_text("![Run](images/smoke/run.png) <!-- smoke/headline iterations fixed -->?<!-- end -->")
+    marker = "<!-- smoke/headline iterations fixed -->?<!-- end -->"
+    readme.write_text(f"![Run](images/smoke/run.png) {marker}")
     monkeypatch.setattr(documents, "FOLDERS", (tmp_path,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
@@ -306,6 +308,9 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     partial.write_text("")
     notebook = mine / "notebooks" / "03_headline_experiment.ipynb"
     content = notebook.read_text()
+    assert 'model = \\"' in content
+    odd, table = mine / "figures" / "odd.png", mine / "tables" / "headline.csv"
+    numbers = table.read_text()
     for damage, repair, message in (
         (
             lambda: None,
@@ -329,7 +334,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             "also holds more, which",
         ),
         (
-            lambda: readme.write_text("![Nothing](images/smoke/nothing.png)"),
+            lambda: readme.write_text(f"![Nothing](images/smoke/nothing.png) {marker}"),
             lambda: readme.write_text(""),
             "has no figures/nothing.png, which a document shows as images/smoke/nothing.png",
         ),
@@ -343,12 +348,48 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
             lambda: notebook.write_text(content),
             "names a folder of this machine",
         ),
+        (lambda: odd.symlink_to("/etc/passwd"), odd.unlink, "odd.png is a link, or no file"),
+        (lambda: odd.symlink_to(tmp_path), odd.unlink, "odd.png is a link, or no file"),
+        (lambda: os.mkfifo(odd), odd.unlink, "odd.png is a link, or no file"),
+        (
+            lambda: notebook.write_text(content.replace('model = \\"', 'model = \\"theirs/net.py:network\\"  # \\"')),
+            lambda: notebook.write_text(content),
+            "was given a network in a Python file, 'theirs/net.py:network', which is run again: read the file first",
+        ),
+        (
+            lambda: notebook.write_text(content.replace('model = \\"', 'modell = \\"')),
+            lambda: notebook.write_text(content),
+            "there is no parameter modell any more",
+        ),
+        (
+            lambda: table.write_text(numbers.replace("0.", "0.9", 1)),
+            lambda: table.write_text(numbers),
+            "headline.csv is not what its runs give",
+        ),
     ):
         damage()
-        assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 2
+        assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 2, message
         assert message in capsys.readouterr().err
         repair()
     assert {path: path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()} == published
+
+
+@pytest.mark.parametrize("name", [".", "..", "results", "results/..", "results/.hidden", "results/published", "link"])
+def test_publish_replaces_nothing_but_a_study_of_that_name(tmp_path, monkeypatch, capsys, name):
+    """The folder that is replaced is one of its own, right in the published results, wherever the text leads."""
+    published = tmp_path / "results" / "published"
+    (published / "digits" / "notebooks").mkdir(parents=True)
+    (published / "digits" / "notebooks" / "kept.txt").write_text("kept")
+    for folder in ("notebooks", "results/notebooks", "results/.hidden/notebooks", "results/published/notebooks"):
+        (tmp_path / folder).mkdir(exist_ok=True, parents=True)
+    (published / "link").symlink_to(tmp_path)
+    (tmp_path / "link" / "notebooks").mkdir(parents=True)
+    monkeypatch.setattr(parameters, "PUBLISHED", published)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["publish", "--study", "smoke", "--results", f"{tmp_path}/{name}"]) == 2
+    said = capsys.readouterr().err
+    assert "is what is published, such as results/mine" in said or "name the results folder of one study" in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_refusal_in_jupyter_is_one_line_and_nothing_runs_behind_it(tmp_path):

@@ -6,6 +6,7 @@ common; then each run has a line, with its name and the rest of its record.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from modules.checks import RunError, short
@@ -50,7 +51,7 @@ class Pack:
             head = json.loads(first)
             self._common, count = json.dumps(head["common"]), head["runs"]
             for line in lines:
-                self._records[json.loads(line)["run"]] = line
+                self._records[_name(json.loads(line)["run"])] = line
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"a damaged line in {RECORDS} ({type(error).__name__}): {short(line)}") from error
         if not count == len(lines) == len(self._records):
@@ -78,6 +79,17 @@ class Pack:
         rest = json.loads(self._records[name])
         del rest["run"]
         return "\n".join([self._header, *self._rows[name]]) + "\n", _merged(json.loads(self._common), rest)
+
+
+def _name(name: str) -> str:
+    """A run's name, which is a file's, too: whoever brings a pack names no file elsewhere.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[\w.-]+-seed\d+", name):
+        raise ValueError(f"no run is called {name}")
+    return name
 
 
 def _common(records: Sequence[dict]) -> dict:

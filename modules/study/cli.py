@@ -1,7 +1,7 @@
 """The command line: checks what it is asked, then loads what that command needs; `--help` loads nothing.
 
 python -m modules reproduce --study digits [--results FOLDER] [--only NOTEBOOK] [--strict] [-p NAME VALUE ...]
-python -m modules publish --study digits [--results FOLDER]
+python -m modules publish --study digits [--results FOLDER] [--model FILE.py:FUNCTION]
 python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER] [--model FILE.py:FUNCTION]
 python -m modules html [--strict]
 """
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     promote = commands.add_parser("publish", help="promote a results folder to results/published/")
     promote.add_argument("--study", required=True, help="the study it is of")
     promote.add_argument("--results", type=Path, help="a complete results folder; by default results/<study>")
+    promote.add_argument("--model", help="the network in a Python file that its notebooks were given, FILE.py:FUNCTION")
     again = commands.add_parser("verify", help="train the first rows of complete runs again: the same bytes?")
     again.add_argument("--results", type=Path, required=True, help="a run, as FOLDER/NAME, or a folder of runs")
     again.add_argument("--rows", type=int, default=1, help="how many rows of each run")
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "publish":
             from modules.study.publishing import publish
 
-            publish(options.study, options.results or Path("results") / Path(options.study).stem)
+            publish(options.study, options.results or Path("results") / Path(options.study).stem, options.model)
         elif options.command == "verify":
             from modules.study.reproduction import verify_all
 
