@@ -260,7 +260,7 @@ def _check(
         raise ValueError("evaluate and validation are two ways to the same column: give one of them")
     if evaluate is not None and not callable(evaluate):
         raise ValueError("evaluate must be a function of the model; batches to evaluate on are called validation")
-    if validation is not None and iter(validation) is validation:
+    if isinstance(validation, Iterator):  # `iter` of a DataLoader would draw a random number
         raise ValueError("validation can be gone through only once: pass a DataLoader or a list")
 
 

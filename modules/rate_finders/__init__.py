@@ -1,5 +1,10 @@
-"""One learning rate for a training: rules that read it off a ramp, and the benchmark that measures what they cost.
+"""One learning rate for a training: a race that finds it, rules that read it off a ramp, and what both cost.
 
-Its rooms: `rules` (each library's rule, and `suggest_rate`), `benchmark` (tasks, ramps, trainings), `regret` (what a
-suggestion costs), `figures`.
+Its rooms: `race` (`find_rate`), `rules` (each library's rule, and `suggest_rate`), `benchmark` (tasks, ramps,
+trainings), `regret` (what a suggestion costs), `figures`.
 """
+
+from modules.rate_finders.race import FoundRate, find_rate
+from modules.rate_finders.rules import suggest_rate
+
+__all__ = ["FoundRate", "find_rate", "suggest_rate"]

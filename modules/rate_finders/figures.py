@@ -1,4 +1,4 @@
-"""Pictures of the benchmark of rate finders. Each function draws one message on new axes and returns the figure."""
+"""Pictures of a race and of the benchmark. Each function draws one message on new axes and returns the figure."""
 
 from collections.abc import Mapping
 
@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from modules.rate_finders.race import FoundRate
 from modules.rate_finders.regret import Landscape
-from modules.report.figures import BASELINE, COLOURS, DASHES
+from modules.report.figures import BASELINE, CHALLENGER, COLOURS, DASHES
 
 
 def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
@@ -81,5 +82,39 @@ def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, 
             below.annotate(note, (1.01, number), xycoords=("axes fraction", "data"), va="center", fontsize="x-small")
     below.set_yticks(range(len(rules)), rules, fontsize="small")
     below.set(ylim=(len(rules) - 0.5, -0.5), xscale="log", xlabel="learning rate")
+    figure.tight_layout()
+    return figure
+
+
+def race(found: FoundRate) -> Figure:
+    """The ramp and its edge; beside it the validation loss of every race, one line a round, and the rate found.
+
+    Args:
+        found: as `find_rate` gives it.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
+    left.plot(found.ramp.lr, found.ramp.train_loss, color=BASELINE, linewidth=0.8)
+    start = found.ramp.train_loss[: max(3, len(found.ramp) // 3)].mean()
+    lowest = found.ramp.train_loss.min()
+    left.set(xscale="log", ylim=(lowest - 0.1 * abs(start - lowest), start + 0.6 * abs(start - lowest)))
+    left.set(
+        xlabel="learning rate of the ramp", ylabel="training loss", title=f"a ramp of {len(found.ramp)} iterations"
+    )
+    if found.edge is not None:
+        left.axvline(found.edge, color=CHALLENGER, linestyle="--", label=f"too large from {found.edge:.2g} on")
+        left.legend(frameon=False, fontsize="small", loc="upper left")
+    for number, (_, tried) in enumerate(found.tried.groupby("round")):
+        tried, look = tried.sort_values("rate"), dict(color=COLOURS[number], linestyle=DASHES[number])
+        label = f"{len(tried)} races of {tried.iterations.iloc[0]:,} iterations"
+        right.plot(tried.rate, tried.val_loss, marker="o", label=label, **look)
+        for rate in tried.rate[tried.val_loss.isna()]:
+            right.annotate(
+                "diverged", (rate, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="center"
+            )
+    right.axvline(found.rate, color="0.1", linewidth=1, label=f"rate {found.rate:.2g}")
+    right.axvspan(found.low, found.high, color="0.1", alpha=0.08, linewidth=0, label="probably between")
+    right.set(xscale="log", xlabel=f"learning rate for {found.iterations:,} iterations", ylabel="validation loss")
+    right.set(title=f"races, {found.schedule}")
+    right.legend(frameon=False, fontsize="small")
     figure.tight_layout()
     return figure

@@ -1,0 +1,499 @@
+"""A learning rate by a race: a ramp for the edge, then short trainings with the schedule that will be used."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from tqdm import tqdm
+
+from modules import snapshot
+from modules.range_test import (
+    LARGEST_RATE,
+    _backward,
+    _check,
+    _endless,
+    _measure,
+    _shares,
+    _step,
+    _to,
+    _validate,
+    range_test,
+)
+from modules.schedulers import set_lr
+from modules.statistics import AnalysisError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Chosen on the four digits tasks of notebook 9, on one of them with a longer training, and on MNIST's dense network
+# with ReLU and Adam; for budgets of a fifth, a half and the whole of the training.
+RAMP_SHARE = 1 / 3  # of the budget
+LEAST_RAMP = 50  # iterations: a shorter ramp passes over the rates too fast
+LEAST_RACE = 30  # iterations: before that hardly anything is learnt, and any rate may win
+LADDER = (5, 3)  # rates in each round; neighbours differ by a factor of 2
+WIDE, WIDE_FACTOR = (7, 3), 8  # where the ramp shows no edge
+DRIFT = 0.75  # the best rate falls with the length of the training to this power
+REACH = 11  # a ramp of n iterations ends, on average, where the best rate of n / REACH iterations lies
+# Optimizers that divide each step by the gradient's size, such as Adam, leave a flat start whatever the rate is.
+SCALED_DRIFT = 0.4
+BELOW_EDGE = 20  # and their ramps end this many times above the best rate, however long the ramp and the training
+BESIDE_A_RAMP = {"constant": 0.6, "linear": 1.2, "cycle": 0.9}  # a rate that stays must be lower than one that falls
+DIVERGED = 1.05  # a ramp's loss beyond this many times what it was at its start
+LEARNT = 0.97  # a round whose least validation loss is above this share of the untrained network's tells nothing
+HOPELESS = 10  # times the first loss, as a mean of three iterations: such a training is ended
+LEAST_BUDGET = 20  # iterations
+UNSURE = 0.25  # half of how far the power of `DRIFT` may be off, measured on the same tasks
+
+
+def _linear(t: int, iterations: int) -> float:
+    return max(0.0, 1 - t / iterations)
+
+
+def _cycle(t: int, iterations: int) -> float:
+    """Four whole cycles from a quarter to the top and back."""
+    step_size = max(1, iterations // 8)
+    position = t % (2 * step_size) / step_size
+    return 0.25 + 0.75 * (1 - abs(1 - position))
+
+
+#: The schedules that go by a name: what the rate of iteration `t` of so many is a multiple of.
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda t, iterations: 1.0,
+    "linear": _linear,
+    "cycle": _cycle,
+}
+
+
+@dataclass(frozen=True)
+class FoundRate:
+    """What `find_rate` found.
+
+    Attributes:
+        rate: for the whole training: a constant rate, where a line to zero starts, the top of a cycle, or the rate that
+            a schedule of your own is made at. Of the parameter group with the largest rate, before any `lr_mult`.
+        low, high: between these the best rate probably lies. They are half a step of the ladder away, and further by
+            what is unknown of how the best rate falls with a training's length: the shorter the races beside the
+            training, the further.
+        tried: a row a race, as it was run: `round`, `iterations`, `rate` (for the whole training), `trained_at` (what
+            it was in a race of that length), `val_loss` and `accuracy` at the end; NaN where it diverged, or where the
+            targets are no classes.
+        ramp: the range test, as `range_test` gives it.
+        start_loss: the validation loss before any training.
+        edge: where the ramp diverged; None if nowhere.
+        cost: iterations trained, ramp and races together; never above `budget`.
+        budget, iterations, schedule: as they were asked for.
+        note: what to know of this answer, a few sentences.
+    """
+
+    rate: float
+    low: float
+    high: float
+    tried: pd.DataFrame = field(repr=False, compare=False)
+    ramp: pd.DataFrame = field(repr=False, compare=False)
+    start_loss: float = field(repr=False)
+    edge: float | None
+    cost: int
+    budget: int
+    iterations: int
+    schedule: str
+    note: str
+
+    def __str__(self) -> str:
+        return (
+            f"rate {self.rate:.2g}, the best is probably between {self.low:.2g} and {self.high:.2g} ({self.schedule}, "
+            f"{self.iterations:,} iterations; {self.cost:,} of {self.budget:,} iterations spent). {self.note}"
+        )
+
+    def figure(self) -> "Figure":
+        """The picture: the ramp and its edge, the validation loss of every race, the rate and how sure it is."""
+        from modules.rate_finders import figures
+
+        return figures.race(self)
+
+
+def find_rate(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    batches: Iterable = (),
+    validation: Iterable | None = None,
+    *,
+    iterations: int,
+    schedule: str | Callable[[Optimizer, int], LRScheduler] = "linear",
+    budget: int | None = None,
+    forward: Callable[[nn.Module, object], Tensor | None] | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    keep_ratios: bool = True,
+) -> FoundRate:
+    """Find a learning rate for a training to come, by short trainings of the same kind.
+
+    1. A ramp (`range_test`, a third of the budget) shows where rates are too large.
+    2. Below that edge a ladder of five rates, each half of the next, is raced: trainings of a few iterations with the
+       whole schedule in that time. A short training wants a higher rate than a long one. So the rate r for `iterations`
+       is raced at r times `(iterations / length) ** 0.75`; for Adam and its like the power is 0.4.
+    3. The rate of the least validation loss and its two neighbours go on to a round that is twice as long. Where it is
+       the highest or the lowest of the ladder, its neighbour beyond that is new.
+    4. The lowest point of a parabola through these three losses is the rate.
+
+    With a small budget there is one round, of three rates, or none: then the ramp alone says the rate. Where the ramp
+    shows no edge, the ladder spans a wide range below its end.
+
+    Each race starts from the network's present weights and the optimizer's present state, with the same batches in the
+    same order, so a network that has been trained before can be trained further. Afterwards everything is as it was,
+    whether it ended well or not: see `range_test`.
+
+    Args:
+        model, optimizer, loss_fn, forward, accumulate, autocast, scaler, keep_ratios: as for `range_test`. The
+            optimizer's own rates say only what the ratios of its groups are.
+        batches: as for `range_test`; gone through anew for each race, so no generator.
+        validation: batches that do not train, as `batches`: the mean loss over them decides. It is measured once a
+            race, some ten times in all.
+        iterations: of the training to come.
+        schedule: what the rate will do in it: `constant`, `linear` (to zero), `cycle` (four cycles from a quarter of
+            the rate to it), or a function of an optimizer whose rates are set and of the number of iterations that
+            gives a torch scheduler, stepped once an iteration.
+        budget: iterations that ramp and races may train together; by default a fifth of `iterations`. More makes the
+            rate surer: half of `iterations` is a good price for a training that is repeated.
+
+    Raises:
+        ValueError: an argument that makes no sense, in a line that names it, before any training.
+        AnalysisError: the loss is not finite at any rate; or the ramp shows no edge, and the budget is too small for a
+            race.
+
+    Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
+    paper, 3.3) places. Fixed before any other task was tried.
+    """
+    _check(model, optimizer, loss_fn, batches, forward, None, validation)
+    make_scheduler, name = _schedule(schedule)
+    budget = _budget(budget, iterations, accumulate)
+    if validation is None:
+        raise ValueError("validation is missing: batches that do not train, a DataLoader or a list, decide the race")
+    if isinstance(batches, Iterator):
+        raise ValueError("batches can be gone through only once, and each race needs them anew: pass a DataLoader")
+    shared = dict(
+        forward=forward, accumulate=accumulate, autocast=autocast, scaler=scaler, keep_ratios=keep_ratios
+    )  # of ramp and races
+    length = max(LEAST_RAMP, int(budget * RAMP_SHARE))
+    if budget - length < LADDER[-1] * LEAST_RACE:  # there is no race
+        length = budget
+    curve = range_test(model, optimizer, loss_fn, batches, iterations=length, evaluate_every=1, **shared)
+    trials = _Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
+    race = _Race(trials, curve, iterations, budget, BESIDE_A_RAMP.get(name, 1.0))
+    with tqdm(total=budget, initial=race.cost, desc="find_rate", unit="it", leave=False, disable=None) as bar:
+        race.run(bar.update)
+    return race.found(name)
+
+
+def _schedule(schedule: object) -> tuple[Callable[[Optimizer, int], LRScheduler], str]:
+    """A function that makes the scheduler, and what it is called."""
+    if callable(schedule):
+        return schedule, getattr(schedule, "__name__", type(schedule).__name__)
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule must be one of {', '.join(SCHEDULES)}, or a function of an optimizer and a number of "
+            f"iterations, not {schedule!r}"
+        )
+    factor = SCHEDULES[schedule]
+    return lambda optimizer, length: LambdaLR(optimizer, lambda t: factor(t, length)), schedule
+
+
+def _budget(budget: int | None, iterations: int, accumulate: int) -> int:
+    given = dict(iterations=iterations, accumulate=accumulate) | ({} if budget is None else dict(budget=budget))
+    for name, value in given.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
+    if budget is None:
+        budget = iterations // 5
+        if budget < LEAST_BUDGET:
+            raise ValueError(
+                f"iterations={iterations}: a fifth of them is too small a budget, give budget={LEAST_BUDGET} or more"
+            )
+    if budget < LEAST_BUDGET:
+        raise ValueError(f"budget={budget}: {LEAST_BUDGET} iterations or more are needed")
+    return int(budget)
+
+
+class _Trials:
+    """Short trainings of a user's model that leave no trace."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: Callable | None,
+        batches: Iterable,
+        validation: Iterable,
+        make_scheduler: Callable[[Optimizer, int], LRScheduler],
+        forward: Callable | None,
+        accumulate: int,
+        autocast: torch.dtype | None,
+        scaler: torch.amp.GradScaler | None,
+        keep_ratios: bool,
+    ) -> None:
+        self.model, self.optimizer, self.loss_fn, self.forward = model, optimizer, loss_fn, forward
+        self.batches, self.validation, self.make_scheduler = batches, validation, make_scheduler
+        self.accumulate, self.autocast, self.scaler = accumulate, autocast, scaler
+        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.shares = _shares(optimizer, keep_ratios)
+        #: Whether steps are divided by the gradient's size.
+        self.scaled = any({"betas", "eps"} & group.keys() for group in optimizer.param_groups)
+        self.used = snapshot.held(model, optimizer, loss_fn, forward, make_scheduler)
+
+    def _measure(self, batch: object) -> tuple[Tensor | None, object, object]:
+        batch = _to(batch, self.device)
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+            if self.forward:
+                return self.forward(self.model, batch), None, None
+            return _measure(self.model, self.loss_fn, batch)
+
+    @contextmanager
+    def _traceless(self) -> Iterator[None]:
+        """All that happens within is undone at its end. So each race has the same weights and the same batches."""
+        cpu = self.device.type == "cpu"
+        forked = dict(devices=[]) if cpu else dict(devices=[self.device], device_type=self.device.type)
+        with ExitStack() as afterwards:
+            afterwards.callback(snapshot.random_states(self.batches, self.validation))
+            afterwards.enter_context(torch.random.fork_rng(**forked))
+            afterwards.callback(snapshot.contents([self.model, self.loss_fn], self.optimizer, self.scaler, self.used))
+            yield
+
+    def untrained(self) -> float:
+        """The validation loss of the network as it is."""
+        with self._traceless():
+            return _validate(self.model, self.validation, self._measure)[0]
+
+    def train(self, rate: float, length: int, done: Callable[[int], object]) -> tuple[float, float]:
+        """Validation loss and accuracy after `length` iterations at a rate; NaN where the training diverged.
+
+        Args:
+            rate: of the largest parameter group.
+            length: iterations.
+            done: called with 1 after each iteration.
+        """
+        with self._traceless():
+            if not self.model.training:
+                self.model.train()
+            modes = snapshot.modes(self.model)  # a BatchNorm that was frozen stays so
+            set_lr(self.optimizer, [rate * share for share in self.shares])
+            scheduler = self.make_scheduler(self.optimizer, length)
+            stream = _endless(self.batches, length * self.accumulate)
+            losses: list[float] = []
+            lost = False  # whether the last loss was not finite
+            for iteration in range(length):
+                snapshot.set_modes(modes)
+                self.optimizer.zero_grad()
+                given = (self._measure(next(stream))[0] for _ in range(self.accumulate))
+                loss = _backward(given, self.accumulate, self.scaler)
+                done(1)
+                if loss is not None and not math.isfinite(loss):
+                    if lost:  # a single batch may be at fault, not two in a row
+                        return math.nan, math.nan
+                    lost = True
+                elif loss is not None:
+                    _step(self.optimizer, self.scaler)
+                    losses.append(loss)
+                    lost = False
+                    if losses[0] > 0 and len(losses) > 3 and sum(losses[-3:]) > 3 * HOPELESS * losses[0]:
+                        return math.nan, math.nan
+                if iteration < length - 1:  # some schedulers refuse a step beyond their end
+                    with _no_complaint() if iteration == 0 else nullcontext():
+                        scheduler.step()
+            val_loss, accuracy = _validate(self.model, self.validation, self._measure)
+            return (val_loss, accuracy) if math.isfinite(val_loss) else (math.nan, math.nan)
+
+
+@contextmanager
+def _no_complaint() -> Iterator[None]:
+    """Where the first batch was lost, the optimizer has not stepped, which torch's schedulers complain of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of")
+        yield
+
+
+class _Race:
+    """The ladder, round by round, within the budget.
+
+    Args:
+        trials: how a rate is tried.
+        ramp: the range test, a row an iteration.
+        iterations: of the training to come.
+        budget: of ramp and races.
+        beside: the schedule's factor, of `BESIDE_A_RAMP`.
+    """
+
+    def __init__(self, trials: _Trials, ramp: pd.DataFrame, iterations: int, budget: int, beside: float) -> None:
+        self.trials, self.ramp, self.iterations, self.budget = trials, ramp, iterations, budget
+        finite = np.flatnonzero(np.isfinite(ramp.train_loss))
+        if not len(finite):
+            raise AnalysisError("the loss is not finite even at the lowest rates: look at the model and the batches")
+        # The two iterations that ended the ramp were computed, too.
+        self.cost = min(len(ramp), int(finite[-1]) + 3)
+        self.edge = edge(ramp.lr.to_numpy(), ramp.train_loss.to_numpy())
+        end = self.edge or float(ramp.lr.iloc[-1])
+        self.drift = SCALED_DRIFT if trials.scaled else DRIFT
+        self.centre = beside * end * (1 / BELOW_EDGE if trials.scaled else (len(ramp) / (REACH * iterations)) ** DRIFT)
+        self.rows: list[tuple] = []
+        self.rate, self.length, self.learnt = self.centre, max(1, len(ramp) // REACH), False
+        self.start_loss = math.nan
+        self.at_end = ""
+
+    def _rounds(self) -> tuple[int, ...]:
+        """How many rates each round has. Where even one round would be too short, none; without an edge all of them."""
+        if self.edge is None:
+            return WIDE
+        left = self.budget - self.cost
+        shortest = {rounds: left // _shares_of_budget(rounds) for rounds in (LADDER, LADDER[1:])}
+        return next((rounds for rounds, length in shortest.items() if length >= LEAST_RACE), ())
+
+    def run(self, done: Callable[[int], object]) -> None:
+        """Race, and keep `rate` up to date.
+
+        Args:
+            done: called with 1 after each iteration.
+        """
+        rounds = self._rounds()
+        if not rounds:
+            return
+
+        def counted(more: int) -> None:
+            self.cost += more
+            done(more)
+
+        self.start_loss = self.trials.untrained()
+        factor = 2 if self.edge is not None else WIDE_FACTOR
+        ladder = [self.centre * float(factor) ** (1 - step) for step in range(rounds[0])]
+        for number in range(1, len(rounds) + 1):
+            length = min((self.budget - self.cost) // _shares_of_budget(rounds[number - 1 :]), self.iterations)
+            if length < 1:
+                raise AnalysisError(
+                    f"the ramp shows no rate that is too large, and budget={self.budget} leaves nothing for a race: "
+                    "give a larger budget"
+                )
+            losses = []
+            for rate in ladder:
+                trained_at = rate * (self.iterations / length) ** self.drift
+                if trained_at < LARGEST_RATE:
+                    val_loss, accuracy = self.trials.train(trained_at, length, counted)
+                else:
+                    val_loss = accuracy = math.nan
+                self.rows.append((number, length, rate, trained_at, val_loss, accuracy))
+                losses.append(val_loss)
+            self._judge(np.array(ladder), np.array(losses), length)
+            ladder = self._following(np.array(ladder), np.array(losses))
+
+    def _judge(self, rates: np.ndarray, losses: np.ndarray, length: int) -> None:
+        """Take the round's rate for the answer, if the round tells anything."""
+        self.learnt = bool(np.isfinite(losses).any()) and _below(np.nanmin(losses), self.start_loss)
+        if self.learnt:
+            self.rate, self.length = lowest_point(rates, losses), length
+            self.at_end = {0: "highest", len(rates) - 1: "lowest"}.get(int(np.nanargmin(losses)), "")
+
+    def _following(self, rates: np.ndarray, losses: np.ndarray) -> list[float]:
+        """The next round's rates: the best one and its neighbours, also beyond an end of the ladder."""
+        if self.learnt:
+            middle = rates[np.nanargmin(losses)]
+        elif np.isfinite(losses).any():  # no rate is better than another: the one nearest to what is known so far
+            fine = rates[np.isfinite(losses)]
+            middle = fine[np.abs(np.log(fine / self.rate)).argmin()]
+        else:
+            middle = rates.min() / 4
+        return [float(middle * 2), float(middle), float(middle / 2)]
+
+    def found(self, schedule: str) -> FoundRate:
+        """The answer."""
+        columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
+        factor = math.sqrt(2) * max(1.0, self.iterations / self.length) ** UNSURE
+        return FoundRate(
+            rate=float(f"{self.rate:.3g}"),
+            low=float(f"{self.rate / factor:.3g}"),
+            high=float(f"{self.rate * factor:.3g}"),
+            tried=pd.DataFrame(self.rows, columns=columns),
+            ramp=self.ramp,
+            start_loss=self.start_loss,
+            edge=self.edge,
+            cost=self.cost,
+            budget=self.budget,
+            iterations=self.iterations,
+            schedule=schedule,
+            note=self._note(),
+        )
+
+    def _note(self) -> str:
+        said = []
+        if not self.rows:
+            said.append("The budget is too small for a race: the ramp alone says it.")
+        elif not any(_below(row[4], self.start_loss) for row in self.rows):
+            said.append("The races were too short to learn anything, so the ramp alone says it: give a larger budget.")
+        if self.edge is None:
+            said.append("The ramp shows no rate that is too large.")
+        if self.at_end:
+            said.append(f"It is the {self.at_end} rate that was tried last: a larger budget would look further.")
+        return " ".join(said)
+
+
+def _below(loss: float, start: float) -> bool:
+    """Whether a validation loss is so far below the untrained network's that something was learnt."""
+    return not math.isfinite(start) or start - loss > (1 - LEARNT) * abs(start)
+
+
+def _shares_of_budget(rounds: tuple[int, ...]) -> int:
+    """How many trainings of the first round's length all rounds cost, each twice as long as the one before."""
+    return sum(count * 2**number for number, count in enumerate(rounds))
+
+
+def edge(lr: np.ndarray, loss: np.ndarray) -> float | None:
+    """The rate at which a ramp diverges: behind its least the loss is above where it started.
+
+    That is surer than where the loss is least, which noise moves. Where the loss never gets there, it is the rate at
+    which it has lost half of what it had gained; None, where it did not do that either.
+
+    Args:
+        lr, loss: of every iteration, `[points]`; NaN from where it diverged.
+    """
+    start = np.nanmean(loss[: max(3, len(loss) // 3)])
+    gone = start + abs(start)
+    loss = np.minimum(np.where(np.isfinite(loss), loss, gone), gone)
+    window = max(1, len(loss) // 12)
+    smooth = np.convolve(loss, np.ones(window) / window, "valid")
+    middle = lr[window // 2 :][: len(smooth)]
+    least = int(smooth.argmin())
+    for limit in (start + (DIVERGED - 1) * abs(start), (start + smooth[least]) / 2):
+        beyond = np.flatnonzero(smooth[least:] > limit)
+        if len(beyond):
+            return float(middle[least + beyond[0]])
+    return None
+
+
+def lowest_point(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The rate of the least loss, by a parabola through it and its two neighbours, over log rate.
+
+    Args:
+        rates: in any order, `[rates]`.
+        losses: NaN where a training diverged, `[rates]`; of one at least it is known.
+
+    Returns:
+        At an end, or where the parabola has no lowest point, the rate itself; never nearer to a neighbour than to it.
+    """
+    order = np.argsort(rates)
+    x, y = np.log(rates[order]), np.where(np.isfinite(losses[order]), losses[order], np.inf)
+    at = int(y.argmin())
+    if 0 < at < len(x) - 1 and np.isfinite(y[at - 1 : at + 2]).all():
+        if y.min() > 0:
+            y = np.log(y)
+        bend, slope, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
+        if bend > 0:
+            low, high = (x[at - 1] - x[at]) / 2, (x[at + 1] - x[at]) / 2
+            return float(np.exp(x[at] + np.clip(-slope / (2 * bend), low, high)))
+    return float(np.exp(x[at]))
