@@ -11,7 +11,7 @@ from scipy import stats
 from toys import FIXED, TRIANGULAR, small
 
 from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
-from modules.report.formatting import ACCURACY, known, read_reference, readable, show
+from modules.report.formatting import ACCURACY, known, latex, read_reference, readable, show
 from modules.report.tables import by_policy, table_of, write
 from modules.runs.training import train
 from modules.statistics import AnalysisError, Estimate
@@ -359,6 +359,11 @@ def test_nothing_published_and_itself(tmp_path):
         (("crossing_ratio", 3.5), "3.50"),
         (("base_lr", 0.0025, 0.002, 0.003), "0.00250 [0.00200, 0.00300]"),
         (("best_lr", 3.2e-5, 4e-6, 0.001), "3.20e-05 [4.00e-06, 0.00100]"),
+        (("final_accuracy", 0.9615, 0.9615, 0.9615), "96.15 % (all runs equal)"),
+        (("final_accuracy_difference", 0.0, -1e-17, 1e-17), "+0.00 points (all runs equal)"),
+        (("base_lr", 0.0197125, 0.0197125, 0.0197125), "0.0197 (one of the rates tried)"),
+        (("base_lr", 0.0197125, 0.0197125, 0.0197125, "interval"), "(one of the rates tried)"),
+        (("crossing_iteration", 400.0, 400.0, 400.0), "400 [400, 400]"),
         (("final_accuracy", 0.75, 0.74, 0.76, "value"), "75.00 %"),
         (("final_accuracy", 0.75, 0.74, 0.76, "interval"), "[74.00, 76.00] %"),
         (("final_accuracy_difference", 0.01, -0.02, 0.03, "low"), "-2.00 points"),
@@ -367,3 +372,11 @@ def test_nothing_published_and_itself(tmp_path):
 )
 def test_numbers_as_printed(arguments, text):
     assert show(*arguments) == text
+
+
+def test_a_table_for_the_eye_is_latex_that_can_be_set():
+    """What LaTeX takes for a comment or an index is escaped."""
+    text = latex(readable(pd.DataFrame([row("final_accuracy", "mean_rate", 0.75, 0.0008)], columns=COLUMNS)))
+    assert r"value [95 \% interval]" in text
+    assert r"mean\_rate" in text
+    assert not re.search(r"(?<!\\)[%_]", text)

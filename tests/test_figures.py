@@ -174,3 +174,23 @@ def test_sweep_does_not_take_a_table_for_three_runs():
     curve = own_curve()
     with pytest.raises(AnalysisError, match="range_test\\(curve\\)"):
         figures.sweep(curve.set_index("lr"), best_rate(curve.lr, curve.train_loss), "")
+
+
+@pytest.mark.parametrize(("ending", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_a_figure_is_of_the_format_that_its_ending_says_and_the_same_bytes_again(tmp_path, ending, magic):
+    written = []
+    for folder in ("first", "second"):
+        path = tmp_path / folder / f"run{ending}"
+        shown = figures.save(figures.policies({"fixed": [0.1, 0.2]}, "A title"), path)
+        assert shown.data.startswith(b"\x89PNG")
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    assert written[0].startswith(magic)
+
+
+def test_other_endings_of_figures_are_refused_and_nothing_is_written(tmp_path):
+    figure = figures.policies({"fixed": [0.1, 0.2]}, "A title")
+    for name in ("run", "run.jpg", "run.pdf.txt"):
+        with pytest.raises(AnalysisError, match=f"{name}': an ending of .png, .pdf, .svg is needed"):
+            figures.save(figure, tmp_path / "new" / name)
+    assert list(tmp_path.iterdir()) == []

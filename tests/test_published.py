@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -115,3 +116,13 @@ def test_every_pack_is_a_data_frame_in_one_line():
         if list(table) != ["policy", "seed", *COLUMNS] or not table.val_acc.dropna().between(0, 1).all():
             wrong.append(path)
     assert wrong == []
+
+
+def test_a_checkout_changes_no_bytes():
+    """Whatever git is told elsewhere: line ends that are made anew on the way would change every checksum."""
+    files = ["results/published/digits/headline/runs.csv", "studies/registered/tournament.yaml", "modules/checks.py"]
+    asked = ["git", "-C", ROOT, "-c", "core.autocrlf=true", "check-attr", "text", "--", *files]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("this is no git checkout")
+    assert found.stdout.splitlines() == [f"{file}: text: unset" for file in files]

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from modules.checks import short
 from modules.policies import label
 from modules.range_test import BestRate, best_rate, exponential, suggest_bounds
 from modules.report.crossing import Crossing
@@ -22,6 +23,12 @@ from modules.statistics import AnalysisError
 
 COLOURS = sns.color_palette("colorblind")
 BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
+#: The formats that a figure is written in, and what is left out of each: dates and versions.
+WITHOUT_DATE = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
+}
 DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)), (0, (1, 2)))  # told apart without colours, too
 
 
@@ -375,17 +382,34 @@ def suggested_rates(ramps: pd.DataFrame, rates: pd.DataFrame, title: str) -> Fig
 
 
 def save(figure: Figure, path: str | Path) -> Image:
-    """Write a figure as PNG, without the date and versions that would change its bytes, and close it.
+    """Write a figure, without the date and versions that would change its bytes, and close it.
+
+    Args:
+        figure: what to write.
+        path: its ending says the format: `.png`, or `.pdf` and `.svg` for a paper.
 
     Returns:
-        The picture as written, for a notebook to show: nothing is drawn twice.
+        The picture as PNG, for a notebook to show.
+
+    Raises:
+        AnalysisError: another ending; nothing is written.
     """
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
+    path = Path(path)
+    if path.suffix not in WITHOUT_DATE:
+        raise AnalysisError(f"{short(path.name)}: an ending of {', '.join(WITHOUT_DATE)} is needed")
+    # An SVG's parts are called by chance where it has no salt.
+    with plt.rc_context({"svg.hashsalt": "figure"}):
+        drawn = {ending: _drawn(figure, ending) for ending in {".png", path.suffix}}
     plt.close(figure)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(Path(path), picture.getvalue())
-    return Image(picture.getvalue(), width=760)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, drawn[path.suffix])
+    return Image(drawn[".png"], width=760)
+
+
+def _drawn(figure: Figure, ending: str) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending[1:], metadata=WITHOUT_DATE[ending])
+    return picture.getvalue()
 
 
 def two_by_two(arms: pd.DataFrame, title: str) -> Figure:

@@ -94,12 +94,18 @@ def show(quantity: str, value: float, low: float = math.nan, high: float = math.
         quantity: of `QUANTITIES`.
         value, low, high: NaN for what is not known.
         form: `all`, or one of `value`, `interval`, `low` and `high`, each with its unit.
+
+    Returns:
+        The text. An interval without a width is none, and is said in words: all runs came out equal, or all resampled
+        runs point at the same one of the rates that were tried.
     """
     about = known(quantity)
     unit = "" if math.isnan(value) else about.unit
     interval = "" if math.isnan(low) else f"[{about.text(low)}, {about.text(high)}]"
+    if math.isclose(low, high, abs_tol=1e-12) and (about.scale == 100 or about.measure == "factor"):
+        interval = "(one of the rates tried)" if about.measure == "factor" else "(all runs equal)"
     if form == "interval":
-        return interval + unit
+        return interval if interval.startswith("(") else interval + unit
     if form in ("low", "high"):
         return about.text(low if form == "low" else high) + unit
     text = about.text(value) + unit
@@ -150,6 +156,11 @@ def _difference(row: NamedTuple) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """A table for the eye as Markdown."""
     return table.astype(str).to_markdown(index=False, disable_numparse=True)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A table for the eye as LaTeX, for a paper; percent signs and underscores stay what they are."""
+    return table.astype(str).to_latex(index=False, escape=True)
 
 
 def read_reference(path: str | Path) -> pd.DataFrame:
