@@ -348,7 +348,6 @@ class _Race:
         self.rows: list[tuple] = []
         self.rate, self.length, self.learnt = self.centre, max(1, len(ramp) // REACH), False
         self.start_loss = math.nan
-        self.at_end = ""
 
     def _rounds(self) -> tuple[int, ...]:
         """How many rates each round has. Where even one round would be too short, none; without an edge all of them."""
@@ -399,7 +398,6 @@ class _Race:
         self.learnt = bool(np.isfinite(losses).any()) and _below(np.nanmin(losses), self.start_loss)
         if self.learnt:
             self.rate, self.length = lowest_point(rates, losses), length
-            self.at_end = {0: "highest", len(rates) - 1: "lowest"}.get(int(np.nanargmin(losses)), "")
 
     def _following(self, rates: np.ndarray, losses: np.ndarray) -> list[float]:
         """The next round's rates: the best one and its neighbours, also beyond an end of the ladder."""
@@ -439,8 +437,9 @@ class _Race:
             said.append("The races were too short to learn anything, so the ramp alone says it: give a larger budget.")
         if self.edge is None:
             said.append("The ramp shows no rate that is too large.")
-        if self.at_end:
-            said.append(f"It is the {self.at_end} rate that was tried last: a larger budget would look further.")
+        elif self.learnt and not min(row[2] for row in self.rows) < self.rate < max(row[2] for row in self.rows):
+            end = "highest" if self.rate > self.centre else "lowest"
+            said.append(f"It is the {end} rate that was tried: a larger budget would look further.")
         return " ".join(said)
 
 
