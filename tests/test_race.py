@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from toys import rates, sgd
 
 from modules.rate_finders import benchmark, find_rate
-from modules.rate_finders.race import LADDER, SCHEDULES, edge, lowest_point
+from modules.rate_finders.race import LADDER, SCHEDULES, best_beside, edge, lowest_point
 from modules.runs.spec import spec
 from modules.statistics import AnalysisError
 
@@ -106,9 +106,9 @@ def trained(rate, iterations):
 
 def test_the_rate_it_finds_is_nearly_as_good_as_the_best_of_a_grid():
     grid = 2.0 ** np.arange(-11, 4, 2)
-    losses = [trained(rate, 150) for rate in grid]
-    found = Toy().find(150, budget=150)
-    assert trained(found.rate, 150) < min(losses) + 0.1 * (max(losses) - min(losses))
+    losses = [trained(rate, 300) for rate in grid]
+    found = Toy().find(300, budget=240)
+    assert trained(found.rate, 300) < min(losses) + 0.1 * (max(losses) - min(losses))
     assert found.low < found.rate < found.high
     assert found.low < grid[np.argmin(losses)] * 2
     assert found.high > grid[np.argmin(losses)] / 2
@@ -191,7 +191,7 @@ def test_a_race_has_the_whole_schedule_in_its_own_length():
         found.tried[["round", "iterations", "rate", "trained_at"]].itertuples(index=False),
         strict=True,
     ):
-        assert at == pytest.approx(rate * (300 / length) ** 0.75)
+        assert at == pytest.approx(rate * best_beside(length, 300, scaled=False))
         assert [second for _, (_, second) in calls] == pytest.approx([at * (1 - t / length) for t in range(length)])
 
 
@@ -233,7 +233,7 @@ def test_a_budget_too_small_for_a_race_gives_the_ramps_rate_and_says_so():
     found = Toy().find(1000, budget=60)
     assert found.tried.empty
     assert "the ramp alone" in found.note
-    assert found.rate == pytest.approx(1.2 * found.edge * (60 / 11_000) ** 0.75, rel=0.01)
+    assert found.rate == pytest.approx(1.2 * found.edge * best_beside(1000, 60 / 6, scaled=False), rel=0.01)
 
 
 def test_where_nothing_is_learnt_no_race_is_believed():
@@ -323,6 +323,16 @@ def test_a_loss_that_is_never_finite_is_refused():
     toy = Toy(scale=float("nan"))
     with pytest.raises(AnalysisError, match="the loss is not finite even at the lowest rates"):
         toy.find()
+
+
+def test_a_shorter_training_has_a_higher_best_rate():
+    lengths = [20, 50, 200, 1000, 10_000]
+    for scaled in (False, True):
+        beside = [best_beside(length, 1000, scaled) for length in lengths]
+        assert beside == sorted(beside, reverse=True)
+        assert beside[3] == 1
+    assert best_beside(20, 1000, scaled=False) > 3 * best_beside(20, 1000, scaled=True)
+    assert best_beside(50, 200, False) * best_beside(200, 1000, False) == pytest.approx(best_beside(50, 1000, False))
 
 
 def test_the_edge_of_a_ramp_is_where_its_loss_exceeds_its_start():

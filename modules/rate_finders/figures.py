@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from modules.rate_finders.race import FoundRate
 from modules.rate_finders.regret import Landscape
@@ -114,6 +114,10 @@ def race(found: FoundRate) -> Figure:
     right.axvline(found.rate, color="0.1", linewidth=1, label=f"rate {found.rate:.2g}")
     right.axvspan(found.low, found.high, color="0.1", alpha=0.08, linewidth=0, label="probably between")
     right.set(xscale="log", xlabel=f"learning rate for {found.iterations:,} iterations", ylabel="validation loss")
+    marks = sorted(set(found.tried.rate)) or [found.rate]
+    marks = marks[:: 1 + len(marks) // 8]
+    right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
+    right.xaxis.set_minor_locator(NullLocator())
     right.set(title=f"races, {found.schedule}")
     right.legend(frameon=False, fontsize="small")
     figure.tight_layout()

@@ -42,17 +42,17 @@ LEAST_RAMP = 50  # iterations: a shorter ramp passes over the rates too fast
 LEAST_RACE = 30  # iterations: before that hardly anything is learnt, and any rate may win
 LADDER = (5, 3)  # rates in each round; neighbours differ by a factor of 2
 WIDE, WIDE_FACTOR = (7, 3), 8  # where the ramp shows no edge
-DRIFT = 0.75  # the best rate falls with the length of the training to this power
-REACH = 11  # a ramp of n iterations ends, on average, where the best rate of n / REACH iterations lies
-# Optimizers that divide each step by the gradient's size, such as Adam, leave a flat start whatever the rate is.
-SCALED_DRIFT = 0.4
-BELOW_EDGE = 20  # and their ramps end this many times above the best rate, however long the ramp and the training
+POWER = 0.4  # the best rate falls with the length of the training to this power
+FLAT_START = 80  # iterations: in shorter trainings it falls faster, as all that a rate can do is leave the flat start
+REACH = 6  # a ramp of n iterations ends, on average, at the best rate for n / REACH iterations
+BELOW_EDGE = 20  # for Adam and its like: their ramps end at this many times the best rate, whatever their length
 BESIDE_A_RAMP = {"constant": 0.6, "linear": 1.2, "cycle": 0.9}  # a rate that stays must be lower than one that falls
-DIVERGED = 1.05  # a ramp's loss beyond this many times what it was at its start
-LEARNT = 0.97  # a round whose least validation loss is above this share of the untrained network's tells nothing
+DIVERGED = 0.05  # by this share a ramp's loss must exceed what it was at its start, and clear of its noise
+CLEAR = 3  # standard deviations
+LEARNT = 0.97  # a loss above this share of the untrained network's tells nothing
 HOPELESS = 10  # times the first loss, as a mean of three iterations: such a training is ended
 LEAST_BUDGET = 20  # iterations
-UNSURE = 0.25  # half of how far the power of `DRIFT` may be off, measured on the same tasks
+UNSURE = 0.25  # by how much `POWER` may be off, on the same tasks
 
 
 def _linear(t: int, iterations: int) -> float:
@@ -141,8 +141,9 @@ def find_rate(
 
     1. A ramp (`range_test`, a third of the budget) shows where rates are too large.
     2. Below that edge a ladder of five rates, each half of the next, is raced: trainings of a few iterations with the
-       whole schedule in that time. A short training wants a higher rate than a long one. So the rate r for `iterations`
-       is raced at r times `(iterations / length) ** 0.75`; for Adam and its like the power is 0.4.
+       whole schedule in that time. A short training wants a higher rate than a long one, so each rate is raced at a
+       higher one: by the factor `(iterations / length) ** 0.4`, and more in races of less than some hundred iterations
+       (`best_beside`).
     3. The rate of the least validation loss and its two neighbours go on to a round that is twice as long. Where it is
        the highest or the lowest of the ladder, its neighbour beyond that is new.
     4. The lowest point of a parabola through these three losses is the rate.
@@ -342,12 +343,11 @@ class _Race:
         self.cost = min(len(ramp), int(finite[-1]) + 3)
         self.edge = edge(ramp.lr.to_numpy(), ramp.train_loss.to_numpy())
         end = self.edge or float(ramp.lr.iloc[-1])
-        self.drift = SCALED_DRIFT if trials.scaled else DRIFT
-        self.centre = beside * end * (1 / BELOW_EDGE if trials.scaled else (len(ramp) / (REACH * iterations)) ** DRIFT)
+        below = 1 / BELOW_EDGE if trials.scaled else best_beside(iterations, len(ramp) / REACH, scaled=False)
+        self.centre = beside * end * below
         self.rows: list[tuple] = []
         self.rate, self.length, self.learnt = self.centre, max(1, len(ramp) // REACH), False
         self.start_loss = math.nan
-        self.at_end = ""
 
     def _rounds(self) -> tuple[int, ...]:
         """How many rates each round has. Where even one round would be too short, none; without an edge all of them."""
@@ -383,7 +383,7 @@ class _Race:
                 )
             losses = []
             for rate in ladder:
-                trained_at = rate * (self.iterations / length) ** self.drift
+                trained_at = rate * best_beside(length, self.iterations, self.trials.scaled)
                 if trained_at < LARGEST_RATE:
                     val_loss, accuracy = self.trials.train(trained_at, length, counted)
                 else:
@@ -398,7 +398,6 @@ class _Race:
         self.learnt = bool(np.isfinite(losses).any()) and _below(np.nanmin(losses), self.start_loss)
         if self.learnt:
             self.rate, self.length = lowest_point(rates, losses), length
-            self.at_end = {0: "highest", len(rates) - 1: "lowest"}.get(int(np.nanargmin(losses)), "")
 
     def _following(self, rates: np.ndarray, losses: np.ndarray) -> list[float]:
         """The next round's rates: the best one and its neighbours, also beyond an end of the ladder."""
@@ -438,13 +437,25 @@ class _Race:
             said.append("The races were too short to learn anything, so the ramp alone says it: give a larger budget.")
         if self.edge is None:
             said.append("The ramp shows no rate that is too large.")
-        if self.at_end:
-            said.append(f"It is the {self.at_end} rate that was tried last: a larger budget would look further.")
+        elif self.learnt and not min(row[2] for row in self.rows) < self.rate < max(row[2] for row in self.rows):
+            end = "highest" if self.rate > self.centre else "lowest"
+            said.append(f"It is the {end} rate that was tried: a larger budget would look further.")
         return " ".join(said)
 
 
+def best_beside(length: float, other: float, scaled: bool) -> float:
+    """The best rate of a training of `length` iterations as a multiple of that of one of `other` iterations.
+
+    Args:
+        length, other: iterations.
+        scaled: whether the optimizer divides its steps by the gradient's size, as Adam does: then no start is flat.
+    """
+    flat = 0 if scaled else FLAT_START
+    return (other / length) ** POWER * (1 + flat / length) / (1 + flat / other)
+
+
 def _below(loss: float, start: float) -> bool:
-    """Whether a validation loss is so far below the untrained network's that something was learnt."""
+    """Whether a loss is so far below the one at the start that something was learnt."""
     return not math.isfinite(start) or start - loss > (1 - LEARNT) * abs(start)
 
 
@@ -462,14 +473,16 @@ def edge(lr: np.ndarray, loss: np.ndarray) -> float | None:
     Args:
         lr, loss: of every iteration, `[points]`; NaN from where it diverged.
     """
-    start = np.nanmean(loss[: max(3, len(loss) // 3)])
+    first, window = loss[: max(3, len(loss) // 3)], max(1, len(loss) // 12)
+    start, noise = np.nanmean(first), np.nanstd(first) / math.sqrt(window)
     gone = start + abs(start)
     loss = np.minimum(np.where(np.isfinite(loss), loss, gone), gone)
-    window = max(1, len(loss) // 12)
     smooth = np.convolve(loss, np.ones(window) / window, "valid")
     middle = lr[window // 2 :][: len(smooth)]
     least = int(smooth.argmin())
-    for limit in (start + (DIVERGED - 1) * abs(start), (start + smooth[least]) / 2):
+    clear = max(DIVERGED * abs(start), CLEAR * noise)
+    half = [(start + smooth[least]) / 2] if start - smooth[least] > clear else []
+    for limit in (start + clear, *half):
         beyond = np.flatnonzero(smooth[least:] > limit)
         if len(beyond):
             return float(middle[least + beyond[0]])
