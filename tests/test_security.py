@@ -1,9 +1,11 @@
 """What is loaded is data, servers listen to this machine alone, and results say nothing of it."""
 
 import getpass
+import http.client
 import os
 import platform
 import subprocess
+import urllib.request
 from contextlib import suppress
 
 import psutil
@@ -58,6 +60,24 @@ def test_servers_listen_to_loopback_alone():
         }
     assert addresses
     assert addresses <= {"127.0.0.1", "::1"}
+
+
+def test_no_port_of_a_study_shows_pages():
+    with cluster(1) as client:
+        client.wait_for_workers(1)
+        ports = {
+            connection.laddr.port
+            for process in (psutil.Process(), *psutil.Process().children(recursive=True))
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        answers = []
+        for port in ports:
+            for page in ("status", "info/main/workers.html", "json/counts.json", "metrics", "health"):
+                with suppress(OSError, http.client.HTTPException):
+                    answers.append(urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=1).status)
+    assert ports
+    assert answers == []
 
 
 def test_results_name_no_host_user_path_or_environment(tmp_path, monkeypatch):

@@ -404,6 +404,21 @@ def test_a_checkpoint_of_another_layout_is_set_aside_and_costs_no_other_run(tmp_
     assert said.count("\n") == 1
 
 
+def test_very_many_runs_are_not_compared_with_one_another(monkeypatch):
+    """A pair at a time, twenty thousand runs took longer than they train."""
+    trunk, branches = trunk_and_branches(TRIANGULAR)
+    runs = [
+        run.model_copy(update={"variant": f"{run.variant}{number}", "momentum": number / 1000})
+        for number in range(500)
+        for run in (trunk, branches[12])
+    ]
+    compared, leaves_at = [], training.leaves_at
+    monkeypatch.setattr(training, "leaves_at", lambda *pair: compared.append(pair) or leaves_at(*pair))
+    found = training.branches_of(runs)
+    assert found == {f"trunk{number}-seed1": [runs[2 * number + 1]] for number in range(500)}
+    assert len(compared) <= len(runs)
+
+
 def test_a_checkpoint_from_before_there_were_layouts_is_taken_up(tmp_path, capsys):
     train(small(), tmp_path, stop_after=6)
     path = RunFiles(tmp_path, small().name).checkpoint

@@ -286,6 +286,8 @@ def _local_cluster(workers: int) -> Iterator:
         "distributed.scheduler.worker-saturation": 1.0,
         # Whoever asked for a run hears of every worker that it lost, and counts: a long run may outlive many.
         "distributed.scheduler.allowed-failures": 0,
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
     }
     if FORKED:
         settings["distributed.worker.multiprocessing-method"] = "forkserver"
@@ -299,8 +301,10 @@ def _local_cluster(workers: int) -> Iterator:
                     n_workers=0,
                     threads_per_worker=1,
                     host="127.0.0.1",
-                    # Any free port: a second study beside this one is no cause for a warning.
+                    # Any free port: a second study beside this one is no cause for a warning. There are no pages on it,
+                    # which others on this machine could read.
                     dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     memory_limit=0,
                     silence_logs=logging.CRITICAL,
                     death_timeout=PATIENCE,

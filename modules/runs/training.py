@@ -263,9 +263,12 @@ def branches_of(specs: Sequence[Spec], begun: Container[str] = ()) -> dict[str, 
         begun: names of those that wait for nobody, as they have checkpoints of their own.
     """
     found: dict[str, list[Spec]] = {}
-    trunks: dict[int, list[Spec]] = {}
+    trunks: dict[Spec, list[Spec]] = {}
     for spec in sorted(specs, key=lambda spec: -spec.policy.anneal_start(spec.iterations)):
-        others = trunks.setdefault(spec.seed, [])
+        # By all that `leaves_at` wants to be the same: else every run would be compared with every other.
+        plain = spec.policy.model_copy(update={"anneal": None})
+        alike = spec.model_copy(update=dict(policy=plain, variant=None, test_at_end=False, iterations=1))
+        others = trunks.setdefault(alike, [])
         trunk = next((other for other in others if leaves_at(spec, other) is not None), None)
         if trunk and spec.name not in begun:
             found.setdefault(trunk.name, []).append(spec)
