@@ -74,8 +74,8 @@ def range_test(
             generator must last for the whole ramp.
         evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters. None where the
             training loss is enough.
-        min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`, and `min_lr` below `max_lr`. One ramp for all groups, as
-            the answer is one rate: what groups should differ by is the ratio of the rates they have.
+        min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`. One ramp for all groups, as the answer is one rate: what
+            groups should differ by is the ratio of the rates they have.
         iterations: length of the ramp; the paper lets it run for several epochs.
         evaluate_every: iterations between rows, each with its evaluation. By default there is a row an iteration, and
             there are 50 evaluations.
@@ -112,8 +112,6 @@ def range_test(
     row_every, every = evaluate_every or 1, evaluate_every or max(1, iterations // 50)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
-    if min_lr == max_lr:
-        raise ValueError(f"min_lr and max_lr are both {max_lr!r}: a ramp climbs from one rate to a higher one")
     shares = zip(_shares(optimizer, keep_ratios), optimizer.param_groups, strict=True)
     ratios = [share * group.get("lr_mult", 1.0) for share, group in shares]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -466,6 +464,21 @@ def evaluated(values: np.ndarray) -> np.ndarray:
         every = np.diff(at).min() if len(at) > 1 else 1
         found[at[-1] + every :: every] = True
     return found
+
+
+def after_divergence(lr: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve whose rows end where its run diverged, with some of the NaN that `range_test` gives from there on.
+
+    A run of the study has no rows from there on; read as they are, they look like a ramp that was too short.
+
+    Args:
+        lr: of an exponential ramp, `[points]`, two or more.
+        values: `[points]` or `[points, runs]`.
+    """
+    lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
+    more = max(2, len(lr) // 10)
+    further = lr[-1] * (lr[-1] / lr[-2]) ** np.arange(1, more + 1)
+    return np.append(lr, further), np.append(values, np.full((more, *values.shape[1:]), np.nan), axis=0)
 
 
 def exponential(lr: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
-from modules.range_test import apply_rate, best_rate, climbed, range_test, suggest_bounds
+from modules.range_test import after_divergence, apply_rate, best_rate, climbed, range_test, suggest_bounds
 from modules.rate_finders.rules import RULES, suggest_rate
 from modules.runs import training
 from modules.statistics import AnalysisError
@@ -271,6 +271,19 @@ def test_a_curve_that_rises_to_the_end_says_so(noise, rise):
         suggest_bounds(LR, rising + np.random.default_rng(0).normal(0, noise, 40))
 
 
+@pytest.mark.parametrize("points", [50, 100, 400])
+def test_rows_that_end_where_a_run_diverged_are_no_ramp_that_was_too_short(points):
+    """A run of the study has no rows from there on; so its lowest loss may be its last."""
+    lr = np.geomspace(1e-4, 1, points)
+    falling = 2 - np.exp(np.linspace(-9, 0, points))
+    with pytest.raises(AnalysisError, match="does not rise again"):
+        best_rate(lr, falling)
+    longer, ended = after_divergence(lr, falling)
+    assert best_rate(longer, ended, window=1).lr == lr[-1]
+    assert np.diff(np.log(longer)) == pytest.approx(np.log(lr[1] / lr[0]))
+    assert after_divergence(lr, np.stack([falling] * 3, axis=1))[1].shape == (len(longer), 3)
+
+
 def test_a_run_that_diverges_falls_to_chance():
     """So a curve that rises until its runs diverge has an upper bound there."""
     rising = np.interp(LR, [RISE, KNEE], [0.1, 0.6])
@@ -450,7 +463,7 @@ def test_the_study_s_range_test_gives_the_same_numbers(tmp_path, optimizer, ramp
             CROSS_ENTROPY,
             ((data.pixels(images), labels) for images, labels in map(data.batch, order)),
             evaluate,
-            **wanted.policy.model_dump(exclude={"name", "anneal"}),
+            **wanted.policy.model_dump(exclude={"name", "anneal", "warm_up"}),
             iterations=wanted.iterations,
             evaluate_every=wanted.evaluate_every,
         )
@@ -1004,7 +1017,7 @@ def test_what_is_not_supported_is_refused_in_a_line():
             for value in (10.5, 0, -1, "4", True)
         ),
         ("stop_factor must be above 1, or None, not '4'", usual, dict(stop_factor="4")),
-        ("min_lr and max_lr are both 0.1", usual, dict(min_lr=0.1, max_lr=0.1)),
+        ("min_lr must be below max_lr: min_lr=0.1, max_lr=0.1", usual, dict(min_lr=0.1, max_lr=0.1)),
         ("batches is a Dataset, .* DataLoader", (model, optimizer, CROSS_ENTROPY, samples), {}),
         ("validation is a Dataset, .* DataLoader", usual, dict(validation=samples)),
         ("evaluate must return a number, not NoneType", (*usual, lambda model: None), {}),

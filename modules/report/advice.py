@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from modules.range_test import best_rate
+from modules.range_test import after_divergence, best_rate
 from modules.rate_finders.rules import DIVISORS, ROWS, in_rows, share_of_lowest
 from modules.report.formatting import show
 from modules.report.tables import final_accuracies, final_difference, mean_row, table_of
@@ -46,9 +46,7 @@ def suggested(ramps: pd.DataFrame) -> pd.DataFrame:
     if len(lr) < ROWS:
         raise AnalysisError(f"the loss was no number any more after {len(lr)} iterations, at a rate of {lr[-1]:.2g}")
     if "diverged" in ramps and ramps.diverged[ramps.lr == lr[-1]].any():
-        more = len(lr) // 10  # a run that diverged has no rows from there on
-        lr = np.append(lr, lr[-1] * (lr[-1] / lr[-2]) ** np.arange(1, more + 1))
-        curves = np.pad(curves, ((0, more), (0, 0)), constant_values=np.nan)
+        lr, curves = after_divergence(lr, curves)
     rows = [in_rows(lr, curve) for curve in curves.T]
     best_rate(rows[0][0], np.stack([loss for _, loss in rows], axis=1))  # refuses what teaches nothing
     rows = []

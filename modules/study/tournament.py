@@ -15,7 +15,7 @@ import yaml
 from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.data.splits import FOLDS
-from modules.range_test import best_rate
+from modules.range_test import after_divergence, best_rate
 from modules.report.tournament import AVERAGED, CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
@@ -335,9 +335,11 @@ class Tournament:
         files = RunFiles(self.untuned, self.ramp(arm, seed).name)
         if not files.complete:
             return None
-        table = pd.read_csv(io.StringIO(files.read()[0]))
+        text, record = files.read()
+        table = pd.read_csv(io.StringIO(text))
         try:
-            rate = best_rate(table.lr, table.train_loss).lr
+            curve = table.lr, table.train_loss
+            rate = best_rate(*(after_divergence(*curve) if record["diverged"] and len(table) > 1 else curve)).lr
         except AnalysisError:
             return None
         return rate / 2 if self.registration.design["arms"][arm]["policy"]["name"] == "fixed" else rate

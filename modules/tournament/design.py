@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from modules.checks import RunError, complaints, short
 from modules.data.datasets import load
 from modules.policies import Count, Frozen, Number, Rate, Share
-from modules.range_test import best_rate
+from modules.range_test import after_divergence, best_rate
 from modules.rate_finders.rules import suggest_rate
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
@@ -416,12 +416,14 @@ class Tournament:
         if not files.complete:
             return None
         table, name = _rows(files), self.design.arms[arm].policy["name"]
+        curve = table.lr.to_numpy(), table.train_loss.to_numpy()
+        if files.read()[1]["diverged"] and len(table) > 1:
+            curve = after_divergence(*curve)
         try:
             if rule == "advised":
                 schedule = {"fixed": "constant", "triangular": "cycle", "linear": "linear"}[name]
-                found = suggest_rate(table.lr.to_numpy(), table.train_loss.to_numpy(), schedule)
-                return float(f"{found:.4g}")
-            found = best_rate(table.lr, table.train_loss).lr
+                return float(f"{suggest_rate(*curve, schedule):.4g}")
+            found = best_rate(*curve).lr
         except AnalysisError:
             return None
         return float(f"{found / 2 if name == 'fixed' else found:.4g}")
