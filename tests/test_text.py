@@ -23,7 +23,7 @@ def without_encoding(source):
         given = {keyword.arg: keyword.value for keyword in call.keywords}
         if "encoding" in given:
             continue
-        if name in READERS and ast.unparse(call.func) not in ("Image.open", "webbrowser.open"):
+        if name in READERS and ast.unparse(call.func) not in ("Image.open", "os.open"):
             modes = [*call.args, *given.values()]
             binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value)[:3] for mode in modes)
             if not (name == "open" and binary) and len(call.args) < READERS[name]:
