@@ -81,9 +81,9 @@ class FoundRate:
     Attributes:
         rate: for the whole training: a constant rate, where a line to zero starts, the top of a cycle, or the rate that
             a schedule of your own is made at. Of the parameter group with the largest rate, before any `lr_mult`.
-        low, high: between these the best rate probably lies. They are half a step of the ladder away, and further by
-            what is unknown of how the best rate falls with a training's length: the shorter the races beside the
-            training, the further.
+        low, high: between these the best rate probably lies: on the tasks that the rules were fixed on, nearly always. They
+            are a step of the ladder away, and further by what is unknown of how the best rate falls with a training's
+            length: the shorter the races beside the training, the further.
         tried: a row a race, as it was run: `round`, `iterations`, `rate` (for the whole training), `trained_at` (what
             it was in a race of that length), `val_loss` and `accuracy` at the end; NaN where it diverged, or where the
             targets are no classes.
@@ -413,7 +413,7 @@ class _Race:
     def found(self, schedule: str) -> FoundRate:
         """The answer."""
         columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
-        factor = math.sqrt(2) * max(1.0, self.iterations / self.length) ** UNSURE
+        factor = 2 * max(1.0, self.iterations / self.length) ** UNSURE
         return FoundRate(
             rate=float(f"{self.rate:.3g}"),
             low=float(f"{self.rate / factor:.3g}"),
