@@ -107,20 +107,20 @@ def range_test(
 
     Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
-    _check(model, optimizer, loss_fn, batches, forward, evaluate, validation)
+    check_given(model, optimizer, loss_fn, batches, forward, evaluate, validation)
     _check_lengths(iterations, evaluate_every, accumulate, stop_factor)
     row_every, every = evaluate_every or 1, evaluate_every or max(1, iterations // 50)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
-    shares = zip(_shares(optimizer, keep_ratios), optimizer.param_groups, strict=True)
+    shares = zip(group_shares(optimizer, keep_ratios), optimizer.param_groups, strict=True)
     ratios = [share * group.get("lr_mult", 1.0) for share, group in shares]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def measure(batch: object) -> tuple[Tensor | None, object, object]:
         """A batch's mean loss, and where there is no `forward` the outputs and targets it is of."""
-        batch = _to(batch, device)
+        batch = to_device(batch, device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
-            return (forward(model, batch), None, None) if forward else _measure(model, loss_fn, batch)
+            return (forward(model, batch), None, None) if forward else measure_batch(model, loss_fn, batch)
 
     rows: list[tuple[int, float, float, float, float]] = []
     used = snapshot.held(model, optimizer, loss_fn, forward, evaluate)
@@ -130,7 +130,7 @@ def range_test(
             afterwards.callback(snapshot.random_states(batches, validation))
             forked = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
             afterwards.enter_context(torch.random.fork_rng(**forked))
-            stream = _endless(batches, iterations * accumulate)
+            stream = endless(batches, iterations * accumulate)
             if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):
                 first = next(stream)
                 _initialise(model, lambda: measure(first))
@@ -150,12 +150,12 @@ def range_test(
                     _set_lr(group, lr * ratio)
                 snapshot.set_modes(modes)
                 optimizer.zero_grad()
-                loss = _backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler)
+                loss = backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler)
                 trained, skipped = trained or loss is not None, skipped or loss is None
                 if loss is None:  # no divergence: the batch is passed over
                     pass
                 elif math.isfinite(loss):
-                    _step(optimizer, scaler)
+                    optimizer_step(optimizer, scaler)
                     row.add(loss)
                     stretch.add(loss)
                     lost = False
@@ -168,7 +168,7 @@ def range_test(
                 val_loss = accuracy = math.nan
                 if evaluates := iteration % every == 0 or last:
                     if validation is not None:
-                        val_loss, accuracy = _validate(model, validation, measure)
+                        val_loss, accuracy = validate(model, validation, measure)
                     elif evaluate:
                         accuracy = _number_of(evaluate(model))
                     if not math.isfinite(val_loss if validation is not None else accuracy if evaluate else 0.0):
@@ -211,7 +211,7 @@ def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> N
     number = rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
     if not (isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf):
         raise ValueError(f"rate must be a number above 0, not {rate!r}")
-    set_lr(optimizer, [float(number) * share for share in _shares(optimizer, keep_ratios)])
+    set_lr(optimizer, [float(number) * share for share in group_shares(optimizer, keep_ratios)])
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         warnings.warn(
             "a scheduler that was made before goes on from its own rates: make it anew for the rate set now",
@@ -219,7 +219,7 @@ def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> N
         )
 
 
-def _check(
+def check_given(
     model: object,
     optimizer: object,
     loss_fn: object,
@@ -228,6 +228,11 @@ def _check(
     evaluate: object,
     validation: object,
 ) -> None:
+    """Refuse what no ramp and no short training can be made with; arguments as for `range_test`.
+
+    Raises:
+        ValueError: a line that says what is wrong.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     _check_rates(optimizer)
@@ -285,7 +290,7 @@ def _check_lengths(iterations: int, evaluate_every: int | None, accumulate: int,
         raise ValueError(f"stop_factor must be above 1, or None, not {stop_factor!r}")
 
 
-def _shares(optimizer: Optimizer, keep: bool) -> list[float]:
+def group_shares(optimizer: Optimizer, keep: bool) -> list[float]:
     """What each group's rate is a multiple of the ramp's, before its `lr_mult`."""
     groups = optimizer.param_groups
     rates = [float(group["lr"]) for group in groups]
@@ -305,19 +310,19 @@ def _set_lr(group: dict, lr: float) -> None:
         group["lr"] = lr
 
 
-def _to(batch: object, device: torch.device) -> object:
+def to_device(batch: object, device: torch.device) -> object:
     """A batch on a device, however its tensors are nested."""
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        parts = [_to(part, device) for part in batch]
+        parts = [to_device(part, device) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
 
 
-def _measure(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor | None, object, object]:
+def measure_batch(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor | None, object, object]:
     """Loss, outputs and target of a batch of inputs and a target."""
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         raise ValueError(
@@ -349,7 +354,7 @@ class _Mean:
         return mean
 
 
-def _backward(losses: Iterable[Tensor | None], count: int, scaler: torch.amp.GradScaler | None) -> float | None:
+def backward(losses: Iterable[Tensor | None], count: int, scaler: torch.amp.GradScaler | None) -> float | None:
     """Accumulate the gradients of the mean of `count` losses, and return the mean of those that there are.
 
     Returns:
@@ -370,7 +375,7 @@ def _backward(losses: Iterable[Tensor | None], count: int, scaler: torch.amp.Gra
     return (total if given == count else total * count / given) if given else None
 
 
-def _step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     if scaler:
         scaler.step(optimizer)
         scaler.update()
@@ -379,7 +384,7 @@ def _step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
 
 
 @torch.no_grad()
-def _validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple[float, float]:
+def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple[float, float]:
     """Mean loss over all batches, and accuracy; NaN where the targets are no classes."""
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
@@ -416,7 +421,7 @@ def _initialise(model: nn.Module, measure: Callable) -> None:
         snapshot.set_modes(modes)
 
 
-def _endless(batches: Iterable, needed: int) -> Iterator:
+def endless(batches: Iterable, needed: int) -> Iterator:
     """The batches again and again, `needed` of them at least."""
     given = 0
     while True:

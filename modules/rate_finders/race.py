@@ -19,15 +19,15 @@ from tqdm import tqdm
 from modules import snapshot
 from modules.range_test import (
     LARGEST_RATE,
-    _backward,
-    _check,
-    _endless,
-    _measure,
-    _shares,
-    _step,
-    _to,
-    _validate,
+    backward,
+    check_given,
+    endless,
+    group_shares,
+    measure_batch,
+    optimizer_step,
     range_test,
+    to_device,
+    validate,
 )
 from modules.schedulers import set_lr
 from modules.statistics import AnalysisError
@@ -81,9 +81,9 @@ class FoundRate:
     Attributes:
         rate: for the whole training: a constant rate, where a line to zero starts, the top of a cycle, or the rate that
             a schedule of your own is made at. Of the parameter group with the largest rate, before any `lr_mult`.
-        low, high: between these the best rate probably lies: on the tasks that the rules were fixed on, nearly always. They
-            are a step of the ladder away, and further by what is unknown of how the best rate falls with a training's
-            length: the shorter the races beside the training, the further.
+        low, high: between these the best rate probably lies: nearly always on the tasks that the rules were fixed on.
+            They are a step of the ladder away, and further by what is unknown of how the best rate falls with a
+            training's length: the shorter the races beside the training, the further.
         tried: a row a race, as it was run: `round`, `iterations`, `rate` (for the whole training), `trained_at` (what
             it was in a race of that length), `val_loss` and `accuracy` at the end; NaN where it diverged, or where the
             targets are no classes.
@@ -176,7 +176,7 @@ def find_rate(
     Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
     paper, 3.3) places. Fixed before any other task was tried.
     """
-    _check(model, optimizer, loss_fn, batches, forward, None, validation)
+    check_given(model, optimizer, loss_fn, batches, forward, None, validation)
     make_scheduler, name = _schedule(schedule)
     budget = _budget(budget, iterations, accumulate)
     if validation is None:
@@ -247,17 +247,17 @@ class _Trials:
         self.batches, self.validation, self.make_scheduler = batches, validation, make_scheduler
         self.accumulate, self.autocast, self.scaler = accumulate, autocast, scaler
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self.shares = _shares(optimizer, keep_ratios)
+        self.shares = group_shares(optimizer, keep_ratios)
         #: Whether steps are divided by the gradient's size.
         self.scaled = any({"betas", "eps"} & group.keys() for group in optimizer.param_groups)
         self.used = snapshot.held(model, optimizer, loss_fn, forward, make_scheduler)
 
     def _measure(self, batch: object) -> tuple[Tensor | None, object, object]:
-        batch = _to(batch, self.device)
+        batch = to_device(batch, self.device)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             if self.forward:
                 return self.forward(self.model, batch), None, None
-            return _measure(self.model, self.loss_fn, batch)
+            return measure_batch(self.model, self.loss_fn, batch)
 
     @contextmanager
     def _traceless(self) -> Iterator[None]:
@@ -273,7 +273,7 @@ class _Trials:
     def untrained(self) -> float:
         """The validation loss of the network as it is."""
         with self._traceless():
-            return _validate(self.model, self.validation, self._measure)[0]
+            return validate(self.model, self.validation, self._measure)[0]
 
     def train(self, rate: float, length: int, done: Callable[[int], object]) -> tuple[float, float]:
         """Validation loss and accuracy after `length` iterations at a rate; NaN where the training diverged.
@@ -289,21 +289,21 @@ class _Trials:
             modes = snapshot.modes(self.model)  # a BatchNorm that was frozen stays so
             set_lr(self.optimizer, [rate * share for share in self.shares])
             scheduler = self.make_scheduler(self.optimizer, length)
-            stream = _endless(self.batches, length * self.accumulate)
+            stream = endless(self.batches, length * self.accumulate)
             losses: list[float] = []
             lost = False  # whether the last loss was not finite
             for iteration in range(length):
                 snapshot.set_modes(modes)
                 self.optimizer.zero_grad()
                 given = (self._measure(next(stream))[0] for _ in range(self.accumulate))
-                loss = _backward(given, self.accumulate, self.scaler)
+                loss = backward(given, self.accumulate, self.scaler)
                 done(1)
                 if loss is not None and not math.isfinite(loss):
                     if lost:  # a single batch may be at fault, not two in a row
                         return math.nan, math.nan
                     lost = True
                 elif loss is not None:
-                    _step(self.optimizer, self.scaler)
+                    optimizer_step(self.optimizer, self.scaler)
                     losses.append(loss)
                     lost = False
                     if losses[0] > 0 and len(losses) > 3 and sum(losses[-3:]) > 3 * HOPELESS * losses[0]:
@@ -311,7 +311,7 @@ class _Trials:
                 if iteration < length - 1:  # some schedulers refuse a step beyond their end
                     with _no_complaint() if iteration == 0 else nullcontext():
                         scheduler.step()
-            val_loss, accuracy = _validate(self.model, self.validation, self._measure)
+            val_loss, accuracy = validate(self.model, self.validation, self._measure)
             return (val_loss, accuracy) if math.isfinite(val_loss) else (math.nan, math.nan)
 
 
