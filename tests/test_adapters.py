@@ -10,22 +10,17 @@ README = (Path(__file__).resolve().parents[1] / "modules" / "README.md").read_te
 
 
 def adapter(name):
-    """A function from README's code, and the number of lines it takes."""
+    """A function from README's code."""
     code = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if f"def {name}" in code)
     namespace = {}
     exec(code, namespace)
-    return namespace[name], len([line for line in code.splitlines() if line.strip()])
+    return namespace[name]
 
 
 def points(count=200):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(count, 8, generator=generator)
     return inputs, (inputs @ torch.randn(8, 3, generator=generator)).argmax(1)
-
-
-@pytest.mark.parametrize("name", ["lightning_range_test", "trainer_range_test"])
-def test_an_adapter_has_twenty_lines(name):
-    assert adapter(name)[1] <= 20
 
 
 @pytest.mark.parametrize("shape", ["optimizer", "dict", "lists"])
@@ -51,7 +46,7 @@ def test_a_lightning_module_trains_by_its_own_step(shape):
     module = Module()
     before = module.linear.weight.tolist()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*points()), batch_size=20)
-    curve = adapter("lightning_range_test")[0](module, loader, iterations=100)
+    curve = adapter("lightning_range_test")(module, loader, iterations=100)
     assert curve.train_loss.min() < 0.7 * curve.train_loss.iloc[0]
     assert module.linear.weight.tolist() == before
 
@@ -69,7 +64,7 @@ def test_a_step_that_returns_none_skips_its_batch(found):
             return [torch.optim.SGD(self.parameters(), lr=0.1)]
 
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*points()), batch_size=20)
-    curve = adapter("lightning_range_test")[0](Module(8, 3), loader, iterations=20)
+    curve = adapter("lightning_range_test")(Module(8, 3), loader, iterations=20)
     skipped = [int(labels[0]) == 0 for _, labels in loader]
     assert 0 < sum(skipped) < len(skipped)
     assert curve.train_loss.isna().tolist() == 2 * skipped
@@ -91,7 +86,7 @@ def test_a_trainer_of_transformers_trains_by_its_own_loss(tmp_path):
     )
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    curve = adapter("trainer_range_test")[0](trainer, iterations=60, max_lr=1.0)
+    curve = adapter("trainer_range_test")(trainer, iterations=60, max_lr=1.0)
     assert curve.train_loss.min() < 0.9 * curve.train_loss.iloc[0]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert trainer.optimizer is None

@@ -10,7 +10,7 @@ import weakref
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
+from toys import failures
 
 from modules import schedulers as ours
 from modules.describe import describe
@@ -63,9 +64,7 @@ def steps(optimizer, scheduler, count):
     return np.array(rates)
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of a chain
-@pytest.mark.parametrize("name", WHOLE)
-def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_middle(name):
+def check_rates(name):
     optimizer = fresh_optimizer()
     scheduler = WHOLE[name](optimizer)
     for iterations in (12, 5):
@@ -79,10 +78,13 @@ def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_mid
         assert [*found.table["highest"]] == [*expected.max(axis=0)]
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize("done", [0, 3])
-@pytest.mark.parametrize("name", WHOLE)
-def test_what_is_yours_stays_as_it_was(name, done):
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of a chain
+def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_middle():
+    assert failures(check_rates, WHOLE) == {}
+
+
+def check_nothing_changes(case):
+    name, done = case
     optimizer = torch.optim.SGD(fresh_optimizer().param_groups, lr=0.02, momentum=0.9)
     scheduler = WHOLE[name](optimizer)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
@@ -113,6 +115,11 @@ def test_what_is_yours_stays_as_it_was(name, done):
     assert [id(x) for x in now] == [id(x) for x in held]
     assert weakref.getweakrefcount(optimizer) == references
     assert text
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_what_is_yours_stays_as_it_was():
+    assert failures(check_nothing_changes, product(WHOLE, (0, 3))) == {}
 
 
 def test_a_description_holds_on_to_nothing_of_yours():

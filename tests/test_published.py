@@ -3,6 +3,7 @@
 import importlib
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -12,6 +13,7 @@ import pytest
 
 from modules.checks import RunError
 from modules.data import datasets
+from modules.report import tables
 from modules.runs import parallel
 from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
@@ -126,3 +128,72 @@ def test_a_checkout_changes_no_bytes():
     if found.returncode:
         pytest.skip("this is no git checkout")
     assert found.stdout.splitlines() == [f"{file}: text: unset" for file in files]
+
+
+PUBLISHED = ROOT / "results" / "published"
+#: The arms whose variance is pooled where a table's method says so, by the study's name.
+POOLED = {"cifar10-jpeg": "policies", "cifar10-jpeg-quick": "caffe-quick", "fashion-mnist": "fashion-mnist"}
+
+
+def arms_table(folder, table):
+    """What the runs of an experiment give in place of its table."""
+    runs = tables.read_runs(folder)
+    made = [tables.by_policy(runs, (quantity,)) for quantity in BY_POLICY if quantity in set(table.quantity)]
+    keys = {name: key for key, name in tables.METHODS.items()}
+    for row in table[table.quantity == "final_accuracy_difference"].itertuples():
+        pooled = ()
+        if row.method == "pooled":
+            study = parameters.read_study(POOLED[folder.parent.name])["notebooks"]["05_policies"]
+            pooled = tables.pooled_arms(study["compare"])
+        found = tables.final_difference(runs, *row.policy.split(" - "), keys.get(row.method, "welch"), pooled)
+        made.append(tables.table_of([found]))
+    return pd.concat(made, ignore_index=True)
+
+
+BY_POLICY = ("iterations", "final_accuracy", "best_accuracy", "seconds")
+NUMBERS = ["runs", "diverged", "value", "std", "error", "df", "low", "high"]
+
+
+def test_published_tables_are_what_their_runs_give():
+    """Accuracies, differences, curves and bounds, each from the packed runs; what a text quotes has its own test."""
+    wrong, checked = [], 0
+    for path in sorted(PUBLISHED.glob("*/tables/*.csv")):
+        results, table = path.parents[1], pd.read_csv(path)
+        if complete_runs(folder := results / path.stem) and "quantity" in table and "policy" in table:
+            if path.stem.startswith(("tournament", "bfloat16")):
+                continue  # of arms that are not called as their runs are, and of two experiments
+            known = table[table.quantity.isin([*BY_POLICY, "final_accuracy_difference"])]
+            expected = arms_table(folder, known)
+            keys = ["quantity", "policy"]
+            both = known.merge(expected, on=keys, suffixes=("", "_made"))
+            checked += len(both)
+            if len(both) != len(known):
+                wrong.append(f"{path}: other rows")
+            for name in NUMBERS:
+                made = both[f"{name}_made"].astype(float)
+                same = np.isclose(both[name].astype(float), made, rtol=1e-9, atol=1e-12, equal_nan=True)
+                wrong += [f"{path}: {name} of {' '.join(row)}" for row in both[keys][~same].to_numpy()]
+        elif path.stem in CURVES:
+            made = CURVES[path.stem](results)
+            checked += len(table)
+            numbers = [frame.select_dtypes("number").to_numpy() for frame in (table[made.columns], made)]
+            if not np.allclose(*numbers, rtol=1e-9, equal_nan=True):
+                wrong.append(str(path))
+    assert wrong == []
+    assert checked > 1500
+
+
+@cache
+def bounds(results):
+    runs = tables.read_runs(results / "range_test")
+    exponential = complete_runs(results / "range_test")[0].read()[1]["spec"]["policy"].get("ramp") == "exponential"
+    return tables.bounds_table(runs, exponential)
+
+
+CURVES = {
+    "mean_accuracy": lambda results: tables.mean_curves(tables.read_runs(results / "headline")),
+    "policies_curves": lambda results: tables.mean_curves(tables.read_runs(results / "policies")),
+    "policies_range_test": lambda results: tables.range_test_curve(tables.read_runs(results / "policies_range_test")),
+    "range_test_curve": lambda results: bounds(results)[0],
+    "range_test_bounds": lambda results: bounds(results)[1],
+}

@@ -72,7 +72,13 @@ def seen(optimizer) -> list:
     return [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
 
 
-def assert_resumes_bit_for_bit(compose, makers):
+def resume_fails(compose, makers) -> str | None:
+    """Where a scheduler that is stopped and resumed is not the one without a stop; None when it is the same everywhere.
+
+    Args:
+        compose: makes it of an optimizer and `makers`.
+        makers: of its parts, each called with the optimizer.
+    """
     optimizer = fresh_optimizer()
     scheduler = compose(optimizer, makers)
     trace, last, saved = [], [], {}
@@ -83,56 +89,59 @@ def assert_resumes_bit_for_bit(compose, makers):
         last.append(scheduler.get_last_lr())
         optimizer.step()
         scheduler.step()
-    assert all(math.isfinite(lr) for rows in trace for lr, _ in rows)
+    if not all(math.isfinite(lr) for rows in trace for lr, _ in rows):
+        return f"rates are not finite: {trace}"
     for stop, order in product(STOPS, permutations(("optimizer", "scheduler"))):
         again = {"optimizer": fresh_optimizer()}
         again["scheduler"] = compose(again["optimizer"], makers)
         for name in order:
             again[name].load_state_dict(through_disk(saved[stop][name]))
+        where = f"stopped at {stop}, {order[0]} loaded first"
         for t in range(stop, END):
-            where = f"stopped at {stop}, {order[0]} loaded first, iteration {t}"
-            assert seen(again["optimizer"]) == trace[t], where
-            assert again["scheduler"].get_last_lr() == last[t], where
+            if seen(again["optimizer"]) != trace[t] or again["scheduler"].get_last_lr() != last[t]:
+                return f"{where}: other rates at iteration {t}"
             again["optimizer"].step()
             again["scheduler"].step()
-        assert again["scheduler"].state_dict() == scheduler.state_dict(), f"stopped at {stop}, {order[0]} first"
+        if again["scheduler"].state_dict() != scheduler.state_dict():
+            return f"{where}: another state at the end"
+    return None
 
 
-PAIRS = list(product(ALL, ALL))
+def failures(compose, combinations) -> dict:
+    """Which combinations of schedulers, by their names, do not resume bit for bit, and where."""
+    found = {names: resume_fails(compose, [ALL[name] for name in names]) for names in combinations}
+    return {names: why for names, why in found.items() if why}
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_a_sequence_resumes_bit_for_bit(first, second):
-    assert_resumes_bit_for_bit(in_sequence, [ALL[first], ALL[second]])
+PAIRS, SINGLE = list(product(ALL, ALL)), [(name,) for name in ALL]
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_a_chain_resumes_bit_for_bit(first, second):
-    assert_resumes_bit_for_bit(beside, [ALL[first], ALL[second]])
+def test_a_sequence_resumes_bit_for_bit():
+    assert failures(in_sequence, PAIRS) == {}
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_scheduler_alone_resumes_bit_for_bit(name):
-    assert_resumes_bit_for_bit(lambda optimizer, makers: makers[0](optimizer), [ALL[name]])
+def test_a_chain_resumes_bit_for_bit():
+    assert failures(beside, PAIRS) == {}
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_an_annealed_scheduler_resumes_bit_for_bit(name):
-    assert_resumes_bit_for_bit(lambda optimizer, makers: ours.Annealed(makers[0](optimizer), 3, 9), [ALL[name]])
+def test_a_scheduler_alone_resumes_bit_for_bit():
+    assert failures(lambda optimizer, makers: makers[0](optimizer), SINGLE) == {}
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_scheduler_with_a_climb_and_a_drop_resumes_bit_for_bit(name):
+def test_an_annealed_scheduler_resumes_bit_for_bit():
+    assert failures(lambda optimizer, makers: ours.Annealed(makers[0](optimizer), 3, 9), SINGLE) == {}
+
+
+def test_a_scheduler_with_a_climb_and_a_drop_resumes_bit_for_bit():
     def climb_and_drop(optimizer, makers):
         return ours.Annealed(ours.WarmedUp(makers[0](optimizer), 4), 3, 9)
 
-    assert_resumes_bit_for_bit(climb_and_drop, [ALL[name]])
+    assert failures(climb_and_drop, SINGLE) == {}
 
 
-@pytest.mark.parametrize("compose", [in_sequence, beside])
-def test_three_schedulers_resume_bit_for_bit(compose):
-    for names in (("LinearLR", "triangular", "fixed"), ("triangular2", "exponential", "exp_range")):
-        assert_resumes_bit_for_bit(compose, [ALL[name] for name in names])
+def test_three_schedulers_resume_bit_for_bit():
+    threes = [("LinearLR", "triangular", "fixed"), ("triangular2", "exponential", "exp_range")]
+    assert failures(in_sequence, threes) == failures(beside, threes) == {}
 
 
 def warm_chain(*names):
@@ -141,14 +150,14 @@ def warm_chain(*names):
 
 # torch warns of its own first step here, whatever stands in the chain.
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize("names", [("triangular", "LinearLR"), ("ConstantLR", "exponential")])
-def test_a_sequence_that_starts_with_a_chain_resumes_bit_for_bit(names):
-    assert_resumes_bit_for_bit(in_sequence, [warm_chain(*names), ALL["exp_range"]])
+def test_a_sequence_that_starts_with_a_chain_resumes_bit_for_bit():
+    for names in (("triangular", "LinearLR"), ("ConstantLR", "exponential")):
+        assert resume_fails(in_sequence, [warm_chain(*names), ALL["exp_range"]]) is None, names
 
 
 @pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="torch's SequentialLR cannot come to a chain")
 def test_a_sequence_that_comes_to_a_chain_resumes_bit_for_bit():
-    assert_resumes_bit_for_bit(in_sequence, [ALL["ExponentialLR"], warm_chain("LinearLR", "ConstantLR")])
+    assert resume_fails(in_sequence, [ALL["ExponentialLR"], warm_chain("LinearLR", "ConstantLR")]) is None
 
 
 @pytest.mark.parametrize("stop", [1, 10])

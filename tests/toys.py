@@ -19,6 +19,17 @@ def make_images(folder, count=4, size=16, classes=("cat", "dog")):
     return folder
 
 
+def failures(check, cases) -> dict:
+    """Which cases a check fails for, and why: one test of a behaviour that names whatever has lost it."""
+    found = {}
+    for case in cases:
+        try:
+            check(case)
+        except Exception as error:
+            found[str(case)] = f"{type(error).__name__}: {error}"
+    return found
+
+
 TRIANGULAR = dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=6)
 FIXED = dict(name="fixed", lr=0.02, milestones=(10, 20))
 
