@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, a_record, small
+from toys import FIXED, a_record, every, small
 
 from modules.checks import RunError
 from modules.report.crossing import best_mean_row, crossing, factor_at, factor_curve, headline, in_words
@@ -157,7 +157,7 @@ def test_headline_in_words():
     assert in_words(headline(pd.concat([SLOW, FAST]))) == (
         "The mean of triangular first reached 60.00 %, the best mean of fixed, after 30 iterations,\n"
         "2.67 [2.67, 2.67] times fewer than that policy was given.\n"
-        "At the end, the two differ by +20.00 points [+20.00, +20.00] (Welch's interval)."
+        "At the end, the two differ by +20.00 points (all runs equal) (Welch's interval)."
     )
     one = headline(pd.concat([SLOW, FAST]).query("seed == 1"))
     assert in_words(one).endswith("differ by +20.00 points; of one run a policy there is no interval.")
@@ -350,7 +350,7 @@ def test_accuracy_on_test_images_comes_from_the_record_where_rows_are_of_others(
     assert (rows["final_accuracy"], rows["best_accuracy"]) == (0.4, 0.5)
 
 
-@pytest.mark.parametrize(
+@every(
     ("compare", "message"),
     [
         (["a"], "two variants of a, b, c are needed, not 'a'"),

@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
-from toys import failures
+from toys import every
 
 from modules import schedulers as ours
 from modules.describe import describe
@@ -64,7 +64,9 @@ def steps(optimizer, scheduler, count):
     return np.array(rates)
 
 
-def check_rates(name):
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of a chain
+@every("name", WHOLE)
+def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_middle(name):
     optimizer = fresh_optimizer()
     scheduler = WHOLE[name](optimizer)
     for iterations in (12, 5):
@@ -78,13 +80,9 @@ def check_rates(name):
         assert [*found.table["highest"]] == [*expected.max(axis=0)]
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of a chain
-def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_middle():
-    assert failures(check_rates, WHOLE) == {}
-
-
-def check_nothing_changes(case):
-    name, done = case
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@every(("name", "done"), product(WHOLE, (0, 3)))
+def test_what_is_yours_stays_as_it_was(name, done):
     optimizer = torch.optim.SGD(fresh_optimizer().param_groups, lr=0.02, momentum=0.9)
     scheduler = WHOLE[name](optimizer)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
@@ -115,11 +113,6 @@ def check_nothing_changes(case):
     assert [id(x) for x in now] == [id(x) for x in held]
     assert weakref.getweakrefcount(optimizer) == references
     assert text
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-def test_what_is_yours_stays_as_it_was():
-    assert failures(check_nothing_changes, product(WHOLE, (0, 3))) == {}
 
 
 def test_a_description_holds_on_to_nothing_of_yours():
@@ -306,7 +299,7 @@ REPORTED = {
 }
 
 
-@pytest.mark.parametrize("name", REPORTED)
+@every("name", REPORTED)
 def test_what_others_reported_is_said(name):
     make, iterations, expected = REPORTED[name]
     optimizer = alone()
@@ -316,7 +309,7 @@ def test_what_others_reported_is_said(name):
         assert re.search(pattern, said)
 
 
-@pytest.mark.parametrize(
+@every(
     ("make", "iterations"),
     [
         (lambda o: OneCycleLR(o, 0.1, total_steps=100), 100),
@@ -410,7 +403,7 @@ def test_phases_cover_the_run_and_go_where_they_say(rates):
         assert phase.what not in ("jumps up", "drops") or phase.stop == phase.start + 1
 
 
-@pytest.mark.parametrize(
+@every(
     ("make", "iterations", "expected"),
     [
         (lambda o: MultiStepLR(o, [4, 8]), 11, "stays, drops, stays, drops, stays"),

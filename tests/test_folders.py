@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toys import make_images
+from toys import every, make_images
 
 from modules.data.datasets import load
 from modules.data.folders import PART_NAMES, SAYS_NOTHING, find_images
@@ -47,7 +47,7 @@ def outcome(folder):
     return sorted(found.files), found.classes, found.held_out
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "expected"),
     [
         (("train", "test"), ["train", "test"]),
@@ -108,7 +108,7 @@ def test_folders_that_hold_the_same_folders_are_never_classes_whatever_they_are_
         assert found[1] == CLASSES if isinstance(found, tuple) else found.isprintable()
 
 
-@pytest.mark.parametrize(
+@every(
     ("places", "message"),
     [
         (["train_cats", "train_dogs", "test_cats", "test_dogs"], "look like parts of a data set: name them train and"),
@@ -139,7 +139,7 @@ def test_folders_that_are_no_classes_are_refused_with_what_to_do(tmp_path, place
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@every(
     "classes",
     [
         ("exam", "test"),
@@ -197,7 +197,7 @@ def test_endings_that_are_not_taken_are_named(tmp_path):
         find_images(folder)
 
 
-@pytest.mark.parametrize("target", [".", "..", "../..", "../../test", "../dog", "../../test/cat", "itself"])
+@every("target", [".", "..", "../..", "../../test", "../dog", "../../test/cat", "itself"])
 def test_links_back_into_the_data_set_add_no_image(tmp_path, target):
     folder = parts(tmp_path / "data", "train", "test")
     for name in ("one", "two"):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, a_record, small
+from toys import FIXED, a_record, every, small
 
 from modules.report import notes, quoted
 from modules.report.formatting import known
@@ -80,7 +80,7 @@ def test_runs_of_others_are_an_arm_like_any(results, arms):
     assert notes.difference(arms["slow"], theirs)["value"] == pytest.approx(0.44 - 0.52)
 
 
-@pytest.mark.parametrize(
+@every(
     ("find", "value"),
     [
         (lambda slow, fast, third: notes.lowest_run(slow.at(5)), 0.10),

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from toys import every
 
 from modules.data import pictures
 from modules.data.pictures import DataError, read_pictures
@@ -62,8 +63,8 @@ def drawing(mode):
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-@pytest.mark.parametrize("size", [None, 16])
-@pytest.mark.parametrize(
+@every("size", [None, 16])
+@every(
     ("mode", "suffix"),
     [("LA", "png"), ("RGBA", "png"), ("P", "png"), ("L", "png"), ("RGB", "png"), ("RGBA", "webp")],
 )
@@ -87,8 +88,8 @@ def test_half_transparent_is_half_way_to_white_and_opaque_is_as_it_was(tmp_path)
     assert set(np.unique(read(tmp_path / "half.png"))) == {127}
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
+@every("channels", [1, 3])
+@every(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
 def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak, channels):
     values = np.linspace(0, peak, 256).reshape(16, 16).round().astype(np.uint16)
     dark = values // 2

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from toys import every
 
 from modules.checks import RunError
 from modules.rate_finders import regret
@@ -90,7 +91,7 @@ def test_a_ramp_s_rates_are_those_it_was_trained_with(trained):
     assert values[: len(run)] == pytest.approx(run.train_loss.to_numpy())
 
 
-@pytest.mark.parametrize(
+@every(
     ("entries", "message"),
     [
         ([], "a list of tasks is needed"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from toys import every
 
 from modules.range_test import best_rate, suggest_bounds
 from modules.rate_finders.rules import (
@@ -48,7 +49,7 @@ def curve(of, seed):
     return lr, accuracy + np.random.default_rng(seed).normal(0, 0.01, len(lr))
 
 
-@pytest.mark.parametrize("name", RULES)
+@every("name", RULES)
 def test_every_rule_gives_a_rate_of_the_ramp_or_no_answer(name):
     rule = RULES[name]
     lr, values = curve(rule.of, 0)
@@ -58,7 +59,7 @@ def test_every_rule_gives_a_rate_of_the_ramp_or_no_answer(name):
         assert np.isnan(rate) or lr[0] / 10 <= rate <= lr[-1]
 
 
-@pytest.mark.parametrize("name", RULES)
+@every("name", RULES)
 def test_a_ramp_ten_times_higher_gives_a_rate_ten_times_higher(name):
     lr, values = curve(RULES[name].of, 1)
     assert RULES[name](10 * lr, values) == pytest.approx(10 * RULES[name](lr, values))
@@ -173,7 +174,7 @@ NOTHING_LEARNT = {
 }
 
 
-@pytest.mark.parametrize("kind", NOTHING_LEARNT)
+@every("kind", NOTHING_LEARNT)
 def test_a_curve_that_teaches_nothing_is_refused_with_what_to_do(kind):
     made, message = NOTHING_LEARNT[kind]
     for seed in range(20):
@@ -181,7 +182,7 @@ def test_a_curve_that_teaches_nothing_is_refused_with_what_to_do(kind):
             suggest_rate(LR, made(seed), "linear")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@every("seed", range(20))
 def test_a_loss_that_falls_and_then_stays_has_its_least_anywhere(seed):
     loss = np.interp(np.arange(POINTS), [0, 200, 300], [2, 2, 1]) + 0.05 * np.random.default_rng(seed).normal(
         size=POINTS
@@ -198,7 +199,7 @@ def test_no_rate_below_the_ramp_is_suggested():
         suggest_rate(LR, early, "constant")
 
 
-@pytest.mark.parametrize("seed", range(10))
+@every("seed", range(10))
 def test_a_fall_of_three_times_the_noise_of_an_iteration_is_read(seed):
     """As with batches of a few images; means of twenty iterations tell it from the noise."""
     noise = np.random.default_rng(seed).normal(size=POINTS)
@@ -208,7 +209,7 @@ def test_a_fall_of_three_times_the_noise_of_an_iteration_is_read(seed):
     assert rates[0] == pytest.approx(LR[345] / 5, rel=0.6)
 
 
-@pytest.mark.parametrize("points", [1, 2, 5, 20, 50, 99])
+@every("points", [1, 2, 5, 20, 50, 99])
 def test_a_ramp_that_is_too_short_is_refused(points):
     lr = np.geomspace(1e-6, 10, points)
     with pytest.raises(AnalysisError, match=f"100 iterations or more is needed, each with its row, not {points} rows"):
@@ -297,8 +298,8 @@ def test_successive_halving_keeps_the_lowest_loss_and_drops_what_diverged():
 SEEDS = range(12)
 
 
-@pytest.mark.parametrize("ended", [False, True])
-@pytest.mark.parametrize("name", ["valley", "slide", "steep", "minimum"])
+@every("ended", [False, True])
+@every("name", ["valley", "slide", "steep", "minimum"])
 def test_fastai_s_rules_are_fastai_s(name, ended):
     """Their ramp is replayed through their own callbacks' arithmetic: recorder, stop and trimming."""
     schedule = pytest.importorskip("fastai.callback.schedule")

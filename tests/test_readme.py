@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from toys import make_images
+from toys import every, make_images
 
 from modules.study import design, documents, parameters
 from modules.study.parameters import PUBLISHED
@@ -21,11 +21,9 @@ TEXTS = sorted(
 )
 
 
-def test_readme_begins_with_its_commands_and_a_picture():
-    first = README.splitlines()[:40]
-    assert any(line.startswith("    make reproduce") for line in first)
-    assert any(line.startswith("    make test") for line in first)
-    assert any(line.startswith("![") for line in first)
+def test_readme_has_its_commands_and_a_picture():
+    for begin in ("    make reproduce", "    make test", "!["):
+        assert any(line.startswith(begin) for line in README.splitlines()), begin
 
 
 @pytest.mark.filterwarnings("ignore:a scheduler that was made before")  # by the snippet before: one optimizer for all
@@ -133,7 +131,7 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
     assert "+3.08 points" in documents.filled(gap)
 
 
-@pytest.mark.parametrize(
+@every(
     ("old", "new", "message"),
     [
         ("cifar10-jpeg/", "nosuch/", "results/published/nosuch/tables/headline.csv, which does not exist"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import rates, sgd
+from toys import every, rates, sgd
 
 from modules.schedulers import SCALE_FUNCTIONS, CyclicLR, RangeTestLR, decay, exponential, fixed, set_lr
 
@@ -166,7 +166,7 @@ def test_a_group_added_midway_to_bounds_of_groups_needs_bounds_of_its_own():
     assert rates(scheduler, 3, group=1) == [0.5, 0.625, 0.75]
 
 
-@pytest.mark.parametrize(
+@every(
     "make",
     [
         CyclicLR,
@@ -306,7 +306,7 @@ def test_reset_starts_a_new_first_cycle_and_history_goes_on():
     assert scheduler.history["lr"] == pytest.approx(first + second)
 
 
-@pytest.mark.parametrize(
+@every(
     ("arguments", "message"),
     [
         (dict(base_lr=0.02, max_lr=0.01), "base_lr=0.02, max_lr=0.01"),

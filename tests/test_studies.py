@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from toys import failures
+from toys import every
 
 from modules.study import design, parameters
 
@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
-def check_parameters_are_commented(name):
+@every("name", NOTEBOOKS)
+def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
     path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
@@ -25,11 +26,9 @@ def check_parameters_are_commented(name):
         assert len(parameter["help"]) >= 10, parameter
 
 
-def test_source_notebooks_have_no_outputs_and_comment_every_parameter():
-    assert failures(check_parameters_are_commented, NOTEBOOKS) == {}
-
-
-def check_imports(name):
+@every("name", NOTEBOOKS)
+def test_what_a_notebook_imports_exists(name):
+    """Long before the notebook gets there."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     for cell in notebook.cells:
         for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
@@ -39,12 +38,8 @@ def check_imports(name):
                         importlib.import_module(f"{node.module}.{one.name}")
 
 
-def test_what_a_notebook_imports_exists():
-    """Long before the notebook gets there."""
-    assert failures(check_imports, NOTEBOOKS) == {}
-
-
-def check_design(name):
+@every("name", NOTEBOOKS)
+def test_a_notebook_has_a_design_that_holds_its_parameters_to_their_types(name):
     assert len([cell for cell in design.code_cells(name) if "design" in cell.tags]) == 1
     for key, parameter in design.declared(name).items():
         assert design.typed(key, parameter, parameter.default) == parameter.default
@@ -53,29 +48,20 @@ def check_design(name):
         design.build(name, {key: object()})
 
 
-def test_a_notebook_has_a_design_that_holds_its_parameters_to_their_types():
-    assert failures(check_design, NOTEBOOKS) == {}
-
-
-def check_papermill(name):
+@every("name", NOTEBOOKS)
+def test_papermill_reads_the_parameters_that_a_design_is_held_to(name):
+    """It warns of parameters that it does not find, and lists them."""
     assert set(papermill.inspect_notebook(f"{ROOT}/notebooks/{name}.ipynb")) == set(design.declared(name))
 
 
-def test_papermill_reads_the_parameters_that_a_design_is_held_to():
-    """It warns of parameters that it does not find, and lists them."""
-    assert failures(check_papermill, NOTEBOOKS) == {}
-
-
-def check_lines(name):
+@every("name", NOTEBOOKS)
+def test_no_line_of_code_is_longer_than_a_readers_screen(name):
     lines = [line for cell in design.code_cells(name) for line in cell.code.splitlines()]
     assert [line for line in lines if len(line) > 100] == []
 
 
-def test_no_line_of_code_is_longer_than_a_readers_screen():
-    assert failures(check_lines, NOTEBOOKS) == {}
-
-
-def check_copy(name):
+@every("name", NOTEBOOKS)
+def test_a_source_notebook_leads_to_an_executed_copy(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
     if copy.startswith("No executed copy is published yet"):
@@ -84,10 +70,6 @@ def check_copy(name):
     (path,) = re.findall(r"\]\((\.\./[^)]+\.ipynb)\)", copy)
     assert Path(path).stem == name
     assert (ROOT / "notebooks" / path).exists()
-
-
-def test_a_source_notebook_leads_to_an_executed_copy():
-    assert failures(check_copy, NOTEBOOKS) == {}
 
 
 def test_every_study_is_whole_and_known_to_its_notebooks():
@@ -100,7 +82,7 @@ def test_every_study_is_whole_and_known_to_its_notebooks():
     assert {notebook.partition("-")[0] for notebook in both} == set(NOTEBOOKS)
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "kinds", "result"),
     [
         ("None", ("str", "None"), None),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_datasets import photographs
-from toys import rates, sgd
+from toys import every, rates, sgd
 
 from modules.checks import RunError
 from modules.data.datasets import DataError
@@ -184,7 +184,7 @@ def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp
     assert {run.iterations for run in asked(tmp_path, **given, epochs=7)[1](RATES)} == {7}
 
 
-@pytest.mark.parametrize(
+@every(
     ("options", "message"),
     [
         (dict(image_size=32), "image_size=32: of the data set images only, not of 'digits'"),
