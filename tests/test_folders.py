@@ -283,3 +283,21 @@ def test_two_parts_of_one_kind_in_capitals_are_refused(tmp_path):
     except FileExistsError:
         pytest.skip("this file system does not tell capitals")
     assert "TRAIN, train are all named as train images" in outcome(folder)
+
+
+def test_files_of_the_same_names_are_said_where_a_part_is_held_out_too(tmp_path):
+    for place in ("scans", "masks"):
+        (tmp_path / place).mkdir()
+        for letter in "abcdefghijkl":
+            (tmp_path / place / f"s{letter}.png").touch()
+    found = find_images(tmp_path)
+    assert found.held_out
+    assert any("files of the same names, such as sa" in note for note in found.notes)
+
+
+@every("place", [("train/birds",), ("test",), ("train/cat/more",)])
+def test_a_link_to_what_is_not_there_is_refused_by_name(tmp_path, place):
+    parts(tmp_path, "train")
+    (tmp_path / place[0]).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=f"{place[0]}.* is a link to what is not there"):
+        find_images(tmp_path)

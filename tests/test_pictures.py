@@ -103,6 +103,13 @@ def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak
     assert said == (expected if bits < 16 else None)
 
 
+def test_pictures_of_different_depths_in_16_bits_are_said(tmp_path):
+    image = np.arange(256).reshape(16, 16)
+    paths = [deep_png(image * 16, tmp_path / "12.png"), deep_png(image * 257, tmp_path / "16.png")]
+    said = read_pictures(paths, None)[1]
+    assert "they are read as 16 bits, one that has none above 4080 too: are there pictures of different depths?" in said
+
+
 def test_16_bits_that_are_transparent_and_32_are_refused_in_a_line(tmp_path):
     values = np.full((16, 16, 4), 2**16 - 1)
     assert (read(deep_png(values, tmp_path / "opaque.png")) == 255).all()

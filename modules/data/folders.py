@@ -167,11 +167,12 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
                 # Time of change and inode too: files that are exchanged keep size and time of their content.
                 numbers = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
                 digest.update(os.fsencode(f"{part} {label} {str(path).removeprefix(str(data_dir))} {numbers}\n"))
+    paired = _paired([path for path, _ in files["train"]], places["train"], classes)  # before any are held out
     held_out = "test" not in files
     if held_out:
         _hold_out(files, classes, places["train"])
     notes = []
-    if name := _paired([path for path, _ in files["train"]], places["train"], classes):
+    if name := paired:
         notes.append(
             f"Every class holds files of the same names, such as {name}: do they belong together, as masks do?"
         )
@@ -194,7 +195,10 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    entries = list(os.scandir(folder))
+    if lost := sorted(each.name for each in entries if not _is_image(each.name) and _leads_nowhere(Path(each.path))):
+        raise DataError(f"{shown(folder / lost[0])} is a link to what is not there: mend it, or take it away")
+    names = (entry.name for entry in entries if entry.is_dir())
     return tuple(sorted(name for name in names if not name.startswith(".") and name != NOT_A_CLASS))
 
 
@@ -361,6 +365,17 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
+def _leads_nowhere(path: Path) -> bool:
+    """Whether it is a link to what is not there; one that leads to itself adds nothing and lacks nothing."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return path.is_symlink()
+    except OSError:
+        return False
+    return False
+
+
 def _id(path: Path) -> _Id:
     status = path.stat()
     return status.st_dev, status.st_ino
@@ -406,7 +421,9 @@ def _images_below(folder: Path, roots: set[_Id]) -> _Below:
                 seen.add(identity)
                 found.images.append((path, status))
         for name in names:
-            if not (_is_image(name) or name.startswith(".")):
+            if not _is_image(name) and _leads_nowhere(Path(place, name)):
+                problems.append((Path(place, name), "is a link to what is not there"))
+            elif not (_is_image(name) or name.startswith(".")):
                 found.others[shown(Path(name).suffix.lower()) or "without an ending"] += 1
         enter = []
         for name in sorted(name for name in below if not (name.startswith(".") or _is_image(name))):

@@ -21,6 +21,7 @@ RESIZED = "with image_size=64, or as the data set images-64, every image is resi
 #: What is decoded, whatever a file's name ends in. Pillow would start other programs for some of the rest.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 BITS = (8, 10, 12, 14, 16)  # of a value that is stored in 16
+MIXED = 8  # times the largest value of one picture, in another: of the same depth they would hardly be
 
 
 class DataError(ValueError):
@@ -99,8 +100,11 @@ def read_pictures(paths: Sequence[Path], size: int | None) -> tuple[list[np.ndar
         bits = next(bits for bits in BITS if peak < 2**bits)
         for number in deep:
             found[number] = _pixels(paths[number], size, 2**bits - 1)
+    least = min(deep.values(), default=0)  # of the largest values
     said = f"{len(deep)} pictures of 16 bits a channel have values up to {peak}: they are read as {bits} bits"
-    return found, said if deep and bits < 16 else None
+    if mixed := least * MIXED <= peak:
+        said += f", one that has none above {least} too: are there pictures of different depths?"
+    return found, said if deep and (bits < 16 or mixed) else None
 
 
 @contextmanager

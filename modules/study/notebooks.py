@@ -40,12 +40,16 @@ def one_kernel() -> Iterator[AsyncKernelManager]:
         StudyError: it cannot be started.
     """
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
+    # This checkout goes before any that PYTHONPATH names: a kernel does not look into its folder first, as -m does.
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as profile:  # in place of the user's, whose start-up files would be run
         try:
             # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error
             # when Ctrl-C ends them.
             run_sync(manager.start_kernel)(
-                extra_arguments=["--IPKernelApp.log_level=50"], env={**os.environ, "IPYTHONDIR": profile}
+                extra_arguments=["--IPKernelApp.log_level=50"],
+                env={**os.environ, "IPYTHONDIR": profile, "PYTHONPATH": path},
             )
         except (OSError, RuntimeError) as error:
             raise StudyError(f"no kernel can be started: {first_line(error)}") from error
