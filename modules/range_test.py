@@ -150,7 +150,7 @@ def range_test(
                     _set_lr(group, lr * ratio)
                 snapshot.set_modes(modes)
                 optimizer.zero_grad()
-                loss = backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler)
+                loss = backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler, model)
                 trained, skipped = trained or loss is not None, skipped or loss is None
                 if loss is None:  # no divergence: the batch is passed over
                     pass
@@ -354,13 +354,19 @@ class _Mean:
         return mean
 
 
-def backward(losses: Iterable[Tensor | None], count: int, scaler: torch.amp.GradScaler | None) -> float | None:
+def backward(
+    losses: Iterable[Tensor | None], count: int, scaler: torch.amp.GradScaler | None, model: nn.Module
+) -> float | None:
     """Accumulate the gradients of the mean of `count` losses, and return the mean of those that there are.
+
+    Where one is not finite, the model's buffers are as they were before: one bad batch would leave running statistics
+    that are no numbers, and every evaluation from then on would look diverged.
 
     Returns:
         NaN as soon as one is not finite; None where there is none.
     """
     total, given = 0.0, 0
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for loss in losses:
         if loss is None:
             continue
@@ -368,6 +374,9 @@ def backward(losses: Iterable[Tensor | None], count: int, scaler: torch.amp.Grad
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be a tensor of one number, not {what}")
         if not loss.isfinite():
+            with torch.no_grad():
+                for buffer, content in before:
+                    buffer.copy_(content)
             return math.nan
         mean = loss / count if count > 1 else loss
         (scaler.scale(mean) if scaler else mean).backward()

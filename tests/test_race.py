@@ -319,6 +319,22 @@ def test_neither_an_edge_nor_a_race_is_no_answer():
         Toy(scale=1e-6).find(300, budget=60)
 
 
+@pytest.mark.parametrize("rate", ["its own", "the optimizer's"])
+def test_a_schedule_that_sets_rates_of_its_own_is_refused(rate):
+    """Every race is then the same training, and no rate is better than another."""
+
+    def one_cycle(optimizer, iterations):
+        top = 0.1 if rate == "its own" else [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, top, total_steps=iterations)
+
+    toy = Toy()
+    if rate == "its own":
+        with pytest.raises(AnalysisError, match="the schedule sets rates of its own"):
+            toy.find(1500, schedule=one_cycle)
+    else:
+        assert toy.find(1500, schedule=one_cycle).rate > 0
+
+
 def test_a_loss_that_is_never_finite_is_refused():
     toy = Toy(scale=float("nan"))
     with pytest.raises(AnalysisError, match="the loss is not finite even at the lowest rates"):

@@ -951,6 +951,24 @@ def test_a_single_batch_without_a_finite_loss_is_survived(bad):
     assert table.accuracy.iloc[-1] > 0.8
 
 
+def test_a_batch_that_is_no_number_leaves_no_trace_in_running_statistics():
+    """The forward pass has put it into them before the loss is known."""
+    torch.manual_seed(0)
+    inputs = torch.randn(800, 6)
+    labels = (inputs @ torch.randn(6, 3)).argmax(1)
+    batches = [(inputs[at : at + 20].clone(), labels[at : at + 20]) for at in range(0, 800, 20)]
+    batches[20][0][3, 2] = float("nan")
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    validation = [(inputs[:200], labels[:200])]
+    table = range_test(
+        model, optimizer, CROSS_ENTROPY, batches, min_lr=1e-3, max_lr=0.1, iterations=40, validation=validation
+    )
+    measured = table[table.val_loss.notna()]
+    assert measured.iteration.iloc[-1] == 40
+    assert measured.accuracy.iloc[-1] > 0.5
+
+
 def test_two_lost_iterations_in_a_row_end_the_test_at_the_first():
     """Also where a row ends between the two: it was measured while the run had diverged."""
     model, optimizer, batches, accuracy = problem()

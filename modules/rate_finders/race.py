@@ -296,7 +296,7 @@ class _Trials:
                 snapshot.set_modes(modes)
                 self.optimizer.zero_grad()
                 given = (self._measure(next(stream))[0] for _ in range(self.accumulate))
-                loss = backward(given, self.accumulate, self.scaler)
+                loss = backward(given, self.accumulate, self.scaler, self.model)
                 done(1)
                 if loss is not None and not math.isfinite(loss):
                     if lost:  # a single batch may be at fault, not two in a row
@@ -394,7 +394,16 @@ class _Race:
             ladder = self._following(np.array(ladder), np.array(losses))
 
     def _judge(self, rates: np.ndarray, losses: np.ndarray, length: int) -> None:
-        """Take the round's rate for the answer, if the round tells anything."""
+        """Take the round's rate for the answer, if the round tells anything.
+
+        Raises:
+            AnalysisError: every rate led to the very same loss.
+        """
+        if len(losses) > 1 and np.isfinite(losses).all() and np.ptp(losses) == 0:
+            raise AnalysisError(
+                f"every rate ended at the validation loss {losses[0]:.4g}: the schedule sets rates of its own, "
+                "whatever the optimizer's are (as OneCycleLR does with its max_lr), or the loss does not depend on the weights"
+            )
         self.learnt = bool(np.isfinite(losses).any()) and _below(np.nanmin(losses), self.start_loss)
         if self.learnt:
             self.rate, self.length = lowest_point(rates, losses), length
