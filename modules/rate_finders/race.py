@@ -402,7 +402,7 @@ class _Race:
         if len(losses) > 1 and np.isfinite(losses).all() and np.ptp(losses) == 0:
             raise AnalysisError(
                 f"every rate ended at the validation loss {losses[0]:.4g}: the schedule sets rates of its own, "
-                "whatever the optimizer's are (as OneCycleLR does with its max_lr), or the loss does not depend on the weights"
+                "whatever the optimizer has (OneCycleLR's max_lr does), or the loss does not depend on the weights"
             )
         self.learnt = bool(np.isfinite(losses).any()) and _below(np.nanmin(losses), self.start_loss)
         if self.learnt:
