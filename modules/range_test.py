@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from modules import snapshot
-from modules.schedulers import RangeTestLR, set_lr
+from modules.schedulers import RangeTestLR, separate_rates, set_lr
 from modules.statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
@@ -277,6 +277,7 @@ def _check_rates(optimizer: object) -> None:
         if not (isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)):
             has = f"has lr={lr!r}" if "lr" in group else "has no lr"
             raise ValueError(f"the optimizer's group {index} {has}: a range test needs a rate that it can set")
+    separate_rates(optimizer)
 
 
 def _check_lengths(iterations: int, evaluate_every: int | None, accumulate: int, stop_factor: float | None) -> None:

@@ -76,6 +76,20 @@ def _ordered(low: float, high: float, low_name: str = "base_lr", high_name: str 
 def _check_optimizer(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch optimizer, not {type(optimizer).__name__}")
+    separate_rates(optimizer)
+
+
+def separate_rates(optimizer: Optimizer) -> None:
+    """Give each group a rate of its own, where torch's constructor put one tensor into several.
+
+    Filled for one group, it would change the others' rates, too.
+    """
+    seen = set()
+    for group in optimizer.param_groups:
+        if isinstance(group.get("lr"), Tensor):
+            if id(group["lr"]) in seen:
+                group["lr"] = group["lr"].clone()
+            seen.add(id(group["lr"]))
 
 
 def _filled(old: float | Tensor, value: float) -> float | Tensor:

@@ -357,3 +357,24 @@ def test_bad_arguments_of_the_other_policies():
         fixed(sgd(), 0.1, (8, 6))
     with pytest.raises(ValueError, match="gamma"):
         exponential(sgd(), 0.1, -1)
+
+
+def test_groups_that_share_a_tensor_as_their_rate_get_rates_of_their_own():
+    """torch's constructor puts one tensor into every group; filled for one, it would be the others' rate, too."""
+
+    def optimizer():
+        weights = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr_mult": mult} for mult in (1.0, 0.1)]
+        return torch.optim.SGD(weights, lr=torch.tensor(0.1))
+
+    def now(made):
+        return pytest.approx([float(group["lr"]) for group in made.param_groups])
+
+    made = optimizer()
+    scheduler = CyclicLR(made, 0.01, 0.2, 5)
+    for expected in (scheduler.lr_at(0), scheduler.lr_at(1)):
+        assert now(made) == [expected, expected / 10]
+        made.step()
+        scheduler.step()
+    made = optimizer()
+    set_lr(made, 1.0)
+    assert now(made) == [1.0, 0.1]
