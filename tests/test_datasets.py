@@ -517,3 +517,27 @@ def test_small_digits_are_the_same_images_in_the_same_split():
     assert small_ones.train_images.shape == (1297, 1, 8, 8)
     np.testing.assert_array_equal(small_ones.test_labels, large.test_labels)
     assert np.corrcoef(small_ones.train_images.mean((1, 2, 3)), large.train_images.mean((1, 2, 3)))[0, 1] > 0.99
+
+
+def test_a_text_is_windows_and_what_follows_them_and_no_window_reaches_into_another_part():
+    found = load("text")
+    text = (Path(torch.__file__).parent / "_torch_docs.py").read_bytes().decode("latin-1")
+    parts = {"train": (0, 8), "validation": (8, 9), "test": (9, 10)}
+    for part, (first, last) in parts.items():
+        images, labels = getattr(found, f"{part}_images"), getattr(found, f"{part}_labels")
+        its = text[len(text) * first // 10 : len(text) * last // 10]
+        for number in (0, 1, len(labels) - 1):
+            window = "".join(found.classes[code] for code in images[number].flatten())
+            assert its[8 * number : 8 * number + 65] == window + found.classes[labels[number]]
+
+
+def test_some_classes_of_a_data_set_are_its_images_counted_anew(tmp_path, monkeypatch):
+    whole, some = load("digits"), load("digits-3-5")
+    kept = (whole.train_labels >= 3) & (whole.train_labels <= 5)
+    assert (some.train_images == whole.train_images[kept]).all()
+    assert (some.train_labels == whole.train_labels[kept] - 3).all()
+    assert some.classes == ("3", "4", "5")
+    assert some.label == "digits (scikit-learn), classes 3 to 5"
+    for name in ("digits-5-3", "nothing-0-4", "images-0-4"):
+        with pytest.raises(DataError):
+            load(name, tmp_path)

@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import torch
-from toys import every
+from toys import FIXED, every
 
-from modules.models import build, parameter_groups
+from modules.models import build, parameter_groups, pretrained
 from modules.models.caffe import LocalResponseNorm
 from modules.models.wide_resnet import ACTIVATIONS
-from modules.runs.training import step
+from modules.runs.spec import spec
+from modules.runs.stacked import why_not
+from modules.runs.training import make_optimizer, step
 
 
 @every(
@@ -180,3 +182,47 @@ def test_a_few_steps_of_the_wide_residual_network_lower_its_loss():
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     losses = [step(model, optimizer, images, labels).item() for _ in range(4)]
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_pretrained_network_keeps_its_weights_and_draws_its_last_layer():
+    torch.manual_seed(1)
+    first = build("pretrained", 1, 28, 5)
+    torch.manual_seed(2)
+    second = build("pretrained_head", 1, 28, 5)
+    known = torch.load(pretrained.WEIGHTS, weights_only=True)
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        last = name.startswith("11.")
+        assert torch.equal(a, b) != last
+        assert last or torch.equal(a, known[name])
+        assert a.requires_grad
+        assert b.requires_grad == last
+    with pytest.raises(ValueError, match="28 x 28"):
+        build("pretrained", 3, 32, 5)
+
+
+def test_a_run_trains_what_is_not_frozen_and_nothing_else():
+    run = spec(
+        dataset="fashion-mnist-5-9", model="pretrained_head", seed=1, iterations=2, evaluate_every=2, policy=FIXED
+    )
+    assert "not all of" in why_not(run)  # nor with others, whose trainer would move all
+    network = build("pretrained_head", 1, 28, 5)
+    before = {name: weight.clone() for name, weight in network.named_parameters()}
+    optimizer = make_optimizer(run, network)
+    optimizer.param_groups[0]["lr"] = 0.1
+    step(network, optimizer, torch.rand(4, 1, 28, 28), torch.arange(4))
+    for name, weight in network.named_parameters():
+        assert torch.equal(weight, before[name]) != name.startswith("11.")
+
+
+def test_the_transformer_reads_every_character_of_its_window():
+    torch.manual_seed(0)
+    network = build("transformer", 1, 8, 50).eval()
+    window = torch.randint(0, 50, (1, 1, 8, 8)).float()
+    said = network(window)
+    assert said.shape == (1, 50)
+    for place in range(64):
+        other = window.clone()
+        other.view(-1)[place] = (other.view(-1)[place] + 1) % 50
+        assert not torch.equal(network(other), said)
+    with pytest.raises(ValueError, match="dataset=text"):
+        build("transformer", 3, 32, 10)

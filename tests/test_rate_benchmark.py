@@ -1,49 +1,49 @@
-"""The benchmark's runs: what is trained for a task, and how it is read again."""
+"""The benchmark's runs: what is trained and searched for a task, how it is read again, and rules of anybody's."""
+
+import json
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from toys import every
 
 from modules.checks import RunError
-from modules.rate_finders import regret
-from modules.rate_finders.benchmark import BOUNDS, DEFAULT, HALVING, RANDOM, SCHEDULES, Task, tasks
+from modules.rate_finders import benchmark, entrants, frozen, regret
+from modules.rate_finders.benchmark import SCHEDULES, Task, tasks
 from modules.rate_finders.rules import RULES
 from modules.runs.training import train
+from modules.study.cli import main
 
 SETTINGS = dict(dataset="digits-8x8", model="dense-16", batch_size=50, weight_decay=0.0)
 
 
 def task(folder, **changes):
     given = dict(
-        settings=SETTINGS,
-        iterations=40,
-        grid=[0.01, 1.0],
-        grid_factor=10.0,
-        grid_seeds=2,
-        ramps=2,
-        ramp_lengths=[60, 0],
-        halvings=1,
+        settings=SETTINGS, iterations=60, grid=[0.01, 1.0], grid_factor=10.0, grid_seeds=2, repeats=2, share=0.8
     )
     return Task("toy", folder, **{**given, **changes})
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["one ramp", "two ramps"])
 def trained(request, tmp_path_factory):
-    """A small task with all its runs, made one after the other."""
+    """A small task with all its runs, made one after the other, and two of its searches."""
     found = task(tmp_path_factory.mktemp("benchmark"), each=request.param)
     found.folder.mkdir()
     for run in found.first():
         train(run, found.folder)
-    for run in filter(None, found._bounded().values()):
+    for run in filter(None, map(found.bounded, found.seeds)):
         train(run, found.folder)
+    rows = [("find_rate", "linear", 1001, 0.1, math.nan), ("schedule-free", "constant", 1001, math.nan, 0.5)]
+    pd.DataFrame(rows, columns=benchmark.FOUND).to_csv(found.folder / benchmark.SEARCHES, index=False)
     return found
 
 
 def test_names_tell_all_runs_apart_and_ramps_have_no_seed_of_the_grid(tmp_path):
     runs = task(tmp_path, each=True).first()
     assert len({run.name for run in runs}) == len(runs)
-    grid = {run.seed for run in runs if run.policy.name != "range_test" and "halving" not in run.name}
-    assert not grid & {run.seed for run in runs if run.policy.name == "range_test"}
+    ramps = {run.seed for run in runs if run.policy.name == "range_test"}
+    assert not ramps & {run.seed for run in runs if run.policy.name != "range_test"}
 
 
 def test_rates_have_three_digits_and_span_the_grid(tmp_path):
@@ -53,21 +53,22 @@ def test_rates_have_three_digits_and_span_the_grid(tmp_path):
     assert rates[1] == 0.00283
 
 
-def test_every_rule_and_every_baseline_is_asked_on_every_ramp(trained):
-    found = trained.suggestions()
-    asked = found.groupby(["ramp", "rule"]).size()
-    assert set(found.ramp) == {"60 iterations", "2 epochs"}
-    for rule in (*RULES, RANDOM):
-        assert asked["60 iterations", rule] == asked["2 epochs", rule] == 2
-    assert asked["60 iterations", HALVING] == asked["60 iterations", DEFAULT] == 1
-    assert (found.rate[found.rule == DEFAULT] == 0.01).all()
+def test_every_rule_is_asked_on_every_ramp_and_what_was_searched_is_there(trained):
+    found = trained.answers()
+    asked = found.groupby("rule").size()
+    assert (asked[list(RULES)] == 2).all()
+    assert (asked[list(regret.CHOSEN_HERE)] == 2 * len(SCHEDULES)).all()
+    searched = found.set_index("rule")
+    assert (searched.rate["find_rate"], searched.only["find_rate"]) == (0.1, "linear")
+    assert searched.accuracy["schedule-free"] == 0.5
+    assert pd.isna(searched.only["schedule-free"])
 
 
 def test_the_rule_that_reads_both_is_given_the_accuracies_at_their_rates(trained):
-    found = trained.suggestions().set_index(["ramp", "seed", "rule", "only"]).rate
-    third = trained.suggestions().query("rule == 'accuracy peak / 3'").set_index(["ramp", "seed"]).rate
-    for (label, seed), rate in third.items():
-        alone, both = (found[label, seed, name, "linear"] for name in regret.CHOSEN_HERE)
+    found = trained.answers().set_index(["seed", "rule", "only"]).rate
+    third = trained.answers().query("rule == 'accuracy peak / 3'").set_index("seed").rate
+    for seed, rate in third.items():
+        alone, both = (found[seed, name, "linear"] for name in regret.CHOSEN_HERE)
         assert both == pytest.approx(min(alone, rate)) or np.isnan([both, alone]).all()
 
 
@@ -75,20 +76,91 @@ def test_tables_come_out_of_the_runs(trained):
     landscapes = trained.landscapes()
     assert set(landscapes) == {("toy", schedule) for schedule in SCHEDULES}
     assert landscapes["toy", "linear"].accuracies.shape == (3, 2)
-    found = regret.regrets(trained.suggestions(), landscapes)
-    both = trained.bounded_regrets(landscapes)
-    assert set(both.rule) == {BOUNDS}
-    assert np.isfinite(both.regret[both.rate.notna()]).all()
-    assert len(both) == 4
-    table = regret.regret_table(found, landscapes)
+    found = regret.regrets(trained.answers(), landscapes)
+    both = found[found.rule == regret.BOUNDS]
+    assert set(both.schedule) == {"cycle"}
+    assert (both.regret.notna() == both.rate.notna()).all()
+    table = regret.regret_table(found, landscapes, ["toy"])
     assert (table.low <= table.high).all() or table.low.isna().any()
 
 
 def test_a_ramp_s_rates_are_those_it_was_trained_with(trained):
-    lr, values = trained._read_ramp(60, 1001, "loss")
-    run, _ = trained._read(trained.ramp(60, 1001, "loss"))
+    lr, values = trained.read_ramp(1001, "loss")
+    run, _ = trained._read(trained.ramp(1001, "loss"))
     assert lr[: len(run)] == pytest.approx(run.lr.to_numpy())
     assert values[: len(run)] == pytest.approx(run.train_loss.to_numpy())
+
+
+@pytest.mark.parametrize("name", entrants.ENTRANTS)
+def test_every_entrant_answers_the_same_twice_and_spends_what_it_may(name, tmp_path, monkeypatch):
+    toy, entrant = task(tmp_path), entrants.ENTRANTS[name]
+    steps = []
+    step, train_once = entrants.step, entrants.Trials.train
+    monkeypatch.setattr(entrants, "step", lambda *given: steps.append(1) or step(*given))
+
+    def counted(self, rate, length, done):
+        return train_once(self, rate, length, lambda more: steps.append(more) or done(more))
+
+    monkeypatch.setattr(entrants.Trials, "train", counted)
+    first, second = (toy.answer(name, entrant.schedules[-1], 1001) for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+    spent = sum(steps) / 2
+    if entrant.answers == "accuracy":
+        assert 0 <= first[1] <= 1
+        assert spent == toy.iterations + toy.budget or first[1] == 0.1  # a loss that was not finite ends it
+    else:
+        assert first[0] > 0
+        assert spent <= toy.budget
+
+
+def test_a_search_that_is_stopped_goes_on_with_what_is_left(tmp_path, monkeypatch):
+    toy = task(tmp_path, repeats=1)
+    toy.folder.mkdir()
+    monkeypatch.setattr(benchmark, "ENTRANTS", {name: entrants.ENTRANTS[name] for name in ("random search", "Prodigy")})
+    done = [("Prodigy", "linear", 1001, math.nan, 0.123)]
+    pd.DataFrame(done, columns=benchmark.FOUND).to_csv(toy.folder / benchmark.SEARCHES, index=False)
+    toy.search(workers=1)
+    found = toy.searched().set_index(["entrant", "schedule"])
+    assert len(found) == len(SCHEDULES) + 2
+    assert found.accuracy["Prodigy", "linear"] == 0.123
+    written = (toy.folder / benchmark.SEARCHES).read_bytes()
+    toy.search(workers=1)
+    assert (toy.folder / benchmark.SEARCHES).read_bytes() == written
+
+
+@pytest.fixture
+def table(trained, tmp_path):
+    file = tmp_path / frozen.FILE
+    frozen.frozen([trained]).to_csv(file, index=False)
+    return file
+
+
+def test_a_rule_scored_on_the_frozen_file_has_the_regret_it_has_on_the_runs(trained, table):
+    landscapes = trained.landscapes()
+    whole = regret.regret_table(regret.regrets(trained.answers(), landscapes), landscapes, ["toy"])
+    scored = frozen.scored(pd.read_csv(table), RULES["fastai minimum"], "mine")
+    keys = ["task", "schedule", "rule"]
+    both = whole.merge(scored, on=keys, suffixes=("_whole", ""))
+    assert both.value.to_numpy() == pytest.approx(both.value_whole.to_numpy(), nan_ok=True)
+    twice = scored.set_index("rule")
+    assert twice.value["mine"].tolist() == twice.value["fastai minimum"].tolist()
+
+
+def test_a_rule_in_a_file_is_scored_by_one_command(table, tmp_path, capsys):
+    assert main(["score", "--rule", "studies/rules/halfway.py", "--table", str(table)]) == 0
+    assert "halfway" in capsys.readouterr().out
+    for text, message in (
+        ("def role(lr, loss): return 1", "has no function rule"),
+        ("def rule(lr, loss): return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def rule(lr, loss) return 1", "SyntaxError"),
+    ):
+        (tmp_path / "mine.py").write_text(text)
+        assert main(["score", "--rule", str(tmp_path / "mine.py"), "--table", str(table)]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    assert main(["score", "--rule", str(tmp_path / "no.py"), "--table", str(table)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @every(

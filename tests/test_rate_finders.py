@@ -14,12 +14,8 @@ from modules.rate_finders.rules import (
     RULES,
     SLIDE,
     accuracy_peak,
-    default_rate,
-    halving_lengths,
     in_rows,
-    random_rate,
     share_of_lowest,
-    successive_halving,
     suggest_rate,
 )
 from modules.statistics import AnalysisError
@@ -269,30 +265,6 @@ def test_the_benchmark_counts_the_rule_where_suggest_rate_refuses_too():
         suggest_rate(LR, np.ones(POINTS), "cycle")
     assert share_of_lowest(LR, np.ones(POINTS), "cycle") > 0
     assert np.isnan(share_of_lowest(LR, np.full(POINTS, np.nan), "cycle"))
-
-
-def test_what_is_no_rule():
-    assert (default_rate("adam"), default_rate("sgd")) == (0.001, 0.01)
-    rates = [random_rate(1e-6, 10, seed) for seed in range(1000)]
-    assert 1e-6 <= min(rates) < 1e-5
-    assert 1 < max(rates) <= 10
-    assert np.median(rates) == pytest.approx(10**-2.5, rel=0.6)
-
-
-@pytest.mark.parametrize("iterations", [100, 400, 1875])
-def test_successive_halving_costs_what_the_ramp_costs(iterations):
-    ends = halving_lengths(8, iterations)
-    lengths = np.diff([0, *ends])
-    assert 0.9 * iterations < (lengths * [8, 4, 2]).sum() <= iterations
-
-
-def test_successive_halving_keeps_the_lowest_loss_and_drops_what_diverged():
-    rates = np.geomspace(1e-6, 10, 8)
-    losses = 1 + np.abs(np.arange(8) - 5.0)[None] - 0.001 * np.arange(116)[:, None]
-    assert successive_halving(rates, losses, 400) == rates[5]
-    losses[10:, 5] = np.nan
-    assert successive_halving(rates, losses, 400) in (rates[4], rates[6])
-    assert np.isnan(successive_halving(rates, np.full((116, 8), np.nan), 400))
 
 
 SEEDS = range(12)

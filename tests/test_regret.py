@@ -43,8 +43,13 @@ def test_the_winner_s_curse_is_not_in_the_oracle():
     assert curse.mean() > 10 * abs(excess.mean())
 
 
-def suggested(rates, rule="a", ramp="400 iterations", task="t"):
-    return pd.DataFrame(dict(task=task, rule=rule, ramp=ramp, seed=range(len(rates)), rate=rates, only=None))
+def suggested(rates, rule="a", task="t"):
+    nothing = dict(accuracy=np.nan, only=None)
+    return pd.DataFrame(dict(task=task, rule=rule, seed=range(len(rates)), rate=rates, **nothing))
+
+
+def table_of(answers, landscapes, over=("t",)):
+    return regret.regret_table(regret.regrets(answers, landscapes), landscapes, over)
 
 
 def test_a_rate_that_is_for_one_schedule_is_asked_of_no_other():
@@ -53,20 +58,29 @@ def test_a_rate_that_is_for_one_schedule_is_asked_of_no_other():
     assert found.schedule.tolist() == ["cycle"]
 
 
+def test_what_trained_itself_is_valued_by_its_own_accuracy_and_not_by_the_rate_it_names():
+    landscapes = {("t", "linear"): landscape()}
+    own = suggested([RATES[0], np.nan]).assign(accuracy=[0.88, 0.86])
+    row = table_of(own, landscapes).iloc[0]
+    assert row.value == pytest.approx(3)
+    assert row.worst == pytest.approx(4)
+    assert row.no_answer == 0
+
+
 def test_the_table_counts_what_has_no_answer_and_what_is_a_catastrophe():
     landscapes = {("t", "linear"): landscape()}
     rates = [RATES[10], RATES[10], 1.0, np.nan]
-    found = regret.regrets(suggested(rates), landscapes)
-    row = regret.regret_table(found, landscapes).set_index("task").loc["t"]
-    assert row.ramps == 4
+    table = table_of(suggested(rates), landscapes)
+    row = table.set_index("task").loc["t"]
+    assert row.repeats == 4
     assert row.no_answer == 0.25
     assert row.catastrophes == 0.25
     assert row.value == pytest.approx(100 * 0.1 * 1.5**2 / 3)
     assert row.worst == pytest.approx(100 * 0.1 * 1.5**2)
     assert row.low == pytest.approx(0)
     assert row.high == pytest.approx(row.worst)
-    short = regret.summary(regret.regret_table(found, landscapes))
-    assert short.policy.tolist() == [f"{row.rule} linear {row.ramp} t", f"{row.rule} linear {row.ramp}"]
+    short = regret.summary(table)
+    assert short.policy.tolist() == [f"{row.rule} linear t", f"{row.rule} linear"]
     assert (100 * short.value).tolist() == pytest.approx([row.value] * 2)
 
 
@@ -76,8 +90,7 @@ def test_intervals_hold_the_true_regret_of_noisy_grids_and_few_ramps():
     spread, top = 0.25, -1.5
     for seed in range(40):
         landscapes = {("t", "linear"): landscape(noise=0.01, seed=seed)}
-        found = regret.regrets(suggested(10 ** rng.normal(top + 0.3, spread, 10)), landscapes)
-        row = regret.regret_table(found, landscapes).iloc[0]
+        row = table_of(suggested(10 ** rng.normal(top + 0.3, spread, 10)), landscapes).iloc[0]
         held += row.low <= 100 * 0.1 * (0.3**2 + spread**2) <= row.high
     assert held >= 34
 
@@ -92,13 +105,15 @@ def test_the_mean_over_tasks_is_there_only_where_a_rule_answered_in_each():
             suggested([np.nan], "b", task="u"),
         ]
     )
-    table = regret.regret_table(regret.regrets(both, landscapes), landscapes)
+    table = table_of(both, landscapes, over=["t", "u"])
     whole = table[table.task == "all"].set_index("rule")
     parts = table[(table.rule == "a") & (table.task != "all")]
     assert whole.value["a"] == pytest.approx(parts.value.mean())
     assert np.isnan(whole.value["b"])
     assert whole.no_answer["b"] == 0.5
-    assert regret.side_by_side(table, "linear").loc[("400 iterations", "b"), "no answer"] == "50%"
+    held_out = table_of(both, landscapes, over=["u"]).query("task == 'all'").set_index("rule")
+    assert held_out.value["a"] == table[(table.rule == "a") & (table.task == "u")].value.item()
+    assert regret.side_by_side(table, "linear").loc["b", "no answer"] == "50%"
 
 
 def test_the_profile_weighs_tasks_alike_and_no_answer_is_never_within():
@@ -112,13 +127,13 @@ def test_the_profile_weighs_tasks_alike_and_no_answer_is_never_within():
 def test_the_advice_is_the_least_regret_and_names_what_is_as_good():
     landscapes = {("t", "linear"): landscape(noise=0.003)}
     rules = {"good": [RATES[10]] * 5, "also": [RATES[10] * 1.01] * 5, "bad": [1.0] * 5, "silent": [np.nan] * 5}
-    found = regret.regrets(pd.concat([suggested(rates, rule) for rule, rates in rules.items()]), landscapes)
-    text = regret.advice(regret.regret_table(found, landscapes), "linear")
-    assert text.startswith(("linear: good on a ramp of 400 iterations", "linear: also on a ramp"))
+    table = table_of(pd.concat([suggested(rates, rule) for rule, rates in rules.items()]), landscapes)
+    text = regret.advice(table, "linear")
+    assert text.startswith(("linear: good costs", "linear: also costs"))
     assert "not told apart" in text
     assert "bad" not in text
     assert "silent" not in text
-    assert "no rule answered" in regret.advice(regret.regret_table(found, landscapes), "cycle")
+    assert "nobody answered" in regret.advice(table, "cycle")
 
 
 def test_grids_without_enough_of_anything_are_refused():

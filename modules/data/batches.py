@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from modules.data.splits import Split
 
 PADDING = 4
-PIXELS = ("unit", "standard", "caffe")
+PIXELS = ("unit", "standard", "caffe", "codes")
 
 
 class Data:
@@ -21,7 +21,8 @@ class Data:
         split: its images by what they are for.
         device: where batches are wanted; on the CPU the uint8 images stay memory-mapped and shared.
         pixels: one of `PIXELS`. `unit`: 0 to 1 minus the training images' channel means; `standard`: the same, divided
-            by their channels' standard deviation; `caffe`: 0 to 255 minus their mean image.
+            by their channels' standard deviation; `caffe`: 0 to 255 minus their mean image; `codes`: as they are, for
+            a text.
 
     Attributes:
         images, labels: what indices of training images point into, uint8 `[N, C, H, W]` and int64 `[N]`.
@@ -29,9 +30,9 @@ class Data:
 
     def __init__(self, split: Split, device: torch.device, pixels: str = "unit") -> None:
         self.split, self.device = split, device
-        self.scale = 1 if pixels == "caffe" else 255
+        self.scale = 1 if pixels in ("caffe", "codes") else 255
         mean = split.mean_image() if pixels == "caffe" else split.channel_mean()[:, None, None]
-        self.mean = torch.from_numpy(mean)[None].to(device)
+        self.mean = torch.from_numpy(mean * (pixels != "codes"))[None].to(device)
         self.deviation = None
         if pixels == "standard":
             self.deviation = torch.from_numpy(split.channel_deviation()[:, None, None])[None].to(device)

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from modules.data.folders import ImageFiles, Read, find_images
 from modules.data.pictures import MAX_SIDE, DataError
 
 MIN_SIDE = 8  # pixels
+WINDOW = 8  # a text is cut into squares of so many by so many characters
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 AGAIN = "delete it, and the same command gets it again"
@@ -78,6 +81,28 @@ def _read_small_digits(data_dir: Path) -> Read:
     train, test = train_test_split(np.arange(len(images)), test_size=500, stratify=digits.target, random_state=0)
     split = [(images[index], digits.target[index]) for index in (np.sort(train), np.sort(test))]
     return split, tuple(str(name) for name in digits.target_names)
+
+
+def _torch_stamp(data_dir: Path) -> list:
+    return ["torch", version("torch")]
+
+
+def _read_text(data_dir: Path) -> Read:
+    """The documentation in torch's own source: 64 characters each, as numbers of characters, and the one that follows.
+
+    The first eight tenths of the text train, the next tenth validates, the last tests. Windows overlap, but not from
+    one part to another.
+    """
+    package = find_spec("torch")  # not loaded, but found
+    text = (Path(package.origin).parent / "_torch_docs.py").read_bytes()
+    characters, codes = np.unique(np.frombuffer(text, dtype=np.uint8), return_inverse=True)
+    length, ends = WINDOW**2, [0, *(len(codes) * tenths // 10 for tenths in (8, 9, 10))]
+    train, validation, test = (
+        np.lib.stride_tricks.sliding_window_view(codes[start:end], length + 1)[::WINDOW].astype(np.uint8)
+        for start, end in pairwise(ends)
+    )
+    parts = [(part[:, :length].reshape(-1, WINDOW, WINDOW), part[:, length]) for part in (train, test, validation)]
+    return parts, tuple(chr(character) for character in characters)
 
 
 @contextmanager
@@ -205,6 +230,21 @@ def _idx_source(label: str, folder: str, torchvision_name: str, system: Path | N
     return Source(label, read, stamp)
 
 
+def _some_classes(whole: Source, first: int, last: int) -> Source:
+    """The images of the classes from `first` to `last`, which are counted from 0 again."""
+
+    def read(data_dir: Path) -> Read:
+        parts, classes = whole.read(data_dir)
+        inside = [(first <= labels) & (labels <= last) for _, labels in parts]
+        found = [
+            (images[kept], labels[kept].astype(int) - first)
+            for (images, labels), kept in zip(parts, inside, strict=True)
+        ]
+        return found, classes[first : last + 1]
+
+    return Source(f"{whole.label}, classes {first} to {last}", read, whole.stamp)
+
+
 #: By the name that specifications give it.
 SOURCES = {
     "digits": Source("digits (scikit-learn)", _read_digits, _digits_stamp),
@@ -212,6 +252,8 @@ SOURCES = {
     "mnist": _idx_source("MNIST", "MNIST", "MNIST"),
     "fashion-mnist": _idx_source("Fashion-MNIST", "FashionMNIST", "FashionMNIST", DEBIAN_FASHION_MNIST),
     "cifar10": Source("CIFAR-10", _read_cifar10, _cifar10_stamp),
+    "text": Source("text (the documentation in torch)", _read_text, _torch_stamp),
+    "<any of these>-<first class>-<last class>": Source(None),
     "images": Source(None, find=find_images),
     "images-<pixels>": Source(None, find=find_images),
 }
@@ -228,6 +270,12 @@ def source(name: str) -> Source:
         if not MIN_SIDE <= size <= MAX_SIDE:
             raise DataError(f"dataset {name}: from {MIN_SIDE} to {MAX_SIDE} pixels are possible")
         return Source(None, find=partial(find_images, size=size))
+    part = re.fullmatch(r"(.+)-(\d)-(\d)", name, re.ASCII)
+    if part and (whole := SOURCES.get(part[1])) and whole.read:
+        first, last = int(part[2]), int(part[3])
+        if first >= last:
+            raise DataError(f"dataset {name}: two classes at least are needed")
+        return _some_classes(whole, first, last)
     if name not in SOURCES or "<" in name:
         raise DataError(f"unknown dataset {short(name)}: choose one of {', '.join(SOURCES)}")
     return SOURCES[name]

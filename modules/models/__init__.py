@@ -11,7 +11,7 @@ from functools import partial
 from torch import nn
 
 from modules.checks import short
-from modules.models import caffe, others, own, wide_resnet
+from modules.models import caffe, others, own, pretrained, transformer, wide_resnet
 from modules.models.caffe import POOLINGS, CaffeNet
 
 #: Initialisations by Keras's names; biases start at zero.
@@ -49,6 +49,9 @@ NETWORKS = {
     "lenet": Network(others.lenet, "lenet"),
     "mlp": Network(others.mlp, "mlp"),
     "dense-<width>-<width>...": Network(others.dense, r"dense(-\d{1,4}){1,5}"),
+    "pretrained": Network(pretrained.whole, "pretrained"),
+    "pretrained_head": Network(pretrained.head, "pretrained_head"),
+    "transformer": Network(transformer.transformer, "transformer"),
     "wide_resnet-<depth>-<width>": Network(
         wide_resnet.wide_resnet, r"wide_resnet-\d{1,3}-\d{1,3}", options=("activation",)
     ),

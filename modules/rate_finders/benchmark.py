@@ -1,38 +1,36 @@
-"""The benchmark of rate finders: the trainings and ramps of its tasks, and what every rule suggests on each ramp."""
+"""The benchmark of rate finders: the trainings, ramps and searches of its tasks, and what everybody answers.
+
+Everybody has the same number of iterations in all: a `share` of a training's for the search, and the training.
+"""
 
 import inspect
 import io
+import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from modules.checks import RunError, short
 from modules.data.datasets import load
-from modules.data.splits import split
 from modules.range_test import suggest_bounds
-from modules.rate_finders.regret import CHOSEN_HERE, TRAINED, Landscape
-from modules.rate_finders.rules import (
-    ROWS,
-    RULES,
-    default_rate,
-    halving_lengths,
-    random_rate,
-    share_of_lowest,
-    successive_halving,
-)
-from modules.runs.files import RunFiles
-from modules.runs.parallel import check_all, run_all
+from modules.rate_finders.entrants import ENTRANTS, entered
+from modules.rate_finders.regret import BOUNDS, CHOSEN_HERE, Landscape
+from modules.rate_finders.rules import ROWS, RULES, share_of_lowest
+from modules.runs.files import RunFiles, atomic_write
+from modules.runs.parallel import check_all, cluster, run_all
 from modules.runs.spec import Spec, rate_label, spec
 from modules.statistics import AnalysisError
 
-CANDIDATES = 8  # of successive halving
 CYCLES = 4  # in a training whose rate cycles
-DEFAULT, RANDOM, HALVING = "default (0.01, Adam 0.001)", "random rate", "successive halving of eight"
-BOUNDS = TRAINED[0]
+SEARCHES = "searches.csv"
+FOUND = ["entrant", "schedule", "seed", "rate", "accuracy"]
 
 #: The schedules, each of one rate: a constant, the start of a line to zero, the top of a cycle from a quarter of it.
 SCHEDULES = {
@@ -58,12 +56,12 @@ class Task:
         grid: the lowest and the highest rate trained with.
         grid_factor: between neighbouring rates.
         grid_seeds: trainings a rate.
-        ramps: ramps of each length; their seeds are other than the grid's.
-        ramp_lengths: iterations of the ramps; 0 stands for two epochs.
+        repeats: ramps, and searches of each kind; their seeds are other than the grid's.
+        share: of a training's iterations, for a ramp or a search.
         low, high: where every ramp starts and ends.
-        halvings: repeats of successive halving.
         each: measure accuracy in every iteration of a ramp, where that is cheap; else a ramp is trained twice, once
             for its losses and once for 50 accuracies.
+        chosen: whether rules were chosen on this task; all others are held out.
         data_dir: as for `datasets.load`.
     """
 
@@ -74,14 +72,14 @@ class Task:
         settings: Mapping[str, Any],
         iterations: int,
         grid: Sequence[float],
-        grid_factor: float = 2**0.5,
-        grid_seeds: int = 4,
-        ramps: int = 30,
-        ramp_lengths: Sequence[int] = (100, 400, 0),
+        grid_factor: float = 2.0,
+        grid_seeds: int = 8,
+        repeats: int = 8,
+        share: float = 0.2,
         low: float = 1e-6,
         high: float = 10.0,
-        halvings: int = 10,
         each: bool = False,
+        chosen: bool = False,
         data_dir: str | Path | None = None,
     ) -> None:
         if grid_seeds < 2:
@@ -89,23 +87,17 @@ class Task:
         if not (len(grid) == 2 and 0 < grid[0] < grid[1]):
             raise RunError(f"grid={short(grid)}: the lowest and the highest rate are needed")
         self.name, self.folder, self.settings = name, Path(results) / f"rate_finders_{name}", dict(settings)
-        self.iterations, self.grid_seeds, self.ramps, self.halvings = iterations, grid_seeds, ramps, halvings
-        self.low, self.high, self.each, self.data_dir = low, high, each, data_dir
+        self.iterations, self.grid_seeds, self.seeds = iterations, grid_seeds, range(1001, 1001 + repeats)
+        self.low, self.high, self.each, self.chosen, self.data_dir = low, high, each, chosen, data_dir
         steps = round(np.log(grid[1] / grid[0]) / np.log(grid_factor))
         self.rates = [float(f"{rate:.3g}") for rate in grid[0] * grid_factor ** np.arange(steps + 1)]
-        self._lengths = ramp_lengths
+        self.budget = round(share * iterations)
 
     @cached_property
-    def data(self) -> tuple[str, int, int]:
-        """The data set's label, its classes and its images that train."""
+    def data(self) -> tuple[str, int]:
+        """The data set's label, and its classes."""
         dataset = load(self.settings["dataset"], self.data_dir)
-        return dataset.label, len(dataset.classes), len(split(dataset, "validation", 1).train)
-
-    @cached_property
-    def lengths(self) -> dict[str, int]:
-        """The ramps' iterations, by what tables call them."""
-        two = 2 * (self.data[2] // self.settings["batch_size"])
-        return {f"{length} iterations" if length else "2 epochs": length or two for length in self._lengths}
+        return dataset.label, len(dataset.classes)
 
     def _spec(self, variant: str, seed: int, policy: Mapping[str, Any], **others: Any) -> Spec:
         settings = dict(evaluation="test", iterations=self.iterations, evaluate_every=self.iterations)
@@ -121,71 +113,84 @@ class Task:
         """A training of the grid; test accuracy stands in its last row."""
         return self._spec(f"{schedule}_{rate_label(rate)}", seed, SCHEDULES[schedule](rate, self.iterations))
 
-    def _seeds(self, count: int) -> range:
-        return range(1001, 1001 + count)  # no seed of the grid
-
-    def ramp(self, length: int, seed: int, of: str) -> Spec:
+    def ramp(self, seed: int, of: str) -> Spec:
         """A ramp, for its `loss` of every iteration or its `accuracy` on validation images in 50 rows."""
         policy = dict(name="range_test", min_lr=self.low, max_lr=self.high, ramp="exponential")
-        if self.each:
-            return self._spec(
-                f"ramp{length}", seed, policy, iterations=length, evaluate_every=1, evaluation="validation"
-            )
-        every = 1 if of == "loss" else max(1, length // ROWS)
-        evaluation = "none" if of == "loss" else "validation"
-        return self._spec(
-            f"ramp{length}_{of}", seed, policy, iterations=length, evaluate_every=every, evaluation=evaluation
-        )
+        name = f"ramp{self.budget}" if self.each else f"ramp{self.budget}_{of}"
+        every = 1 if self.each or of == "loss" else max(1, self.budget // ROWS)
+        evaluation = "validation" if self.each or of == "accuracy" else "none"
+        return self._spec(name, seed, policy, iterations=self.budget, evaluate_every=every, evaluation=evaluation)
 
-    @cached_property
-    def candidates(self) -> np.ndarray:
-        """The rates of successive halving, spread over the ramps' range."""
-        return np.geomspace(self.low, self.high, CANDIDATES)
-
-    def halving(self, rate: float, seed: int) -> Spec:
-        """A candidate of successive halving, at a constant rate, as long as the longest ramp lets it live."""
-        length = max(halving_lengths(CANDIDATES, length)[-1] for length in self.lengths.values())
-        policy = SCHEDULES["constant"](rate, length)
-        return self._spec(
-            f"halving_{rate_label(rate)}", seed, policy, iterations=length, evaluate_every=1, evaluation="none"
-        )
-
-    def bounded(self, label: str, seed: int) -> Spec | None:
+    def bounded(self, seed: int) -> Spec | None:
         """A training that cycles between the bounds suggested on a ramp; None where there are none."""
-        lr, accuracy = self._read_ramp(self.lengths[label], seed, "accuracy")
         try:
-            found = suggest_bounds(lr, accuracy, log=True)
+            found = suggest_bounds(*self.read_ramp(seed, "accuracy"), log=True)
         except AnalysisError:
             return None
         base, top = (float(f"{rate:.3g}") for rate in (found.base_lr, found.max_lr))
-        length = self.lengths[label]
-        return self._spec(f"bounds{length}", seed, cycle(base, top, self.iterations))
+        return self._spec(f"bounds{self.budget}", seed, cycle(base, top, self.iterations))
 
     def first(self) -> list[Spec]:
         """All runs that depend on no other."""
-        runs = [
+        grid = [
             self.training(schedule, rate, seed)
             for schedule in SCHEDULES
             for rate in self.rates
             for seed in range(1, self.grid_seeds + 1)
         ]
-        runs += [self.halving(rate, seed) for rate in self.candidates for seed in self._seeds(self.halvings)]
         kinds = ("accuracy",) if self.each else ("loss", "accuracy")
-        for length in dict.fromkeys(self.lengths.values()):
-            runs += [self.ramp(length, seed, of) for seed in self._seeds(self.ramps) for of in kinds]
-        return runs
+        return grid + [self.ramp(seed, of) for seed in self.seeds for of in kinds]
 
     def check(self, workers: int | None = None) -> None:
         """Look for everything that can be wrong; arguments and errors as for `parallel.run_all`."""
         check_all(self.first(), self.folder, self.data_dir, workers)
 
     def run(self, workers: int | None = None) -> None:
-        """Train what is to be trained; the cycles between suggested bounds last."""
+        """Train what is to be trained, and search what is to be searched."""
         run_all(self.first(), self.folder, self.data_dir, workers)
-        run_all([run for run in self._bounded().values() if run], self.folder, self.data_dir, workers)
+        run_all([run for run in map(self.bounded, self.seeds) if run], self.folder, self.data_dir, workers)
+        self.search(workers)
 
-    def _bounded(self) -> dict[tuple[str, int], Spec | None]:
-        return {(label, seed): self.bounded(label, seed) for label in self.lengths for seed in self._seeds(self.ramps)}
+    def asked(self) -> list[tuple[str, str, int]]:
+        """What is searched: entrant, schedule, seed."""
+        return [
+            (name, schedule, seed)
+            for name, entrant in ENTRANTS.items()
+            for schedule in entrant.schedules
+            for seed in self.seeds[: entrant.repeats]
+        ]
+
+    def search(self, workers: int | None = None) -> None:
+        """Let all entrants search; what has been found is kept, a row at a time, in `searches.csv`."""
+        from distributed import as_completed
+
+        asked = self.asked()
+        found = {tuple(row[:3]): row for row in self.searched().itertuples(index=False, name=None)}
+        left = [row for row in asked if row not in found]
+        if not left:
+            return
+        bar = tqdm(total=len(asked), initial=len(found), desc=f"{self.name}: searches", disable=None)
+        with bar, cluster(min(workers or os.cpu_count() or 1, len(left))) as client:
+            futures = {client.submit(self.answer, *row, key=f"search-{uuid4().hex}", pure=False): row for row in left}
+            for future in as_completed(futures):
+                row = futures[future]
+                found[row] = *row, *future.result()
+                table = pd.DataFrame([found[key] for key in asked if key in found], columns=FOUND)
+                atomic_write(self.folder / SEARCHES, table.to_csv(index=False, lineterminator="\n"))
+                bar.update()
+
+    def answer(self, entrant: str, schedule: str, seed: int) -> tuple[float, float]:
+        """An entrant's rate and accuracy, one of them NaN; a rate of 0 is no answer."""
+        run = self.training(schedule, self.rates[0], seed)
+        found = entered(entrant, run, schedule, self.budget, self.data_dir)
+        if ENTRANTS[entrant].answers == "accuracy":
+            return math.nan, found
+        return (float(f"{found:.3g}") if math.isfinite(found) else 0.0), math.nan
+
+    def searched(self) -> pd.DataFrame:
+        """What all entrants have answered: `entrant`, `schedule`, `seed`, and `rate` or `accuracy`."""
+        file = self.folder / SEARCHES
+        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=FOUND)
 
     def _read(self, run: Spec) -> tuple[pd.DataFrame, bool]:
         text, record = RunFiles(self.folder, run.name).read()
@@ -196,13 +201,12 @@ class Task:
         table, diverged = self._read(run)
         return 1 / self.data[1] if diverged else float(table.val_acc.iloc[-1])
 
-    def _read_ramp(self, length: int, seed: int, of: str) -> tuple[np.ndarray, np.ndarray]:
+    def read_ramp(self, seed: int, of: str) -> tuple[np.ndarray, np.ndarray]:
         """Rates and losses, or accuracies, of a ramp; NaN from where it diverged."""
-        run = self.ramp(length, seed, of)
-        table = self._read(run)[0].set_index("iteration")
-        every = 1 if of == "loss" else max(1, length // ROWS)
-        ends = [*range(every, length, every), length]
-        lr = self.low * (self.high / self.low) ** ((np.array(ends) - 1) / length)
+        table = self._read(self.ramp(seed, of))[0].set_index("iteration")
+        every = 1 if of == "loss" else max(1, self.budget // ROWS)
+        ends = [*range(every, self.budget, every), self.budget]
+        lr = self.low * (self.high / self.low) ** ((np.array(ends) - 1) / self.budget)
         return lr, table["train_loss" if of == "loss" else "val_acc"].reindex(ends).to_numpy(dtype=float)
 
     def landscapes(self) -> dict[tuple[str, str], Landscape]:
@@ -216,50 +220,28 @@ class Task:
             for schedule in SCHEDULES
         }
 
-    def suggestions(self) -> pd.DataFrame:
-        """What every rule suggests on every ramp, and what the baselines do: columns as `regret.regrets` takes them."""
+    def answers(self) -> pd.DataFrame:
+        """What every rule answers on every ramp, and every entrant: columns as `regret.regrets` takes them."""
         rows = []
-        for label, length in self.lengths.items():
-            for seed in self._seeds(self.ramps):
-                read = {of: self._read_ramp(length, seed, of) for of in ("loss", "accuracy")}
-                rows += [(label, name, seed, rule(*read[rule.of]), None) for name, rule in RULES.items()]
-                (lr, loss), (rows_lr, values) = read["loss"], read["accuracy"]
-                accuracy = np.full(len(lr), np.nan)
-                accuracy[np.abs(np.log(lr) - np.log(rows_lr)[:, None]).argmin(axis=1)] = values
-                for schedule in SCHEDULES:
-                    rates = [share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy)]
-                    rows += [(label, name, seed, rate, schedule) for name, rate in zip(CHOSEN_HERE, rates, strict=True)]
-                rows.append((label, RANDOM, seed, random_rate(self.low, self.high, seed), None))
-            for seed in self._seeds(self.halvings):
-                losses = [self._read(self.halving(rate, seed))[0] for rate in self.candidates]
-                longest = self.halving(self.candidates[0], seed).iterations
-                table = np.stack(
-                    [run.set_index("iteration").train_loss.reindex(range(1, longest + 1)) for run in losses], axis=1
-                )
-                rows.append((label, HALVING, seed, successive_halving(self.candidates, table, length), None))
-            rows.append((label, DEFAULT, 0, default_rate(self.settings.get("optimizer", "sgd")), None))
-        return pd.DataFrame(rows, columns=["ramp", "rule", "seed", "rate", "only"]).assign(task=self.name)
-
-    def bounded_regrets(self, landscapes: Mapping[tuple[str, str], Landscape]) -> pd.DataFrame:
-        """The regret of cycles between both suggested bounds, against the best cycle from a quarter of a rate to it.
-
-        Returns:
-            Columns as `regret.regrets` gives them; `rate` is `max_lr`.
-        """
-        oracle = landscapes[self.name, "cycle"].oracle
-        rows = [
-            dict(
-                task=self.name,
-                schedule="cycle",
-                ramp=label,
-                rule=BOUNDS,
-                seed=seed,
-                rate=run.policy.max_lr if run else np.nan,
-                regret=oracle - self._accuracy(run) if run else np.nan,
-            )
-            for (label, seed), run in self._bounded().items()
-        ]
-        return pd.DataFrame(rows)
+        for seed in self.seeds:
+            read = {of: self.read_ramp(seed, of) for of in ("loss", "accuracy")}
+            rows += [(name, seed, None, rule(*read[rule.of]), math.nan) for name, rule in RULES.items()]
+            (lr, loss), (rows_lr, values) = read["loss"], read["accuracy"]
+            accuracy = np.full(len(lr), np.nan)
+            accuracy[np.abs(np.log(lr) - np.log(rows_lr)[:, None]).argmin(axis=1)] = values
+            for schedule in SCHEDULES:
+                rates = [share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy)]
+                names = zip(CHOSEN_HERE, rates, strict=True)
+                rows += [(name, seed, schedule, rate, math.nan) for name, rate in names]
+            if run := self.bounded(seed):
+                rows.append((BOUNDS, seed, "cycle", run.policy.max_lr, self._accuracy(run)))
+            else:
+                rows.append((BOUNDS, seed, "cycle", math.nan, math.nan))
+        for found in self.searched().itertuples():
+            one = len(ENTRANTS[found.entrant].schedules) == 1
+            rate = found.rate or math.nan
+            rows.append((found.entrant, found.seed, None if one else found.schedule, rate, found.accuracy))
+        return pd.DataFrame(rows, columns=["rule", "seed", "only", "rate", "accuracy"]).assign(task=self.name)
 
 
 def tasks(entries: Sequence[Mapping[str, Any]], results: str | Path, common: Mapping[str, Any]) -> list[Task]:

@@ -13,14 +13,12 @@ from modules.rate_finders.regret import Landscape
 from modules.report.figures import BASELINE, CHALLENGER, COLOURS, DASHES
 
 
-def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
-    """For each schedule, the share of tasks and ramps on which a rule costs at most x points; the best five in colour.
+def regret_profile(shares: pd.DataFrame) -> Figure:
+    """For each schedule, the share of tasks and repeats on which a rule costs at most x points; the best in colour.
 
     Args:
         shares: as `regret.profile` gives it.
-        ramp: which ramps.
     """
-    shares = shares[shares.ramp == ramp]
     schedules, areas = list(dict.fromkeys(shares.schedule)), shares.groupby("rule").share.mean()
     rules = areas.sort_values().index  # the best last: on top
     best = list(rules[::-1][: len(DASHES)])
@@ -35,8 +33,8 @@ def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
             axes.plot(found.regret, found.share, **look)
         axes.set(xlabel="regret in points, at most", title=schedule, ylim=(0, 1.02), xlim=(0, shares.regret.max()))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels[0, 0].set_ylabel("share of tasks and ramps")
-    figure.suptitle(f"Who finds a good rate: ramps of {ramp}", fontsize="medium")
+    panels[0, 0].set_ylabel("share of tasks and repeats")
+    figure.suptitle("Who finds a good rate", fontsize="medium")
     drawn = {line.get_label(): line for axes in panels[0] for line in axes.lines}
     names = [*best, "the others"][: len(drawn)]
     figure.legend(
@@ -53,11 +51,11 @@ def regret_profile(shares: pd.DataFrame, ramp: str) -> Figure:
 
 
 def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, title: str) -> Figure:
-    """A task's accuracy at every rate, one line a schedule, and below it what each rule suggested, one dot a ramp.
+    """A task's accuracy at every rate, one line a schedule, and below it what each rule answered, one dot a repeat.
 
     Args:
         landscapes: by schedule.
-        suggestions: of this task and of one length of ramp: `rule`, `rate`.
+        suggestions: of this task: `rule`, `rate`.
         title: the figure's title.
     """
     rules = list(dict.fromkeys(suggestions.rule))

@@ -190,7 +190,7 @@ def find_rate(
     if budget - length < LADDER[-1] * LEAST_RACE:  # there is no race
         length = budget
     curve = range_test(model, optimizer, loss_fn, batches, iterations=length, evaluate_every=1, **shared)
-    trials = _Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
+    trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
     race = _Race(trials, curve, iterations, budget, BESIDE_A_RAMP.get(name, 1.0))
     with tqdm(total=budget, initial=race.cost, desc="find_rate", unit="it", leave=False, disable=None) as bar:
         race.run(bar.update)
@@ -226,7 +226,7 @@ def _budget(budget: int | None, iterations: int, accumulate: int) -> int:
     return int(budget)
 
 
-class _Trials:
+class Trials:
     """Short trainings of a user's model that leave no trace."""
 
     def __init__(
@@ -252,7 +252,7 @@ class _Trials:
         self.scaled = any({"betas", "eps"} & group.keys() for group in optimizer.param_groups)
         self.used = snapshot.held(model, optimizer, loss_fn, forward, make_scheduler)
 
-    def _measure(self, batch: object) -> tuple[Tensor | None, object, object]:
+    def measure(self, batch: object) -> tuple[Tensor | None, object, object]:
         batch = to_device(batch, self.device)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             if self.forward:
@@ -273,7 +273,7 @@ class _Trials:
     def untrained(self) -> float:
         """The validation loss of the network as it is."""
         with self._traceless():
-            return validate(self.model, self.validation, self._measure)[0]
+            return validate(self.model, self.validation, self.measure)[0]
 
     def train(self, rate: float, length: int, done: Callable[[int], object]) -> tuple[float, float]:
         """Validation loss and accuracy after `length` iterations at a rate; NaN where the training diverged.
@@ -295,7 +295,7 @@ class _Trials:
             for iteration in range(length):
                 snapshot.set_modes(modes)
                 self.optimizer.zero_grad()
-                given = (self._measure(next(stream))[0] for _ in range(self.accumulate))
+                given = (self.measure(next(stream))[0] for _ in range(self.accumulate))
                 loss = backward(given, self.accumulate, self.scaler, self.model)
                 done(1)
                 if loss is not None and not math.isfinite(loss):
@@ -311,7 +311,7 @@ class _Trials:
                 if iteration < length - 1:  # some schedulers refuse a step beyond their end
                     with _no_complaint() if iteration == 0 else nullcontext():
                         scheduler.step()
-            val_loss, accuracy = validate(self.model, self.validation, self._measure)
+            val_loss, accuracy = validate(self.model, self.validation, self.measure)
             return (val_loss, accuracy) if math.isfinite(val_loss) else (math.nan, math.nan)
 
 
@@ -334,7 +334,7 @@ class _Race:
         beside: the schedule's factor, of `BESIDE_A_RAMP`.
     """
 
-    def __init__(self, trials: _Trials, ramp: pd.DataFrame, iterations: int, budget: int, beside: float) -> None:
+    def __init__(self, trials: Trials, ramp: pd.DataFrame, iterations: int, budget: int, beside: float) -> None:
         self.trials, self.ramp, self.iterations, self.budget = trials, ramp, iterations, budget
         finite = np.flatnonzero(np.isfinite(ramp.train_loss))
         if not len(finite):

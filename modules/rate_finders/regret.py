@@ -7,7 +7,7 @@ other half.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -19,11 +19,11 @@ from modules.statistics import AnalysisError, error_of, quantiles
 DRAWS = 2000
 CATASTROPHE = 0.05  # of accuracy
 MOST_SPLITS = 500
-TRAINED = ("suggest_bounds, both",)  # rules whose suggestions, two numbers, were trained with themselves
+BOUNDS = "suggest_bounds, both"  # a cycle between both bounds, which is trained itself
 #: This project's own, without and with accuracies; chosen on some of the tasks, where their regret flatters them.
 CHOSEN_HERE = ("suggest_rate", "suggest_rate, accuracy too")
-FEW = 0.1  # of the ramps may be without an answer for a rule that is advised
-KEYS = ["task", "schedule", "ramp", "rule"]
+FEW = 0.1  # of the repeats may be without an answer for a rule that is advised
+KEYS = ["task", "schedule", "rule"]
 
 
 class Landscape:
@@ -96,71 +96,74 @@ def _smooth(curve: np.ndarray) -> np.ndarray:
     return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
 
 
-def regrets(suggestions: pd.DataFrame, landscapes: Mapping[tuple[str, str], Landscape]) -> pd.DataFrame:
-    """The regret of each suggestion, for each schedule.
+def regrets(answers: pd.DataFrame, landscapes: Mapping[tuple[str, str], Landscape]) -> pd.DataFrame:
+    """The regret of each answer, for each schedule.
 
     Args:
-        suggestions: `task`, `rule`, `ramp` (iterations it may use), `seed`, `rate` (NaN for no answer), `only`: the
-            schedule that a rate is for, where it is not for all.
+        answers: `task`, `rule`, `seed`, `rate` (NaN for no answer), `accuracy` (of what was trained itself, whose rate
+            need not be on the grid; else NaN), `only`: the schedule that it is for, where it is not for all.
         landscapes: by task and schedule.
 
     Returns:
-        The suggestions with `schedule` and `regret`, a share of accuracy.
+        The answers with `schedule` and `regret`, a share of accuracy.
     """
     parts = []
     for (task, schedule), landscape in landscapes.items():
-        meant = suggestions.only.isna() | (suggestions.only == schedule)
-        found = suggestions[meant & (suggestions.task == task)].assign(schedule=schedule, regret=np.nan)
-        answered = found.rate.notna()
-        found.loc[answered, "regret"] = landscape.regret(found.rate[answered].to_numpy())
+        meant = answers.only.isna() | (answers.only == schedule)
+        found = answers[meant & (answers.task == task)].assign(schedule=schedule)
+        rated = found.accuracy.isna() & found.rate.notna()
+        found["regret"] = landscape.oracle - found.accuracy
+        found.loc[rated, "regret"] = landscape.regret(found.rate[rated].to_numpy())
         parts.append(found)
     return pd.concat(parts, ignore_index=True)
 
 
-def regret_table(found: pd.DataFrame, landscapes: Mapping[tuple[str, str], Landscape]) -> pd.DataFrame:
-    """Mean regret of every rule with its 95 % interval, over ramps and the grid's seeds, which are both resampled.
+def regret_table(
+    found: pd.DataFrame, landscapes: Mapping[tuple[str, str], Landscape], over: Sequence[str]
+) -> pd.DataFrame:
+    """Mean regret of everybody with its 95 % interval, over repeats and the grid's seeds, which are both resampled.
 
     Args:
         found: as `regrets` gives it.
         landscapes: the same.
+        over: the tasks that a mean over tasks is of.
 
     Returns:
-        `task` (and `all`: the mean over tasks, where a rule answered in each), `schedule`, `ramp`, `rule`, `value`,
-        `low`, `high` (points), `worst` (ramp, points), `catastrophes`, `no_answer` (shares of ramps), `rate` (median),
-        `spread` (standard deviation of the rates as a factor), `ramps`.
+        `task` (and `all`: the mean over the tasks `over`, where there was an answer in each), `schedule`, `rule`,
+        `value`, `low`, `high` (points), `worst` (of the repeats, points), `catastrophes`, `no_answer` (shares of
+        repeats), `rate` (median), `spread` (standard deviation of the rates as a factor), `repeats`.
     """
     rows, draws = [], {}
     for (task, schedule), landscape in landscapes.items():
         oracles, curves = landscape.resampled()
         here = found[(found.task == task) & (found.schedule == schedule)]
-        for (ramp, rule), group in here.groupby(["ramp", "rule"], sort=False):
-            rates = group.rate.dropna().to_numpy()
-            row = {"task": task, "schedule": schedule, "ramp": ramp, "rule": rule, "ramps": len(group)}
-            row["no_answer"] = group.rate.isna().mean()
-            if len(rates):
-                counts = np.random.default_rng(1).multinomial(len(rates), np.full(len(rates), 1 / len(rates)), DRAWS)
-                if rule in TRAINED:
-                    accuracies = landscape.oracle - group.regret.dropna().to_numpy()
-                    each = oracles[:, None] - accuracies
+        for rule, group in here.groupby("rule", sort=False):
+            answered = group[group.regret.notna()]
+            row = {"task": task, "schedule": schedule, "rule": rule, "repeats": len(group)}
+            row["no_answer"] = group.regret.isna().mean()
+            if count := len(answered):
+                if answered.accuracy.notna().all():
+                    each = oracles[:, None] - answered.accuracy.to_numpy()
                 else:
-                    each = oracles[:, None] - curves @ landscape.weights(rates).T
-                draws[task, schedule, ramp, rule] = resampled = (each * counts).sum(axis=1) / len(rates)
-                row |= _points(group.regret.mean(), resampled)
-                row["worst"] = 100 * group.regret.max()
+                    each = oracles[:, None] - curves @ landscape.weights(answered.rate.to_numpy()).T
+                counts = np.random.default_rng(1).multinomial(count, np.full(count, 1 / count), DRAWS)
+                draws[task, schedule, rule] = resampled = (each * counts).sum(axis=1) / count
+                row |= _points(answered.regret.mean(), resampled)
+                row["worst"] = 100 * answered.regret.max()
                 row["catastrophes"] = (group.regret > CATASTROPHE).mean()
-                row |= {"rate": float(np.median(rates)), "spread": math.exp(np.log(rates).std())}
+                rates = answered.rate.dropna()
+                row |= {"rate": rates.median(), "spread": math.exp(np.log(rates).std(ddof=0))} if len(rates) else {}
             rows.append(row)
     table = pd.DataFrame(rows)
-    tasks = list(dict.fromkeys(table.task))
-    for (schedule, ramp, rule), group in table.groupby(["schedule", "ramp", "rule"], sort=False):
-        row = {"task": "all", "schedule": schedule, "ramp": ramp, "rule": rule, "ramps": group.ramps.sum()}
+    for (schedule, rule), group in table[table.task.isin(over)].groupby(["schedule", "rule"], sort=False):
+        row = {"task": "all", "schedule": schedule, "rule": rule, "repeats": group.repeats.sum()}
         row["no_answer"] = group.no_answer.mean()
-        keys = [(task, schedule, ramp, rule) for task in tasks]
+        keys = [(task, schedule, rule) for task in over]
         if all(key in draws for key in keys):
             row |= _points(group.value.mean() / 100, np.mean([draws[key] for key in keys], axis=0))
             row |= {"worst": group.worst.max(), "catastrophes": group.catastrophes.mean()}
         rows.append(row)
-    columns = [*KEYS, "value", "low", "high", "worst", "catastrophes", "no_answer", "rate", "spread", "ramps"]
+    columns = [*KEYS, "value", "low", "high", "worst", "catastrophes", "no_answer", "rate", "spread", "repeats"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -170,19 +173,19 @@ def _points(value: float, resampled: np.ndarray) -> dict[str, float]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The same in the form of every other table, 0 to 1: `regret` of `<rule> <schedule> <ramp>`, or of that and a task.
+    """The same in the form of every other table, 0 to 1: `regret` of `<rule> <schedule>`, or of that and a task.
 
     Args:
         table: as `regret_table` gives it.
     """
     rows = []
     for row in table[table.value.notna()].itertuples():
-        words = [row.rule.replace(" / ", " over "), row.schedule, row.ramp] + [row.task] * (row.task != "all")
+        words = [row.rule.replace(" / ", " over "), row.schedule] + [row.task] * (row.task != "all")
         rows.append(
             {
                 "quantity": "regret",
                 "policy": re.sub(r"[^\w .-]+", "", " ".join(words)),
-                "runs": row.ramps,
+                "runs": row.repeats,
                 **{key: getattr(row, key) / 100 for key in ("value", "low", "high")},
                 "error": error_of(row.low, row.high) / 100,
                 "df": math.inf,
@@ -193,7 +196,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def side_by_side(table: pd.DataFrame, schedule: str) -> pd.DataFrame:
-    """Rules down, tasks across, one block a ramp, for a schedule: regret with its interval, and the shares behind it.
+    """Rules down, tasks across, for a schedule: regret with its interval, and the shares behind it.
 
     Args:
         table: as `regret_table` gives it.
@@ -203,52 +206,49 @@ def side_by_side(table: pd.DataFrame, schedule: str) -> pd.DataFrame:
         f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.value == row.value else None
         for row in here.itertuples()
     ]
-    wide = here.assign(text=texts).pivot(index=["ramp", "rule"], columns="task", values="text")
-    whole = here[here.task == "all"].set_index(["ramp", "rule"])
-    order = whole.sort_values(["ramp", "value"], kind="stable").index
+    wide = here.assign(text=texts).pivot(index="rule", columns="task", values="text")
+    whole = here[here.task == "all"].set_index("rule")
     wide = wide[[*dict.fromkeys(table.task)]]
     for name, column in (("over 5 points", whole.catastrophes), ("no answer", whole.no_answer)):
         wide[name] = column.map("{:.0%}".format)
-    return wide.loc[order].rename_axis(columns=None)
+    return wide.loc[whole.sort_values("value", kind="stable").index].rename_axis(columns=None)
 
 
 def profile(found: pd.DataFrame, most: float = 0.1, steps: int = 201) -> pd.DataFrame:
-    """The share of tasks and ramps whose regret is at most x; no answer is in no share.
+    """The share of tasks and repeats whose regret is at most x; no answer is in no share.
 
     Returns:
-        `schedule`, `ramp`, `rule`, `regret` (points), `share`; tasks weigh the same.
+        `schedule`, `rule`, `regret` (points), `share`; tasks weigh the same.
     """
     x, rows = np.linspace(0, most, steps), []
-    for (schedule, ramp, rule), group in found.groupby(["schedule", "ramp", "rule"], sort=False):
+    for (schedule, rule), group in found.groupby(["schedule", "rule"], sort=False):
         shares = [
             (part.regret.to_numpy()[:, None] <= x + 1e-12).mean(axis=0) for _, part in group.groupby("task", sort=False)
         ]
-        share = np.mean(shares, axis=0)
-        rows.append(pd.DataFrame(dict(schedule=schedule, ramp=ramp, rule=rule, regret=100 * x, share=share)))
+        rows.append(pd.DataFrame(dict(schedule=schedule, rule=rule, regret=100 * x, share=np.mean(shares, axis=0))))
     return pd.concat(rows, ignore_index=True)
 
 
 def advice(table: pd.DataFrame, schedule: str) -> str:
-    """One line: the rule and the ramp of the least mean regret over all tasks, and which others may be as good.
+    """One line: who has the least mean regret over tasks, and who may be as good.
 
-    Of the rules that answered on nine ramps of ten; `CHOSEN_HERE` are left out: some tasks chose them.
+    Of those that answered nine times of ten.
 
     Args:
         table: as `regret_table` gives it.
         schedule: of the trainings.
     """
     whole = table[(table.task == "all") & (table.schedule == schedule) & table.value.notna()]
-    whole = whole[(whole.no_answer <= FEW) & ~whole.rule.isin(CHOSEN_HERE)]
+    whole = whole[whole.no_answer <= FEW]
     if whole.empty:
-        return f"{schedule}: no rule answered on nine ramps of ten."
+        return f"{schedule}: nobody answered nine times of ten."
     best = whole.loc[whole.value.idxmin()]
     near = whole[(whole.low <= best.high) & (whole.index != best.name)].sort_values("value")
-    others = [f"{row.rule} ({row.ramp}, {row.value:.2f})" for row in near.itertuples()][:4]
-    tasks = table.task[table.task != "all"].nunique()
+    others = [f"{row.rule} ({row.value:.2f})" for row in near.itertuples()][:4]
     text = (
-        f"{schedule}: {best.rule} on a ramp of {best.ramp} costs {best.value:.2f} points "
-        f"[{best.low:.2f}, {best.high:.2f}] on average over {tasks} tasks, {best.worst:.1f} at worst"
+        f"{schedule}: {best.rule} costs {best.value:.2f} points [{best.low:.2f}, {best.high:.2f}] on average, "
+        f"{best.worst:.1f} at worst"
     )
     if best.no_answer:
-        text += f", and gives no answer on {best.no_answer:.0%} of the ramps"
-    return text + (f"; not told apart from it: {', '.join(others)}." if others else "; every other rule costs more.")
+        text += f", and gives no answer in {best.no_answer:.0%} of the repeats"
+    return text + (f"; not told apart from it: {', '.join(others)}." if others else "; everybody else costs more.")

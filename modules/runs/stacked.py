@@ -54,6 +54,7 @@ IMPLEMENTED = {
     "precision": ("float32",),
     "keep_weights": (False,),
 }
+ANY_IMAGE = 1, 28  # channels and size that every network takes, for a look at its layers
 CHECKPOINT_SECONDS = 20.0
 GROUP = {"cpu": 20, "cuda": 40}  # runs; more gain nothing: on a CPU their weights leave the cache
 EVALUATED_AT_ONCE = 100_000  # images of all runs
@@ -76,15 +77,18 @@ def why_not(spec: Spec) -> str | None:
     if models.own.is_own(spec.model):
         return f"{models.label(spec.model)} is a network of your own"
     with torch.device("meta"):
-        if any(True for _ in models.build(spec.model, 1, 32).buffers()):
-            return f"{spec.model} keeps running statistics"
+        network = models.build(spec.model, *ANY_IMAGE)
+    if any(True for _ in network.buffers()):
+        return f"{spec.model} keeps running statistics"
+    if not all(parameter.requires_grad for parameter in network.parameters()):
+        return f"not all of {spec.model} is trained"
     return None
 
 
 def is_dense(spec: Spec) -> bool:
     """Whether the run's network is dense layers with ReLU between them: on a CPU, those gain from company."""
     with torch.device("meta"):
-        return _dense(models.build(spec.model, 1, 32)) is not None
+        return _dense(models.build(spec.model, *ANY_IMAGE)) is not None
 
 
 def _dense(network: nn.Module) -> int | None:

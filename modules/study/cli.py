@@ -3,6 +3,7 @@
 python -m modules reproduce --study digits [--results FOLDER] [--only NOTEBOOK] [--strict] [-p NAME VALUE ...]
 python -m modules publish --study digits [--results FOLDER] [--model FILE.py:FUNCTION]
 python -m modules verify --results FOLDER [--rows 1] [--data-dir FOLDER] [--model FILE.py:FUNCTION]
+python -m modules score --rule FILE.py [--table FILE.csv]
 python -m modules html [--strict]
 """
 
@@ -64,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--rows", type=int, default=1, help="how many rows of each run")
     again.add_argument("--data-dir", help="where the data lie, if not in data/")
     again.add_argument("--model", help="the network in a Python file that they were trained with, FILE.py:FUNCTION")
+    entry = commands.add_parser("score", help="score a rule that reads a rate off a ramp, on the benchmark's ramps")
+    entry.add_argument("--rule", type=Path, required=True, help="a Python file with a function rule(lr, loss)")
+    entry.add_argument("--table", type=Path, help="the benchmark; by default the published one")
     pages = commands.add_parser("html", help="make the site of documents and executed notebooks in site/")
     pages.add_argument("--strict", action="store_true", help="exit with 1 unless all can be shown as it should")
     options = parser.parse_args(arguments)
@@ -85,6 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
             from modules.study.reproduction import verify_all
 
             return verify_all(options.results, options.rows, options.data_dir, options.model)
+        elif options.command == "score":
+            from modules.rate_finders.frozen import PUBLISHED, score
+
+            print(score(options.rule, options.table or PUBLISHED))
         else:
             from modules.study.site import build
 

@@ -1,0 +1,112 @@
+"""The benchmark as one file that a rule of anybody's is scored on in seconds: every ramp, and every rate's accuracy.
+
+The file is a table of notebook 9. A rule may be made with the tasks where `chosen` is true; on all others it is only
+scored.
+"""
+
+import math
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from modules.checks import RunError, first_line
+from modules.rate_finders.benchmark import SCHEDULES, Task
+from modules.rate_finders.regret import Landscape, regret_table, regrets
+from modules.rate_finders.rules import RULES, Rule
+
+VERSION = 2  # of the tasks and of what is measured; regrets compare within one
+FILE = f"rate_finders_frozen_{VERSION}.csv"
+RAMP = "ramp"
+PUBLISHED = Path("results/published/rate-finders-digits/tables") / FILE
+
+
+def frozen(tasks: Sequence[Task]) -> pd.DataFrame:
+    """The ramps and the accuracies of tasks.
+
+    Returns:
+        `task`, `chosen`, `what` (`ramp`, or the schedule of a training), `seed`, `rate`, `value`: a ramp's training
+        loss in the iteration of that rate, NaN from where it diverged; a training's test accuracy.
+    """
+    parts = []
+    for task in tasks:
+        for seed in task.seeds:
+            lr, loss = task.read_ramp(seed, "loss")
+            parts.append(
+                pd.DataFrame(dict(task=task.name, chosen=task.chosen, what=RAMP, seed=seed, rate=lr, value=loss))
+            )
+        for (name, schedule), found in task.landscapes().items():
+            for seed, accuracies in enumerate(found.accuracies.T, start=1):
+                about = dict(task=name, chosen=task.chosen, what=schedule, seed=seed)
+                parts.append(pd.DataFrame(about | dict(rate=found.rates, value=accuracies)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def scored(table: pd.DataFrame, rule: Rule, name: str) -> pd.DataFrame:
+    """The regret of a rule beside those in `rules.RULES` that read a loss.
+
+    Args:
+        table: as `frozen` gives it.
+        rule: that reads a loss.
+        name: what to call it.
+
+    Returns:
+        As `regret.regret_table` gives it; its means over tasks are of those that chose no rule, where there are any.
+    """
+    landscapes = {
+        (task, what): Landscape(*_matrix(part))
+        for (task, what), part in table[table.what.isin(SCHEDULES)].groupby(["task", "what"], sort=False)
+    }
+    rules = {known: its for known, its in RULES.items() if its.of == "loss"} | {name: rule}
+    rows = []
+    for (task, seed), ramp in table[table.what == RAMP].groupby(["task", "seed"], sort=False):
+        lr, loss = ramp.rate.to_numpy(), ramp.value.to_numpy()
+        rows += [(known, seed, None, its(lr, loss), math.nan, task) for known, its in rules.items()]
+    answers = pd.DataFrame(rows, columns=["rule", "seed", "only", "rate", "accuracy", "task"])
+    tasks = list(dict.fromkeys(table.task))
+    held_out = list(dict.fromkeys(table.task[~table.chosen]))
+    return regret_table(regrets(answers, landscapes), landscapes, held_out or tasks)
+
+
+def _matrix(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """A schedule's rates `[rates]` and accuracies `[rates, seeds]`."""
+    wide = part.pivot(index="rate", columns="seed", values="value")
+    return wide.index.to_numpy(), wide.to_numpy()
+
+
+def score(file: str | Path, table: str | Path) -> str:
+    """Score a rule in a Python file.
+
+    Args:
+        file: has a function `rule` of the rates of a ramp and the training losses at them, both arrays `[points]`, NaN
+            from where the ramp diverged; it gives the rate, or NaN for no answer.
+        table: a file that `frozen` was written to.
+
+    Returns:
+        A table, in text: mean regrets in points, rules down, best first.
+
+    Raises:
+        RunError: a file cannot be read, or has no such function; or the rule fails, in a line.
+    """
+    name = Path(file).stem
+    try:
+        rule = runpy.run_path(str(file))["rule"]
+        read = pd.read_csv(table)
+        found = scored(read, Rule(rule, str(file)), name)
+    except KeyError:
+        raise RunError(f"{file} has no function rule(lr, loss)") from None
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever a rule of somebody's raises
+        raise RunError(f"{file}: {type(error).__name__}: {first_line(error)}") from error
+    over = "held-out tasks" if not read.chosen.all() else "tasks"
+    whole = found[found.task == "all"]
+    wide = whole.pivot(index="rule", columns="schedule", values="value")[list(SCHEDULES)]
+    wide["worst repeat"] = whole.groupby("rule").worst.max()
+    wide["no answer"] = whole.groupby("rule").no_answer.max().map("{:.0%}".format)
+    wide = wide.assign(mean=wide[list(SCHEDULES)].mean(axis=1)).sort_values("mean").drop(columns="mean")
+    count = read.task[~read.chosen].nunique() or read.task.nunique()
+    title = f"Mean regret in points over {count} {over}, version {VERSION} of the benchmark ({name} is yours):"
+    return f"{title}\n{wide.rename_axis(columns=None).to_string(float_format='{:.2f}'.format)}"
