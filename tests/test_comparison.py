@@ -203,12 +203,8 @@ def test_same_runs_are_the_same_bytes(tmp_path):
     assert set(table.verdict) == {"same bytes"}
 
 
-def test_of_the_rate_finders_one_rule_is_judged(tmp_path):
-    rules = [
-        "suggest_rate linear 400 iterations",
-        "suggest_rate cycle 400 iterations a",
-        "fastai valley linear 400 iterations",
-    ]
+def test_of_the_rate_finders_the_means_of_what_is_advised_are_judged(tmp_path):
+    rules = ["find_rate linear", "suggest_rate cycle", "find_rate cycle digits", "fastai valley linear"]
     for name, shift in (("a", 0.0), ("b", 0.0), ("c", 0.02)):
         rows = [
             dict(

@@ -41,9 +41,9 @@ TABLES = {
     # Its runs end at a fifth of the length, where they vary by several points: shown, not judged.
     "tournament_short": Table("08_tournament-short", ("tournament_short", "tournament_short_tuning"), compared=False),
     "tournament_2": Table("11_tournament_2", ("tournament_2", "tournament_2_untuned"), always=False, counts_runs=False),
-    # Of hundreds of rows those of the rule that is advised, on the ramps it is for.
+    # Of hundreds of rows the means over tasks of what this project advises.
     "rate_finders_summary": Table(
-        "09_rate_finders", ("rate_finders_*",), judged=r"suggest_rate \w+ 400 iterations", counts_runs=False
+        "09_rate_finders", ("rate_finders_*",), judged=r"(find_rate|suggest_rate) \w+$", counts_runs=False
     ),
     # A user's own, with few runs.
     "your_data": Table("10_your_data", ("your_data_ramps", "your_data"), compared=False),
