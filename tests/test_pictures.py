@@ -4,10 +4,14 @@ import io
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from toys import every
 
@@ -19,26 +23,32 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def deep_png(values, path):
-    """A PNG of 16 bits a channel; Pillow writes grey ones alone."""
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
-    height, width = values.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+def write_png(path, width, height, bits, colour, rows, before=b"", after=b""):
+    """A PNG made by hand, for what Pillow does not write.
+
+    Args:
+        path, width, height: where and how large.
+        bits, colour: of a channel; PNG's number for grey (0), grey with alpha (4), RGB (2) or RGB with alpha (6).
+        rows: the bytes of each row.
+        before, after: more chunks, before and after the pixels.
+    """
+    pack = zlib.compressobj()
+    pixels = b"".join(pack.compress(b"\0" + row) for row in rows) + pack.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b""))
     return path
+
+
+def any_png(values, path, bits=16, **chunks):
+    """A PNG of 8 or 16 bits a channel; Pillow writes grey ones of 16 alone."""
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
+    rows = (row.astype(f">u{bits // 8}").tobytes() for row in values)
+    return write_png(path, values.shape[1], values.shape[0], bits, colour, rows, **chunks)
 
 
 def huge_png(path, width, height):
     """A small file that says it is a large picture of one colour."""
-    pack, rows = zlib.compressobj(), []
-    for _ in range(height):
-        rows.append(pack.compress(bytes(1 + width)))
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", b"".join(rows) + pack.flush()) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    return path
+    return write_png(path, width, height, 8, 0, (bytes(width) for _ in range(height)))
 
 
 def read(path, size=None):
@@ -88,6 +98,66 @@ def test_half_transparent_is_half_way_to_white_and_opaque_is_as_it_was(tmp_path)
     assert set(np.unique(read(tmp_path / "half.png"))) == {127}
 
 
+@every(("bits", "clear"), [(bits, clear) for bits in (1, 2, 4) for clear in range(2**bits)])
+def test_a_clear_value_of_a_grey_png_of_few_bits_is_white(tmp_path, bits, clear):
+    values = np.arange(16) % 2**bits
+    row = np.packbits([int(bit) for value in values for bit in f"{value:0{bits}b}"]).tobytes()
+    path = write_png(tmp_path / "a.png", 16, 16, bits, 0, [row] * 16, before=chunk(b"tRNS", struct.pack(">H", clear)))
+    expected = np.where(values == clear, 255, values * (255 // (2**bits - 1)))
+    np.testing.assert_array_equal(read(path)[0], expected)
+
+
+def sideways(how, orientation):
+    """The chunk in which a PNG says which way up it is."""
+    if how == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    return chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="%d"/>' % orientation)
+
+
+@every("shape", [(6, 4), (6, 4, 2), (6, 4, 3), (6, 4, 4)])
+@every("orientation", range(1, 9))
+@every(("how", "where"), [("exif", "before"), ("exif", "after"), ("xmp", "before")])
+def test_pictures_of_16_bits_are_turned_upright_as_those_of_8_are(tmp_path, how, where, orientation, shape):
+    values = np.random.default_rng(0).integers(0, 256, shape)
+    if shape[2:] in [(2,), (4,)]:
+        values[..., -1] = 255
+    said = {where: sideways(how, orientation)}
+    plain = any_png(values, tmp_path / "8.png", bits=8, **said)
+    deep = any_png(values * 257, tmp_path / "16.png", **said)
+    pixels = read(deep)
+    assert pixels.shape[:2] == ((6, 4) if orientation < 5 else (4, 6))
+    np.testing.assert_array_equal(pixels, read(plain))
+
+
+def write_tiff(path, values, white=255):
+    """A TIFF of 16 bits a channel; Pillow writes only those that it can read."""
+    height, width, *channels = values.shape
+    grey = not channels
+    bits = struct.pack("<HHI", 258, 3, 1) + struct.pack("<HH", 16, 0)
+    end = 8 + 2 + 9 * 12 + 4
+    if not grey:  # three numbers, which need a place of their own
+        bits = struct.pack("<HHII", 258, 3, 3, end)
+    tags = [(256, width), (257, height), bits, (259, 1), (262, (1 if white else 0) if grey else 2)]
+    tags += [(273, end + 6), (277, 1 if grey else 3), (278, height), (279, values.size * 2)]
+    entries = b"".join(tag if isinstance(tag, bytes) else struct.pack("<HHII", tag[0], 4, 1, tag[1]) for tag in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    path.write_bytes(head + entries + bytes(4) + struct.pack("<HHH", 16, 16, 16) + values.astype("<u2").tobytes())
+    return path
+
+
+def test_a_tiff_of_16_bits_under_another_name_is_read_right_or_refused(tmp_path):
+    values = np.linspace(0, 4095, 256).reshape(16, 16).round()
+    np.testing.assert_allclose(read(write_tiff(tmp_path / "a.png", values)), values * (255 / 4095), atol=0.51)
+    for bad in (
+        write_tiff(tmp_path / "b.png", values, white=0),
+        write_tiff(tmp_path / "c.png", np.stack([values] * 3, axis=-1)),
+    ):
+        with pytest.raises(DataError, match="is a TIFF of 16 bits a channel that would be misread: save it as a PNG"):
+            read(bad)
+
+
 @every("channels", [1, 3])
 @every(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
 def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak, channels):
@@ -95,7 +165,7 @@ def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak
     dark = values // 2
     if channels == 3:
         values, dark = (np.stack([image, image, image // 2], axis=-1) for image in (values, dark))
-    paths = [deep_png(values, tmp_path / "a.png"), deep_png(dark, tmp_path / "b.png")]
+    paths = [any_png(values, tmp_path / "a.png"), any_png(dark, tmp_path / "b.png")]
     found, said = read_pictures(paths, None)
     for image, pixels in zip((values, dark), found, strict=True):  # by one scale, so the darker one stays darker
         np.testing.assert_allclose(pixels, image * (255 / (2**bits - 1)), atol=0.51)
@@ -105,17 +175,17 @@ def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak
 
 def test_pictures_of_different_depths_in_16_bits_are_said(tmp_path):
     image = np.arange(256).reshape(16, 16)
-    paths = [deep_png(image * 16, tmp_path / "12.png"), deep_png(image * 257, tmp_path / "16.png")]
+    paths = [any_png(image * 16, tmp_path / "12.png"), any_png(image * 257, tmp_path / "16.png")]
     said = read_pictures(paths, None)[1]
     assert "they are read as 16 bits, one that has none above 4080 too: are there pictures of different depths?" in said
 
 
 def test_16_bits_that_are_transparent_and_32_are_refused_in_a_line(tmp_path):
     values = np.full((16, 16, 4), 2**16 - 1)
-    assert (read(deep_png(values, tmp_path / "opaque.png")) == 255).all()
+    assert (read(any_png(values, tmp_path / "opaque.png")) == 255).all()
     values[0, 0, 3] = 0
     with pytest.raises(DataError, match="a.png has 16 bits a channel and is transparent: save it with 8"):
-        read(deep_png(values, tmp_path / "a.png"))
+        read(any_png(values, tmp_path / "a.png"))
     for mode in ("F", "I"):
         Image.new(mode, (16, 16)).save(tmp_path / "b.png", format="TIFF")
         with pytest.raises(DataError, match="b.png has 32 bits a channel: save it with 8 or 16"):
@@ -135,6 +205,57 @@ def test_all_pictures_that_cannot_be_read_are_named_at_once(tmp_path):
     assert all(f"{number}.png cannot be read as an image: " in said for number in range(3))
     assert said.endswith("; and 2 more")
     assert "\n" not in said
+
+
+def encoded(pixels, kind, **options):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **options)
+    return content.getvalue()
+
+
+@given(
+    shape=st.tuples(st.integers(40, 70), st.integers(40, 70), st.just(3)),
+    noise=st.integers(1, 200),
+    grey=st.booleans(),
+    seed=st.integers(0, 2**16),
+    size=st.sampled_from([None, 16]),
+    options=st.sampled_from([dict(), dict(progressive=True), dict(restart_marker_rows=1), dict(subsampling=0)]),
+)
+@settings(max_examples=20)
+def test_a_jpeg_whose_end_is_lost_is_refused_and_a_whole_one_never_is(shape, noise, grey, seed, size, options):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, noise, shape).astype(np.uint8)
+    if grey:  # as a decoder fills in what is lost
+        pixels[shape[0] // 2 :] = 128
+    whole = encoded(pixels, "JPEG", quality=90, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jpg"
+        path.write_bytes(whole)
+        read(path, size)
+        path.write_bytes(whole + bytes(1000))  # which some cameras add
+        read(path, size)
+        if noise < 20 or grey:  # what is lost may be grey itself
+            return
+        start = whole.index(b"\xff\xda") + 14
+        cut = start + (len(whole) - start) * 6 // 10
+        for end in (b"\xff\xd9", b"", bytes(len(whole) - cut)):
+            path.write_bytes(whole[:cut] + end)
+            with pytest.raises(DataError, match="is damaged|is truncated"):
+                read(path, size)
+
+
+@every("end", [b"", "zeros"])
+@every(("kind", "options"), [("PNG", {}), ("WEBP", dict(lossless=True)), ("WEBP", {}), ("GIF", {})])
+def test_other_pictures_whose_end_is_lost_are_refused(tmp_path, kind, options, end):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = encoded(pixels, kind, **options)
+    path = tmp_path / "a.png"
+    path.write_bytes(whole)
+    read(path)
+    cut = len(whole) * 6 // 10
+    path.write_bytes(whole[:cut] + (bytes(len(whole) - cut) if end else b""))
+    with pytest.raises(DataError, match="is damaged|cannot be read"):
+        read(path)
 
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path):

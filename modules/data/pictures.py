@@ -1,5 +1,7 @@
 """Picture files as pixels: upright, on white where they are transparent, 8 bits a channel."""
 
+import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,10 @@ RESIZED = "with image_size=64, or as the data set images-64, every image is resi
 #: What is decoded, whatever a file's name ends in. Pillow would start other programs for some of the rest.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 BITS = (8, 10, 12, 14, 16)  # of a value that is stored in 16
+GREY = 128  # what a decoder fills in where a JPEG ends too early
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG's segment or end; the others belong to pixels
+MORE_PIXELS = bytes(range(1, 255)) * 16  # what stands for pixels of a JPEG, whatever they are
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 MIXED = 8  # times the largest value of one picture, in another: of the same depth they would hardly be
 
 
@@ -136,9 +142,10 @@ def _pixels(path: Path, size: int | None, levels: int | None) -> np.ndarray:
         with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             _check(image, size)
             if size is not None:
-                image.draft(None, (2 * size, 2 * size))  # a JPEG is decoded no larger than needed
+                _draft(image, size)
                 if image.width * image.height > MAX_PIXELS:
                     raise Unusable(f"is {image.width} x {image.height} pixels, too many to decode: make it smaller")
+            _check_whole(path, image, size)
             upright = _in_8_bits(path, image, levels)
             return np.asarray(upright if size is None else _square(upright, size))
     except (Unusable, Deep):
@@ -149,7 +156,7 @@ def _pixels(path: Path, size: int | None, levels: int | None) -> np.ndarray:
 
 
 def _check(image: "Image", size: int | None) -> None:
-    """Raise Unusable when a picture is too large, or more than one."""
+    """Raise Unusable when a picture is too large, more than one, or of a kind that would be misread."""
     if size is None and max(image.size) > MAX_SIDE:
         raise TooLarge(f"is {image.width} x {image.height} pixels, more than {MAX_SIDE}")
     if image.width * image.height > MAX_JPEG_PIXELS:
@@ -157,6 +164,63 @@ def _check(image: "Image", size: int | None) -> None:
     # Cameras write JPEGs that hold a preview as a second picture (MPO): the first is the photograph.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise Unusable("is animated: one picture a file is needed")
+    # Pillow keeps 8 bits of a coloured TIFF's 16, and shows one that counts from white to black as a negative.
+    deep = image.format == "TIFF" and 8 < max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) <= 16
+    if deep and not (image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC) != WHITE_IS_ZERO):
+        raise Unusable("is a TIFF of 16 bits a channel that would be misread: save it as a PNG")
+
+
+def _draft(image: "Image", size: int) -> None:
+    """Let a JPEG be decoded no larger than needed."""
+    image.draft(None, (2 * size, 2 * size))
+
+
+def _check_whole(path: Path, image: "Image", size: int | None) -> None:
+    """Raise Unusable when the end of a file is lost, and a decoder would make up the rest without a word."""
+    if image.format == "WEBP":
+        content = path.read_bytes()
+        lost = content[: 8 + int.from_bytes(content[4:8], "little")].endswith(bytes(64))  # no compressed data do
+    elif image.format in ("JPEG", "MPO"):
+        content = path.read_bytes()
+        end = _end_of_jpeg(content)
+        lost = end is None or (_may_be_made_up(image) and _reads_on(content, end, image, size))
+    else:  # Pillow refuses what is cut off
+        lost = False
+    if lost:
+        raise Unusable("is damaged: its end is lost")
+
+
+def _end_of_jpeg(content: bytes) -> int | None:
+    """Where the first picture of a JPEG is marked to end; None where it is not."""
+    at = 2
+    while found := MARKER.search(content, at):
+        if found[0] == b"\xff\xd9":
+            return found.start()
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return None
+
+
+def _may_be_made_up(image: "Image") -> bool:
+    """Whether the end of a JPEG is worth a second decoding: its last pixel is grey, or finer scans may be missing."""
+    last = image.getpixel((image.width - 1, image.height - 1))
+    return "progressive" in image.info or all(abs(v - GREY) <= 2 for v in (last if isinstance(last, tuple) else [last]))
+
+
+def _reads_on(content: bytes, end: int, image: "Image", size: int | None) -> bool:
+    """Whether a JPEG's decoder still waits for pixels where the file is marked to end: with more of them it shows more.
+
+    Args:
+        content: of the file.
+        end: where its end is marked.
+        image: what was decoded of it.
+        size: what it was decoded for.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content[:end] + MORE_PIXELS + content[end:])) as longer:
+        if size is not None:
+            _draft(longer, size)
+        return longer.tobytes() != image.tobytes()
 
 
 def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
@@ -171,6 +235,9 @@ def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
         return Image.fromarray((values / (levels / 255)).round().astype(np.uint8))
     if image.mode.startswith(("I", "F")):
         raise Unusable("has 32 bits a channel: save it with 8 or 16")
+    grey = re.fullmatch(r"L;([24])", str(image.tile[0][3])) if image.format == "PNG" and image.tile else None
+    if grey and "transparency" in image.info:  # Pillow scales the pixels to 8 bits, and not the value that is clear
+        image.info["transparency"] *= 255 // (2 ** int(grey[1]) - 1)
     upright = ImageOps.exif_transpose(image)
     mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
     if upright.has_transparency_data:
@@ -181,7 +248,7 @@ def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
 
 def _deep_values(path: Path, image: "Image") -> np.ndarray:
     """Values of a picture of 16 bits a channel, upright, `[H, W]` or `[H, W, 3]`."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     if image.format != "PNG":
         return np.asarray(ImageOps.exif_transpose(image))
@@ -189,12 +256,16 @@ def _deep_values(path: Path, image: "Image") -> np.ndarray:
     from torchvision.io import decode_image  # Pillow keeps 8 bits of coloured pictures' 16
 
     content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    values = decode_image(content, apply_exif_orientation=True).numpy().transpose(1, 2, 0)
+    values = decode_image(content).numpy().transpose(1, 2, 0)
     alpha = values.shape[2] in (2, 4)
     if "transparency" in image.info or (alpha and (values[..., -1] < 2**16 - 1).any()):
         raise Unusable("has 16 bits a channel and is transparent: save it with 8, or without transparency")
     values = values[..., :-1] if alpha else values
-    return values[..., 0] if values.shape[2] == 1 else values
+    image.load()  # which way up may be told after the pixels
+    numbers = Image.fromarray(np.arange(values[..., 0].size, dtype=np.int32).reshape(values.shape[:2]))
+    numbers.info = image.info
+    upright = values.reshape(-1, values.shape[2])[np.asarray(ImageOps.exif_transpose(numbers))]
+    return upright[..., 0] if upright.shape[2] == 1 else upright
 
 
 def _square(image: "Image", size: int) -> "Image":
