@@ -67,8 +67,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def in_cache(cache, name):
-    (found,) = cache.glob(f"*/{name}")
-    return found
+    (found,) = cache.glob("*/")
+    return found / name
 
 
 def unnoticed(path, content):
@@ -102,16 +102,26 @@ def with_label(path, label):
         ("test_labels.npy", lambda path: with_label(path, 3)),
         ("meta.json", lambda path: path.write_text(path.read_text()[:50])),
         ("meta.json", lambda path: path.write_text("[1]")),
-        ("meta.json", lambda path: path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))),
+        *(
+            ("meta.json", lambda path, old=old, new=new: path.write_text(path.read_text().replace(old, new)))
+            for old, new in [
+                ('"fingerprint": "', '"fingerprint": "0'),
+                ('"1", "2"', '"2", "1"'),
+                ('"remarks": []', '"remarks": ["nothing"]'),
+                ('"seal"', '"sealed"'),
+            ]
+        ),
     ],
 )
 def test_a_damaged_cache_is_noticed_and_made_anew(cache, name, damage):
     whole = load("digits")
     images, labels = np.array(whole.train_images), np.array(whole.train_labels)
+    before = in_cache(cache, name).read_bytes()
     damage(in_cache(cache, name))
+    assert not in_cache(cache, name).exists() or in_cache(cache, name).read_bytes() != before
     for _ in range(2):
         again = load("digits")
-        assert again.fingerprint == whole.fingerprint
+        assert (again.fingerprint, again.classes, again.notes) == (whole.fingerprint, whole.classes, whole.notes)
         np.testing.assert_array_equal(again.train_images, images)
         np.testing.assert_array_equal(again.train_labels, labels)
 

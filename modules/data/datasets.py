@@ -1,7 +1,8 @@
 """Named data sets as uint8 tensors in memory: decoded once, cached as `.npy`, memory-mapped read-only.
 
 Many worker processes then share one copy of the pixels, and nobody decodes an image twice. The cache is not believed:
-it is taken where the files it was made of are as they were, and where its arrays have the fingerprint that it names.
+it is taken where the files it was made of are as they were, and where its arrays and what it says of them have the
+fingerprints that it names.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from modules.data.folders import SPLITS, VALIDATION, ImageFiles
 from modules.data.pictures import shown
 from modules.data.sources import DataError, Source, source
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3  # another one where files are read into other pixels or labels than before
 
 #: Labels of image folders whose pixels are known, by their fingerprint.
 KNOWN_IMAGES = {"f103e41073cc568513074a83398ed490d1f69502a0d7c4e4cb9c59ce87c78e51": "CIFAR-10 (JPEG copy)"}
@@ -153,15 +154,21 @@ def _open_cache(cache: Path, stamp: list | None) -> dict | None:
         meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
         if meta["stamp"] != stamp:
             return None
+        whole = meta.pop("seal") == _seal(meta)
         paths = {part: cache / f"{part}.npy" for part in meta["parts"]}
         as_read = tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in (p.stat() for p in paths.values()))
-        if _read_fingerprint(tuple(paths.items()), as_read) != meta["fingerprint"]:
+        if not whole or _read_fingerprint(tuple(paths.items()), as_read) != meta["fingerprint"]:
             print(f"the cache {shown(cache)} is not as it was written: the images are decoded again")
             return None
         found = {part: np.load(path, mmap_mode="r") for part, path in paths.items()}
         return found | {"classes": tuple(meta["classes"]), **{key: meta[key] for key in ("fingerprint", "remarks")}}
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
+
+
+def _seal(meta: dict) -> str:
+    """The fingerprint of what a cache says of its arrays."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=32)
@@ -189,7 +196,7 @@ def _write_cache(cache: Path, stamp: list | None, arrays: Arrays, about: dict) -
                 np.save(file, array)
                 _to_disk(file)
         with (new / "meta.json").open("w", encoding="utf-8") as file:
-            json.dump(meta, file)
+            json.dump(meta | {"seal": _seal(meta)}, file)
             _to_disk(file)
     return _open_cache(cache, stamp) or arrays | about
 
