@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -12,28 +12,20 @@ from stat import S_ISREG
 import numpy as np
 
 from modules.checks import short
+from modules.data import names
+from modules.data.names import VALIDATION
 from modules.data.pictures import RESIZED, SHOWN, DataError, read_pictures, refuse, shown
 
 #: Images `[N, H, W]` or `[N, H, W, 3]` and labels `[N]` of each part; the classes' names.
 Read = tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]
 
 SPLITS = ("train", "test")
-VALIDATION = "validation"  # the part that a folder has where it holds images of both kinds beside the training images
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-NOT_A_CLASS = "__MACOSX"  # what macOS adds to archives: a shadow of every file
+SHADOWS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}  # what systems add: copies of every file
+SPOKEN_OF = 10  # a note is written where one file of so many gives reason for it
 HANDS = 5  # without images for testing one of five images of each class is held out
 DARK = 32  # of 255
 KNOWN = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "cifar-10-batches-py": "cifar10"}
-
-#: What folders of a part are called, together with words that say nothing: `Training_set`, `testing_images`, `valid`.
-PART_NAMES = {
-    "train": "training|trainings|train|trn|trainval",
-    VALIDATION: "validation|validate|valid|val|development|devel|dev|eval|evaluation",
-    "test": "testing|tests|test|tst|holdout|heldout",
-}
-SAYS_NOTHING = "datasets?|data|sets?|images?|imgs?|pictures?|pics?|photos?|samples?|examples?|splits?|parts?|files?|dir"
-MASKS = "masks?|labels?|annotations?|annots?|segmentations?|segm?|groundtruths?|gts?|truths?|targets?|outputs?|depths?"
-PLAIN = f"{SAYS_NOTHING}|inputs?|originals?|sources?|raw|jpegs?|jpgs?|pngs?|rgb"
 
 _Id = tuple[int, int]
 
@@ -155,7 +147,7 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
     classes = _classes(data_dir, places)
     above = (data_dir, *data_dir.resolve().parents)
     roots = {_id(path) for place in places.values() for path in (*above, place, *(place / name for name in classes))}
-    files, others, again, digest = {}, Counter(), 0, hashlib.sha256()
+    files, others, again, digest, below = {}, Counter(), 0, hashlib.sha256(), {}
     for part, place in places.items():
         files[part] = []
         for label, name in enumerate(classes):
@@ -163,19 +155,29 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
             others += found.others
             again += found.again
             files[part] += [(path, label) for path, _ in found.images]
+            below[part, name] = [path.relative_to(place / name) for path, _ in found.images]
             for path, status in found.images:
                 # Time of change and inode too: files that are exchanged keep size and time of their content.
                 numbers = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
                 digest.update(os.fsencode(f"{part} {label} {str(path).removeprefix(str(data_dir))} {numbers}\n"))
-    paired = _paired([path for path, _ in files["train"]], places["train"], classes)  # before any are held out
-    held_out = "test" not in files
-    if held_out:
-        _hold_out(files, classes, places["train"])
-    notes = []
-    if name := paired:
+        _check_below(place, {name: below[part, name] for name in classes}, place == data_dir)
+    notes = _notes({(places[part] / name).relative_to(data_dir): paths for (part, name), paths in below.items()})
+    if name := _in_every_class([below["train", name] for name in classes]):
         notes.append(
             f"Every class holds files of the same names, such as {name}: do they belong together, as masks do?"
         )
+    held_out = "test" not in files
+    if held_out:
+        spoken = Counter(names.mentioned(path.stem) for name in classes for path in below["train", name])
+        spoken = [part for part in names.PART_NAMES if spoken[part] * SPOKEN_OF >= spoken.total()]
+        if len(spoken) > 1:
+            notes.append(
+                f"Names of files speak of {' and '.join(spoken)}, and a fifth of all files is held out: to keep such "
+                "parts apart, put them into folders of these names, with the class folders in each."
+            )
+        _hold_out(files, classes, places["train"])
+    if loose := [] if places["train"] == data_dir else _loose(data_dir):
+        unread = [f"{len(loose)} images", *unread]
     if unread:
         notes.append(f"Not read: {_some(unread)} beside {shown(places['train'].name)}.")
     if others:
@@ -198,13 +200,21 @@ def _folders(folder: Path) -> tuple[str, ...]:
     entries = list(os.scandir(folder))
     if lost := sorted(each.name for each in entries if not _is_image(each.name) and _leads_nowhere(Path(each.path))):
         raise DataError(f"{shown(folder / lost[0])} is a link to what is not there: mend it, or take it away")
-    names = (entry.name for entry in entries if entry.is_dir())
-    return tuple(sorted(name for name in names if not name.startswith(".") and name != NOT_A_CLASS))
+    return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name)))
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(shown(name) for name in names[:SHOWN]) + more
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in SHADOWS
+
+
+def _loose(folder: Path) -> list[str]:
+    """The images in a folder itself."""
+    return sorted(entry.name for entry in os.scandir(folder) if _is_image(entry.name))
+
+
+def _some(those: Sequence[object]) -> str:
+    more = f" and {len(those) - SHOWN} more" if len(those) > SHOWN else ""
+    return ", ".join(shown(each) for each in those[:SHOWN]) + more
 
 
 def _endings(others: Counter) -> str:
@@ -213,39 +223,15 @@ def _endings(others: Counter) -> str:
     return ", ".join(f"{count:,} {ending}" for ending, count in most) + more
 
 
-def _part(name: str) -> str | None:
-    """The part that a folder's name says it is, and nothing else; None where it says something else too."""
-    letters = re.sub(r"[\W\d_]+x?[\W\d_]*", "", name.lower())
-    for part, words in PART_NAMES.items():
-        # Possessive: a long name of such words would be taken apart in every way there is.
-        if re.fullmatch(f"(?:{SAYS_NOTHING})*+(?:{words})(?:{SAYS_NOTHING})*+", letters):
-            return part
-    return None
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", name)]
-
-
-def _mentioned(name: str) -> str | None:
-    """The part that one of a name's words stands for: `cats_train`, `trainB`."""
-    for part, words in PART_NAMES.items():
-        if any(re.fullmatch(words, word) for word in _words(name)):
-            return part
-    return None
-
-
 def _places(data_dir: Path) -> tuple[dict[str, Path], list[str]]:
     """The folder of each part, and the names beside them that are none; `data_dir` itself trains where there are none.
-
-    With one folder beside the training images, whatever it is called, its images test.
 
     Raises:
         DataError: two folders of one part; none to train; folders that are parts by what they hold or are called, and
             cannot be told apart.
     """
-    names = _folders(data_dir)
-    parts = {part: [name for name in names if _part(name) == part] for part in PART_NAMES}
+    there = _folders(data_dir)
+    parts = {part: [name for name in there if names.part(name) == part] for part in names.PART_NAMES}
     as_classes = f"if they are classes, put all class folders into {shown(data_dir / 'train')}"
     for part, named in parts.items():
         if len(named) > 1:
@@ -254,19 +240,19 @@ def _places(data_dir: Path) -> tuple[dict[str, Path], list[str]]:
     if "train" in found:
         if found.keys() == {"train", VALIDATION}:
             found["test"] = found.pop(VALIDATION)
-        return found, [name for name in names if data_dir / name not in found.values()]
+        return found, [name for name in there if data_dir / name not in found.values()]
     if found:
         name = shown(next(iter(found.values())).name)
         raise DataError(
             f"no folder {shown(data_dir / 'train')}: data set 'images' needs train/<class>/* beside {name}/; "
             f"{as_classes}"
         )
-    if own := [name for name in names if name in KNOWN]:
+    if own := [name for name in there if name in KNOWN]:
         raise DataError(
             f"{shown(data_dir)} holds {own[0]}, which is the data set {KNOWN[own[0]]}: for the data set 'images' name "
             "the folder of your images with data_dir"
         )
-    mentioned = {part: name for name in reversed(names) if (part := _mentioned(name))}
+    mentioned = names.parts_among(there)
     if len(mentioned) > 1:
         raise DataError(
             f"{shown(data_dir)}: {_some(sorted(mentioned.values()))} look like parts of a data set: name them train "
@@ -283,11 +269,11 @@ def _classes(data_dir: Path, places: dict[str, Path]) -> tuple[str, ...]:
     """
     train = places["train"]
     classes = _folders(train)
-    loose = [entry.name for entry in os.scandir(train) if _is_image(entry.name)]
+    loose = {place: _loose(place) for place in places.values()}
     if len(classes) < 2:
         hint = ""
-        if loose:
-            hint = f" and {len(loose)} images"
+        if loose[train]:
+            hint = f" and {len(loose[train])} images"
             if train != data_dir:
                 hint += f": if it is a class itself, put all class folders into {shown(data_dir / 'train')}"
         raise DataError(
@@ -311,51 +297,102 @@ def _classes(data_dir: Path, places: dict[str, Path]) -> tuple[str, ...]:
                 f"{shown(data_dir)}: {shown(train.name)} and {shown(place.name)} must hold the same class folders, but "
                 f"{', '.join(only[:5])}"
             )
-    if loose:
-        raise DataError(
-            f"{shown(train)} holds {len(loose)} images beside its class folders ({shown(loose[0])}): is it a class "
-            "itself?"
-        )
-    if train == data_dir or len({_mentioned(name) for name in classes} - {None}) > 1:
-        _not_parts(train, classes)
-    _no_masks(train, classes)
+        if loose[place]:
+            raise DataError(
+                f"{shown(place)} holds {len(loose[place])} images beside its class folders ({shown(loose[place][0])}): "
+                "is it a class itself? Otherwise sort them into these folders, or move them away"
+            )
+    _check_names(train, classes)
     return classes
 
 
-def _not_parts(train: Path, classes: Sequence[str]) -> None:
-    """Raise DataError when folders hold the same folders: they are parts of a data set, whatever they are called."""
-    inner = Counter(below for name in classes for below in _inner(train / name))
-    shared = sorted(name for name, count in inner.items() if count > 1)
-    if len(shared) > 1:
+def _check_names(train: Path, classes: Sequence[str]) -> None:
+    """Raise DataError when folders are called like what is no class, or like one class twice."""
+    if pair := names.masks_among(classes):
         raise DataError(
-            f"{shown(train)}: its folders {_some(classes)} hold the same folders ({_some(shared)}), like parts of a "
-            f"data set: name them train and test (or val); if they are classes, put them into {shown(train / 'train')}"
-        )
-
-
-def _inner(folder: Path) -> tuple[str, ...]:
-    """The folders in a folder, or in the only one that it holds."""
-    names = _folders(folder)
-    return _folders(folder / names[0]) if len(names) == 1 else names
-
-
-def _no_masks(train: Path, classes: Sequence[str]) -> None:
-    """Raise DataError when folders hold pictures and what belongs to each of them, by their names."""
-    plain = [name for name in classes if all(re.fullmatch(PLAIN, word) for word in _words(name))]
-    masks = [name for name in classes if name not in plain and any(re.fullmatch(MASKS, word) for word in _words(name))]
-    if plain and masks:
-        raise DataError(
-            f"{shown(train)}: {shown(plain[0])} and {shown(masks[0])} look like pictures and what belongs to each of "
+            f"{shown(train)}: {shown(pair[0])} and {shown(pair[1])} look like pictures and what belongs to each of "
             "them, not like classes: a folder for each class is needed"
         )
+    if pair := names.same_but_for_spelling(classes):
+        raise DataError(
+            f"{shown(train)}: {shown(pair[0])!r} and {shown(pair[1])!r} are one name in two spellings: put the images "
+            "of one class into one folder, or give each class a name of its own"
+        )
+    if unsorted := [name for name in classes if re.fullmatch(names.UNSORTED, name.lower())]:
+        raise DataError(f"{shown(train / unsorted[0])} is called like images without a class: move them away")
 
 
-def _paired(paths: Sequence[Path], train: Path, classes: Sequence[str]) -> str | None:
+def _check_below(place: Path, below: dict[str, list[Path]], top: bool) -> None:
+    """Raise DataError when what lies in the class folders says that they are no classes, or hold other pictures too.
+
+    Args:
+        place: where the class folders lie.
+        below: of each, its images' paths.
+        top: no folder beside them is named as one for training, testing or validation.
+    """
+    inner = {name: {each for path in paths for each in path.parts[:-1]} for name, paths in below.items()}
+    for name, folders in inner.items():
+        where = shown(place / name)
+        if len(parts := names.parts_among(folders)) > 1:
+            raise DataError(
+                f"{where} holds folders that look like parts of a data set ({_some(sorted(parts.values()))}): parts "
+                f"are not looked for below a class; name {where} as the folder if the classes lie in these, else sort "
+                "the images into train/<class>/ and test/<class>/"
+            )
+        others = {each.casefold() for each in below if each != name}
+        if other := sorted(each for each in folders if each.casefold() in others):
+            raise DataError(
+                f"{where} holds a folder {shown(other[0])}, which is another class's name: move it there, or call it "
+                "something else"
+            )
+        pair = names.masks_among(folders) or names.picture_and_mask(below[name])
+        if pair:
+            raise DataError(
+                f"{where}: {shown(pair[0])} and {shown(pair[1])} look like pictures and what belongs to each of them, "
+                "such as masks: leave only the pictures there"
+            )
+    # A part holds folders and no images of its own; a class may hold both, and then a folder that others hold too.
+    bare = [inner[name] for name, paths in below.items() if all(len(path.parts) > 1 for path in paths)]
+    shared = _shared(bare) or (several if len(several := _shared(inner.values())) > 1 else [])
+    named_as_parts = len({names.mentioned(name) for name in below} - {None}) > 1 or names.numbered_alike(below)
+    if shared and (top or named_as_parts):
+        advice = (
+            "take these folders away and leave their images" if named_as_parts else f"put them into {place / 'train'}"
+        )
+        raise DataError(
+            f"{shown(place)}: its folders {_some(list(below))} hold the same folders ({_some(shared)}), like parts of "
+            f"a data set: name them train and test (or val); if they are classes, {shown(advice)}"
+        )
+
+
+def _shared(folders: Iterable[set[str]]) -> list[str]:
+    """Names in more than one of these sets, but for those that say nothing."""
+    counts = Counter(each for some in folders for each in some if not names.says_nothing(each))
+    return sorted(name for name, count in counts.items() if count > 1)
+
+
+def _notes(below: dict[Path, list[Path]]) -> list[str]:
+    """What the names below class folders leave in doubt, in sentences.
+
+    Args:
+        below: of each class folder, its images' paths.
+    """
+    said = []
+    inner = {place / path.parts[0]: None for place, paths in below.items() for path in paths if len(path.parts) > 1}
+    if folders := [folder for folder in inner if not names.says_nothing(folder.name)]:
+        said.append(f"Images in folders below a class count for that class: {_some(sorted(folders))}.")
+    after = [(place / a, place / b) for place, paths in below.items() for a, b in names.named_after_another(paths)]
+    if after and len(after) * SPOKEN_OF >= sum(map(len, below.values())):
+        said.append(
+            f"{len(after):,} images are named after another, such as {shown(after[0][0])} after "
+            f"{shown(after[0][1].name)}: do they belong together, as masks or changed copies do?"
+        )
+    return said
+
+
+def _in_every_class(below: Sequence[Sequence[Path]]) -> str | None:
     """One of the names that the files of every class have; None where they have others, or are only numbered."""
-    names: dict[str, set[str]] = {name: set() for name in classes}
-    for path in paths:
-        names[path.relative_to(train).parts[0]].add(path.stem)
-    first, *others = names.values()
+    first, *others = ({path.stem for path in paths} for paths in below)
     numbers = sorted(int(name) for name in first if name.isdecimal())
     numbered = len(numbers) == len(first) and numbers[-1] - numbers[0] == len(first) - 1
     return None if numbered or any(other != first for other in others) else shown(min(first))
@@ -405,8 +442,8 @@ def _images_below(folder: Path, roots: set[_Id]) -> _Below:
 
     found, problems = _Below([], Counter(), 0), []
     seen: set[_Id] = set()
-    for place, below, names in os.walk(folder, onerror=stop, followlinks=True):
-        for path in (Path(place, name) for name in sorted(names + below) if _is_image(name)):
+    for place, below, there in os.walk(folder, onerror=stop, followlinks=True):
+        for path in (Path(place, name) for name in sorted(there + below) if _is_image(name)):
             try:
                 status = path.stat()
             except OSError as error:
@@ -420,13 +457,13 @@ def _images_below(folder: Path, roots: set[_Id]) -> _Below:
             else:
                 seen.add(identity)
                 found.images.append((path, status))
-        for name in names:
+        for name in there:
             if not _is_image(name) and _leads_nowhere(Path(place, name)):
                 problems.append((Path(place, name), "is a link to what is not there"))
             elif not (_is_image(name) or name.startswith(".")):
                 found.others[shown(Path(name).suffix.lower()) or "without an ending"] += 1
         enter = []
-        for name in sorted(name for name in below if not (name.startswith(".") or _is_image(name))):
+        for name in sorted(name for name in below if not (_hidden(name) or _is_image(name))):
             identity = _id(Path(place, name))
             if identity not in roots | seen:
                 seen.add(identity)

@@ -1,0 +1,125 @@
+"""What the names of folders and files say: which are parts of a data set, which are masks or copies of others."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+VALIDATION = "validation"  # the part that a folder has where it holds images of both kinds beside the training images
+
+#: What folders of a part are called, together with words that say nothing: `Training_set`, `testing_images`, `valid`.
+PART_NAMES = {
+    "train": "training|trainings|train|trn|trainval",
+    VALIDATION: "validation|validate|valid|val|development|devel|dev|eval|evaluation",
+    "test": "testing|tests|test|tst|holdout|heldout",
+}
+PART_OF = {word: part for part, words in PART_NAMES.items() for word in words.split("|")}
+SAYS_NOTHING = "datasets?|data|sets?|images?|imgs?|pictures?|pics?|photos?|samples?|examples?|splits?|parts?|files?|dir"
+MASKS = (
+    "masks?|labels?|annotations?|annots?|segmentations?|segm?|groundtruths?|gts?|truths?|targets?|outputs?|depths?|"
+    "trimaps?|rois?|overlays?|heatmaps?"
+)
+PLAIN = f"{SAYS_NOTHING}|inputs?|originals?|sources?|raw|jpegs?|jpgs?|pngs?|rgb|sat"
+UNSORTED = r"(un|non?)[\W_]*(labell?ed|annotated|tagged|sorted)"
+
+
+def part(name: str) -> str | None:
+    """The part that a folder's name says it is, and nothing else; None where it says something else too."""
+    letters = re.sub(r"[\W\d_]+x?[\W\d_]*", "", name.lower())
+    for which, words in PART_NAMES.items():
+        # Possessive: a long name of such words would be taken apart in every way there is.
+        if re.fullmatch(f"(?:{SAYS_NOTHING})*+(?:{words})(?:{SAYS_NOTHING})*+", letters):
+            return which
+    return None
+
+
+def mentioned(name: str) -> str | None:
+    """The part that one of a name's words stands for: `cats_train`, `trainB`."""
+    said = {PART_OF.get(word) for word in _words(name)}
+    return next((which for which in PART_NAMES if which in said), None)
+
+
+def parts_among(names: Iterable[str]) -> dict[str, str]:
+    """The first name that is a part's or speaks of it, by the part."""
+    return {which: name for name in sorted(names, reverse=True) if (which := part(name) or mentioned(name))}
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a folder is called by what every folder of pictures holds: `images`, `raw`."""
+    words = _words(name)
+    return bool(words) and all(re.fullmatch(PLAIN, word) for word in words)
+
+
+def masks_among(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two folders of which one is called pictures and one what belongs to each of them: `images` and `masks`."""
+    names = sorted(names)
+    plain = [name for name in names if says_nothing(name)]
+    masks = [name for name in names if name not in plain and any(re.fullmatch(MASKS, word) for word in _words(name))]
+    return (plain[0], masks[0]) if plain and masks else None
+
+
+def picture_and_mask(paths: Sequence[PurePath]) -> tuple[PurePath, PurePath] | None:
+    """A picture and its mask among the files of one class: `1.png` and `1_mask.png`, `images/1.png` and `masks/1.png`.
+
+    Args:
+        paths: below the class's folder.
+    """
+    masks, pictures = {}, {}
+    for path in paths:
+        tokens = _tokens(str(path.with_suffix("")))
+        of_mask = [bool(re.fullmatch(MASKS, token)) for token in tokens]
+        key = tuple(token for token in tokens if not re.fullmatch(f"{MASKS}|{PLAIN}", token))
+        if not any(of_mask):
+            pictures.setdefault(key, path)
+            continue
+        masks.setdefault(key, path)
+        at = of_mask.index(True) + 1
+        if tokens[at : at + 1] and tokens[at].isdecimal():  # the second mask of a picture
+            rest = tokens[:at] + tokens[at + 1 :]
+            masks.setdefault(tuple(token for token in rest if not re.fullmatch(f"{MASKS}|{PLAIN}", token)), path)
+    return next(((pictures[key], path) for key, path in masks.items() if key and key in pictures), None)
+
+
+def named_after_another(paths: Sequence[PurePath]) -> list[tuple[PurePath, PurePath]]:
+    """Files that are called like another in their folder with a word more or another ending, and that other.
+
+    `1_flip.png` is called after `1.png`, `1_2.png` is not: numbers tell pictures apart.
+    """
+    found, first = [], {}
+    for path in paths:
+        if (other := first.setdefault((path.parent, path.stem), path)) != path:
+            found.append((path, other))
+    for (folder, stem), path in first.items():
+        for mark in re.finditer(r"[\W_]+", stem):
+            before, after = stem[: mark.start()], stem[mark.end() :]
+            for rest, more in ((before, after), (after, before)):
+                if (folder, rest) in first and re.search(r"[^\W\d_]", more):
+                    found.append((path, first[folder, rest]))
+    return list({path: (path, other) for path, other in found}.values())
+
+
+def same_but_for_spelling(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ only in capitals, spaces, underscores or how accents are stored; single letters do not."""
+    seen: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name).casefold())
+        other = seen.setdefault(plain if len(name) > 1 else name, name)
+        if other != name:
+            return other, name
+    return None
+
+
+def numbered_alike(names: Iterable[str]) -> bool:
+    """Whether names are one word and a number each: `fold1`, `fold2`."""
+    bare = {re.sub(r"\d+", "0", name) for name in names}
+    return len(bare) == 1 and bool(re.search(r"[^\W\d_]", min(bare))) and "0" in min(bare)
+
+
+def _words(name: str) -> list[str]:
+    return [token for token in _tokens(name) if not token.isdecimal()]
+
+
+def _tokens(name: str) -> list[str]:
+    """The words and numbers of a name, in small letters: of `IMG_12maskRaw` img, 12, mask, raw."""
+    name = re.sub(r"(?i)ground[\W_]*truths?", "_groundtruth", name)
+    return [token.lower() for token in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", name)]
