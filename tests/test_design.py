@@ -1,13 +1,14 @@
 """A notebook's design: which runs its first cells make of its parameters, and what they refuse before any work."""
 
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_policies import Staircase
-from toys import every, small
+from toys import every, make_images, small
 
 from modules import models, policies
 from modules.checks import RunError
@@ -140,6 +141,38 @@ def test_what_is_wrong_with_the_headline_is_named(tmp_path, changes, message):
     with pytest.raises(design.StudyError, match=message):
         design.check({"02_range_test": places, "03_headline_experiment": asked | places})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of images, and the parameters with which notebooks take it."""
+    images = make_images(tmp_path / "pets", size=8)
+    where = dict(dataset="images", data_dir=str(images), model="mlp", batch_size=2, runs=1)
+
+    def exchange():
+        shutil.copy(images / "train" / "cat" / "0.png", images / "train" / "dog" / "0.png")
+
+    return images, where, exchange
+
+
+def test_bounds_that_were_found_on_other_data_are_refused(asked, tmp_path, pets):
+    images, where, exchange = pets
+    bounds(tmp_path)
+    train(small(dataset="images", model="mlp", batch_size=2), tmp_path / "range_test", images)
+    assert headline(asked, **where)
+    exchange()
+    with pytest.raises(RunError, match="range_test was trained on pets .*: they have changed since"):
+        headline(asked, **where)
+
+
+def test_a_best_rate_that_was_found_on_other_data_is_refused(asked, tmp_path, pets):
+    images, where, exchange = pets
+    names = asked("06_best_lr", **where)
+    train(names["sweeps"][0], tmp_path / "best_lr_sweep", images)
+    assert names["trainings"](0.1)
+    exchange()
+    with pytest.raises(RunError, match="best_lr_sweep was trained on pets .*: they have changed since"):
+        names["trainings"](0.1)
 
 
 def test_a_range_test_needs_twelve_evaluations(asked):
