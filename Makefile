@@ -98,7 +98,7 @@ test-faults: $(ENV) ## processes killed, disks filled, input mangled: every faul
 
 lint: $(ENV) ## ruff on code and notebooks
 	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m ruff format --check modules tests environment.py
+	@$(PYTHON) -m ruff format --check modules tests environment.py clr_study.py
 
 benchmark: $(ENV) ## speed beside a conventional loop and the machine's limit, into results/benchmarks/
 	@$(PYTHON) benchmarks/throughput.py

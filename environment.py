@@ -44,11 +44,12 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lock = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     lock = [line for line in lock if not line.startswith("#")]
-    own = [re.match(r"[\w-]+", line)[0] for line in project["dependencies"]]
+    needed = project["dependencies"] + project["optional-dependencies"]["study"]
+    own = [re.match(r"[\w-]+", line)[0] for line in needed]
     order = {name: place for place, name in enumerate(own)}  # pyproject's: torch is named first
     lock.sort(key=lambda line: order.get(line.split("==")[0], len(own)))
     try:
-        lacking = unmet(project["dependencies"])
+        lacking = unmet(needed)
         differences = [found for found in unmet(lock) if not (found.startswith(CUDA) and found.endswith("missing"))]
     except ModuleNotFoundError as error:
         lacking = [f"{error.name} is missing"]

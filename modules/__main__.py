@@ -8,6 +8,11 @@ try:
     from modules.study.cli import main
 
     status = main()
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] in ("", "modules"):
+        raise
+    print(f"error: the study needs {error.name}: pip install -e '.[study]'", file=sys.stderr)
+    status = 2
 except KeyboardInterrupt:
     print("interrupted: finished runs are kept, the same command goes on with the rest", file=sys.stderr)
     status = 130

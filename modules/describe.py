@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as theirs
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
-from modules.schedulers import Annealed, CyclicLR, RangeTestLR, WarmedUp
+from .schedulers import Annealed, CyclicLR, RangeTestLR, WarmedUp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

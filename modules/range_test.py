@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from modules import snapshot
-from modules.schedulers import RangeTestLR, separate_rates, set_lr
-from modules.statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
+from . import snapshot
+from .schedulers import RangeTestLR, separate_rates, set_lr
+from .statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none

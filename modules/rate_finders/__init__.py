@@ -4,7 +4,7 @@ Its rooms: `race` (`find_rate`), `rules` (each library's rule, and `suggest_rate
 trainings), `regret` (what a suggestion costs), `figures`.
 """
 
-from modules.rate_finders.race import FoundRate, find_rate
-from modules.rate_finders.rules import suggest_rate
+from .race import FoundRate, find_rate
+from .rules import suggest_rate
 
 __all__ = ["FoundRate", "find_rate", "suggest_rate"]

@@ -1,6 +1,7 @@
 """Pictures of a race and of the benchmark. Each function draws one message on new axes and returns the figure."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,9 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from modules.rate_finders.race import FoundRate
-from modules.rate_finders.regret import Landscape
-from modules.report.figures import BASELINE, CHALLENGER, COLOURS, DASHES
+from ..palette import BASELINE, CHALLENGER, COLOURS, DASHES
+from .race import FoundRate
+
+if TYPE_CHECKING:
+    from .regret import Landscape
 
 
 def regret_profile(shares: pd.DataFrame) -> Figure:
@@ -50,7 +53,7 @@ def regret_profile(shares: pd.DataFrame) -> Figure:
     return figure
 
 
-def rate_strips(landscapes: Mapping[str, Landscape], suggestions: pd.DataFrame, title: str) -> Figure:
+def rate_strips(landscapes: Mapping[str, "Landscape"], suggestions: pd.DataFrame, title: str) -> Figure:
     """A task's accuracy at every rate, one line a schedule, and below it what each rule answered, one dot a repeat.
 
     Args:

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
-from modules import snapshot
-from modules.range_test import (
+from .. import snapshot
+from ..range_test import (
     LARGEST_RATE,
     backward,
     check_given,
@@ -29,8 +29,8 @@ from modules.range_test import (
     to_device,
     validate,
 )
-from modules.schedulers import set_lr
-from modules.statistics import AnalysisError
+from ..schedulers import set_lr
+from ..statistics import AnalysisError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +116,7 @@ class FoundRate:
 
     def figure(self) -> "Figure":
         """The picture: the ramp and its edge, the validation loss of every race, the rate and how sure it is."""
-        from modules.rate_finders import figures
+        from . import figures
 
         return figures.race(self)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from modules.range_test import (
+from ..range_test import (
     CLEAR,
     NO_RISE,
     best_rate,
@@ -21,7 +21,7 @@ from modules.range_test import (
     suggest_bounds,
     without_holes,
 )
-from modules.statistics import AnalysisError
+from ..statistics import AnalysisError
 
 ROWS = 50  # into which this project's rules and the paper's divide a ramp
 SLIDE = 15  # iterations between the two ends of fastai's sliding interval

@@ -15,21 +15,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from modules.checks import short
+from modules.palette import BASELINE, CHALLENGER, COLOURS, DASHES
 from modules.policies import label
 from modules.range_test import BestRate, best_rate, exponential, suggest_bounds
 from modules.report.crossing import Crossing
 from modules.runs.files import atomic_write
 from modules.statistics import AnalysisError
 
-COLOURS = sns.color_palette("colorblind")
-BASELINE, CHALLENGER = COLOURS[0], COLOURS[1]
 #: The formats that a figure is written in, and what is left out of each: dates and versions.
 WITHOUT_DATE = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-DASHES = ("-", (0, (6, 2)), (0, (2, 1)), (0, (8, 2, 2, 2)), (0, (1, 2)))  # told apart without colours, too
 
 
 def style() -> None:
