@@ -158,6 +158,16 @@ def test_a_tiff_of_16_bits_under_another_name_is_read_right_or_refused(tmp_path)
             read(bad)
 
 
+def test_a_picture_that_is_hidden_by_its_transparency_is_refused_and_an_empty_one_is_white(tmp_path):
+    pixels = np.zeros((16, 16, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "empty.png")
+    assert (read(tmp_path / "empty.png") == 255).all()
+    pixels[:8, :, :3] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="a.png is transparent all over, with a picture below: save it without"):
+        read(tmp_path / "a.png")
+
+
 @every("channels", [1, 3])
 @every(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
 def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak, channels):

@@ -242,6 +242,8 @@ def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
     mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
+        if colours.getextrema()[3] == (0, 0) and colours.convert("RGB").getcolors(1) is None:
+            raise Unusable("is transparent all over, with a picture below: save it without transparency")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
     return upright.convert(mode)
 
