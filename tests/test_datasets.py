@@ -60,6 +60,19 @@ def test_cache_is_memory_mapped_read_only_and_equal(tmp_path):
 
 
 @pytest.fixture
+def offline(monkeypatch):
+    """No data set can be downloaded."""
+    import torchvision.datasets
+
+    def refused(*arguments, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", refused)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refused)
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", sources._idx_source("F", "FashionMNIST", "FashionMNIST"))
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache of the test's own, empty."""
     monkeypatch.setenv("CLR_CACHE_DIR", str(tmp_path / "cache"))
@@ -336,24 +349,6 @@ def test_a_cameras_jpeg_with_a_preview_is_its_photograph(tmp_path):
     assert any((abs(image[0].astype(int) - 254) < 3).all() for image in [*data.train_images, *data.test_images])
 
 
-@pytest.mark.parametrize(("train", "held_out"), [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "val")])
-def test_splits_are_known_in_capitals_and_an_archives_shadow_is_no_class(tmp_path, train, held_out):
-    folder = tmp_path / "pets"
-    photographs(folder / train, cat=6, dog=6)
-    photographs(folder / held_out, cat=2, dog=2)
-    for place in (folder, folder / train):
-        photographs(place, __MACOSX=1)
-    data = load("images-8", folder)
-    assert (data.classes, len(data.train_images), len(data.test_images)) == (("cat", "dog"), 12, 4)
-
-
-def test_images_beside_the_class_folders_are_no_class_overlooked(tmp_path):
-    folder = photographs(tmp_path / "pets", cat=5, dog=5)
-    (folder / "cat" / "at_home").mkdir()
-    with pytest.raises(DataError, match="cat holds 3 images beside its class folders"):
-        load("images-8", folder / "cat")
-
-
 @pytest.mark.parametrize(
     ("counts", "name", "message"),
     [
@@ -386,17 +381,10 @@ def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     assert load("fashion-mnist", tmp_path / "data").train_images.shape == (6, 1, 28, 28)
 
 
-def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, monkeypatch):
+def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, offline):
     """MNIST's and Fashion-MNIST's files have the same names."""
-    import torchvision.datasets
-
-    def offline(*arguments, **settings):
-        raise OSError("no network")
-
     write_mnist(tmp_path)
     write_mnist(tmp_path / "MNIST" / "raw")
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
-    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", sources._idx_source("F", "FashionMNIST", "FashionMNIST"))
     with pytest.raises(DataError, match="could not be downloaded"):
         load("fashion-mnist", tmp_path)
 
@@ -429,30 +417,16 @@ def test_labels_that_do_not_match_are_refused(tmp_path):
         load("mnist", tmp_path)
 
 
-def test_data_that_cannot_be_downloaded_are_named_with_ways_to_supply_them(tmp_path, monkeypatch):
-    import torchvision.datasets
-
-    def offline(*arguments, **settings):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", offline)
+def test_data_that_cannot_be_downloaded_are_named_with_ways_to_supply_them(tmp_path, offline):
     with pytest.raises(DataError, match=r"CIFAR-10 is not in .*cifar-10-python.tar.gz") as error:
         load("cifar10", tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_a_download_that_stopped_half_way_is_said_with_what_is_missing(tmp_path, monkeypatch):
-    import torchvision.datasets
-
-    def offline(*arguments, **settings):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", offline)
+def test_a_download_that_stopped_half_way_is_said_with_what_is_missing(tmp_path, offline):
     raw = tmp_path / "FashionMNIST" / "raw"
     write_mnist(raw)
     (raw / "train-labels-idx1-ubyte").unlink()
-    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", sources._idx_source("F", "FashionMNIST", "FashionMNIST"))
     with pytest.raises(DataError, match="raw is there and lacks train-labels-idx1-ubyte. Ways to supply it: put the"):
         load("fashion-mnist", tmp_path)
     (tmp_path / "cifar-10-batches-py").mkdir()

@@ -22,13 +22,17 @@ CLASSES = ("cat", "dog")
 COUNT = 6
 
 
+def touched(folder, *files):
+    """Empty files of these names."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    return folder
+
+
 def tree(folder, *places, count=COUNT):
     """Empty files that are called images, in each of these places."""
-    for place in places:
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            (folder / place / f"{number}.png").touch()
-    return folder
+    return touched(folder, *(f"{place}/{number}.png" for place in places for number in range(count)))
 
 
 def parts(folder, *names, classes=CLASSES):
@@ -155,6 +159,7 @@ def test_folders_that_hold_the_same_folders_are_never_classes_whatever_they_are_
             ["train/a", "train/b", "test/a", "test/b", "test"],
             r"test holds 6 images beside its class folders \(0.png\): is",
         ),
+        (["a", "b", "."], "6 images beside its class folders"),
         (["train/a", "train/b", "train"], r"train holds 6 images beside its class folders \(0.png\): is it a class"),
         (["train/train/a", "train/train/b", "train/val/a", "train/val/b"], "hold the same folders"),
         (["train/a", "train/b", "train2/a", "train2/b"], "train, train2 are all named as train images: keep one"),
@@ -200,14 +205,6 @@ def test_classes_may_be_called_anything_within_a_training_folder(tmp_path, class
 @pytest.mark.parametrize("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone")])
 def test_one_name_that_mentions_a_part_is_a_class(tmp_path, classes):
     assert outcome(tree(tmp_path, *classes))[1] == tuple(sorted(classes))
-
-
-def touched(folder, *files):
-    """Empty files of these names."""
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).touch()
-    return folder
 
 
 MASK_WORDS = st.sampled_from([word.replace("?", "") for word in MASKS.split("|")] + ["ground_truth", "GroundTruth"])
@@ -289,16 +286,14 @@ def test_classes_may_hold_folders_of_their_own(tmp_path, places):
     assert found == (["test", "train"], CLASSES, True)
 
 
-@pytest.mark.parametrize(("names", "said"), [(["ann", "ben", "cleo"], True), (["1", "2", "3"], False)])
-def test_files_of_the_same_names_in_every_class_are_said_unless_they_are_numbered(tmp_path, names, said):
-    folder = tmp_path
-    for part in ("train", "test"):
+@every(("names", "said"), [("abcdefg", True), ("1234567", False)])
+@every("places", [["train", "test"], ["."]])
+def test_files_of_the_same_names_in_every_class_are_said_unless_they_are_numbered(tmp_path, names, said, places):
+    for place in places:
         for kind in ("photo", "drawing"):
-            (folder / part / kind).mkdir(parents=True)
-            for name in names:
-                (folder / part / kind / f"{name}.png").touch()
-    note = "Every class holds files of the same names, such as ann: do they belong together, as masks do?"
-    assert find_images(folder).notes == ((note,) if said else ())
+            touched(tmp_path / place / kind, *(f"{name}.png" for name in names))
+    note = "Every class holds files of the same names, such as a: do they belong together, as masks do?"
+    assert find_images(tmp_path).notes == ((note,) if said else ())
 
 
 def test_folders_beside_the_parts_are_named_as_not_read(tmp_path):
@@ -308,8 +303,7 @@ def test_folders_beside_the_parts_are_named_as_not_read(tmp_path):
 
 def test_endings_that_are_not_taken_are_named(tmp_path):
     folder = tree(tmp_path, *CLASSES)
-    for name in ("a.heic", "b.HEIC", "notes", "c.txt", ".hidden"):
-        (folder / "cat" / name).touch()
+    touched(folder / "cat", "a.heic", "b.HEIC", "notes", "c.txt", ".hidden")
     note = "4 files with other endings were passed over: 2 .heic, 1 .txt, 1 without an ending."
     assert find_images(folder).notes == (note,)
     for path in (folder / "dog").iterdir():
@@ -395,25 +389,6 @@ def test_images_that_are_all_the_same_are_refused_and_dark_ones_are_said(tmp_pat
         Image.new("RGB", (16, 16)).save(path)
     with pytest.raises(DataError, match="pets: all 16 images are the same picture, nothing can be learnt"):
         load("images", folder)
-
-
-def test_two_parts_of_one_kind_in_capitals_are_refused(tmp_path):
-    folder = parts(tmp_path, "train", "test")
-    try:
-        (folder / "TRAIN").mkdir()
-    except FileExistsError:
-        pytest.skip("this file system does not tell capitals")
-    assert "TRAIN, train are all named as train images" in outcome(folder)
-
-
-def test_files_of_the_same_names_are_said_where_a_part_is_held_out_too(tmp_path):
-    for place in ("scans", "masks"):
-        (tmp_path / place).mkdir()
-        for letter in "abcdefghijkl":
-            (tmp_path / place / f"s{letter}.png").touch()
-    found = find_images(tmp_path)
-    assert found.held_out
-    assert any("files of the same names, such as sa" in note for note in found.notes)
 
 
 @every("place", [("train/birds",), ("test",), ("train/cat/more",)])

@@ -64,6 +64,8 @@ def picture_and_mask(paths: Sequence[PurePath]) -> tuple[PurePath, PurePath] | N
     Args:
         paths: below the class's folder.
     """
+    if not re.search(f"ground.?truth|{MASKS}", "\n".join(map(str, paths)), re.IGNORECASE):
+        return None  # a look at all names at once: a folder may hold a hundred thousand
     masks, pictures = {}, {}
     for path in paths:
         tokens = _tokens(str(path.with_suffix("")))
