@@ -62,9 +62,9 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def printable(text: str) -> str:
-    """Foreign text as a terminal may show it: what steers a terminal is spelled out."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+def printable(text: object) -> str:
+    """Foreign text, or a path, on one line as a terminal may show it: what steers a terminal is spelled out."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
 
 
 def printable_lines(text: str) -> str:

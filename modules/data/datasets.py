@@ -20,9 +20,9 @@ from pathlib import Path
 import filelock
 import numpy as np
 
+from modules.checks import printable as shown
 from modules.checks import short
 from modules.data.folders import SPLITS, VALIDATION, ImageFiles
-from modules.data.pictures import shown
 from modules.data.sources import DataError, Source, source
 
 CACHE_VERSION = 3  # another one where files are read into other pixels or labels than before

@@ -11,10 +11,11 @@ from stat import S_ISREG
 
 import numpy as np
 
+from modules.checks import printable as shown
 from modules.checks import short
 from modules.data import names
 from modules.data.names import VALIDATION
-from modules.data.pictures import RESIZED, SHOWN, DataError, read_pictures, refuse, shown
+from modules.data.pictures import RESIZED, SHOWN, DataError, read_pictures, refuse
 
 #: Images `[N, H, W]` or `[N, H, W, 3]` and labels `[N]` of each part; the classes' names.
 Read = tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modules.checks import printable as shown
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -52,11 +54,6 @@ class Deep(Exception):
     def __init__(self, peak: int) -> None:
         super().__init__(peak)
         self.peak = peak
-
-
-def shown(name: object) -> str:
-    """A name as a message shows it: on one line, and nothing in it that a terminal obeys."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def refuse(
@@ -176,7 +173,10 @@ def _draft(image: "Image", size: int) -> None:
 
 
 def _check_whole(path: Path, image: "Image", size: int | None) -> None:
-    """Raise Unusable when the end of a file is lost, and a decoder would make up the rest without a word."""
+    """Raise Unusable when the end of a file is lost, and a decoder would make up the rest without a word.
+
+    A progressive JPEG that ends between two of its scans is taken: it shows all of the picture, with less detail.
+    """
     if image.format == "WEBP":
         content = path.read_bytes()
         lost = content[: 8 + int.from_bytes(content[4:8], "little")].endswith(bytes(64))  # no compressed data do

@@ -52,9 +52,7 @@ NETWORKS = {
     "pretrained": Network(pretrained.whole, "pretrained"),
     "pretrained_head": Network(pretrained.head, "pretrained_head"),
     "transformer": Network(transformer.transformer, "transformer"),
-    "wide_resnet-<depth>-<width>": Network(
-        wide_resnet.wide_resnet, r"wide_resnet-\d{1,3}-\d{1,3}", options=("activation",)
-    ),
+    "wide_resnet-<depth>-<width>": Network(wide_resnet.WideResNet, r"wide_resnet-\d{1,3}-\d{1,3}", ("activation",)),
 }
 
 

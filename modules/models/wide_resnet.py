@@ -37,20 +37,19 @@ class WideResNet(nn.Module):
     """WRN-depth-width (arXiv:1605.07146); WRN-28-10 (best_lr) has 36.5 million parameters.
 
     Args:
+        channels: input channels.
+        size: of the images; any will do.
+        classes: number of classes.
         depth: layers, 6 n + 4.
         width: multiplier of the 16-32-64 channels.
-        channels: input channels.
-        classes: number of classes.
         activation: a name of `ACTIVATIONS`.
 
     Raises:
-        ValueError: a depth that is not 6 n + 4, a width below 1, an unknown activation.
+        ValueError: a depth that is not 6 n + 4, a width below 1.
     """
 
-    def __init__(self, depth: int, width: int, channels: int = 3, classes: int = 10, activation: str = "relu") -> None:
+    def __init__(self, channels: int, size: int, classes: int, depth: int, width: int, activation: str) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         if depth < 10 or depth % 6 != 4 or width < 1:
             raise ValueError(
                 f"wide_resnet needs a depth of 10, 16, 22, 28, ... and a width above 0, not {depth}-{width}"
@@ -67,8 +66,3 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.activation(self.norm(self.blocks(x))).mean((2, 3)))
-
-
-def wide_resnet(channels: int, size: int, classes: int, depth: int, width: int, activation: str = "relu") -> nn.Module:
-    """`WideResNet` for images of any size; arguments and errors as there."""
-    return WideResNet(depth, width, channels, classes, activation)
