@@ -27,7 +27,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 BITS = (8, 10, 12, 14, 16)  # of a value that is stored in 16
 GREY = 128  # what a decoder fills in where a JPEG ends too early
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG's segment or end; the others belong to pixels
-MORE_PIXELS = bytes(range(1, 255)) * 16  # what stands for pixels of a JPEG, whatever they are
+#: What stands for pixels of a JPEG, whatever they are, and the marks at which a decoder starts anew between them.
+MORE_PIXELS = b"".join(bytes(range(1, 255)) + bytes([0xFF, 0xD0 + number]) for number in range(8)) * 2
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 MIXED = 8  # times the largest value of one picture, in another: of the same depth they would hardly be
 
