@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import make_images, small
+from toys import every, make_images, small
 
 from modules import models
 from modules.checks import RunError
@@ -389,31 +389,20 @@ def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, offline):
         load("fashion-mnist", tmp_path)
 
 
-def test_labels_without_a_class_are_refused(tmp_path):
-    folder = tmp_path / "MNIST" / "raw"
-    write_mnist(folder)
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(6, 77, dtype=np.uint8)))
-    with pytest.raises(DataError, match="labels in test go to 77, of 10 classes"):
-        load("mnist", tmp_path)
-
-
-def test_truncated_idx_file_is_named(tmp_path):
-    folder = tmp_path / "MNIST" / "raw"
-    write_mnist(folder)
-    path = folder / "train-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is truncated"):
-        load("mnist", tmp_path)
-    path.write_bytes(path.read_bytes()[:7])
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is truncated"):
-        load("mnist", tmp_path)
-
-
-def test_labels_that_do_not_match_are_refused(tmp_path):
-    folder = tmp_path / "MNIST" / "raw"
-    write_mnist(folder)
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(3, dtype=np.uint8)))
-    with pytest.raises(DataError, match="t10k images"):
+@every(
+    ("name", "damaged", "message"),
+    [
+        ("t10k-labels-idx1-ubyte", lambda whole: idx(np.full(6, 77, dtype=np.uint8)), "labels in test go to 77, of 10"),
+        ("t10k-labels-idx1-ubyte", lambda whole: idx(np.zeros(3, dtype=np.uint8)), "the t10k images .* do not match"),
+        ("train-images-idx3-ubyte", lambda whole: whole[:-5], "train-images-idx3-ubyte is truncated"),
+        ("train-images-idx3-ubyte", lambda whole: whole[:7], "train-images-idx3-ubyte is truncated"),
+    ],
+)
+def test_idx_files_that_are_damaged_or_do_not_match_are_named(tmp_path, name, damaged, message):
+    path = tmp_path / "MNIST" / "raw" / name
+    write_mnist(path.parent)
+    path.write_bytes(damaged(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
         load("mnist", tmp_path)
 
 

@@ -51,6 +51,12 @@ def huge_png(path, width, height):
     return write_png(path, width, height, 8, 0, (bytes(width) for _ in range(height)))
 
 
+def encoded(pixels, kind, **options):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **options)
+    return content.getvalue()
+
+
 def read(path, size=None):
     return read_pictures([path], size)[0][0]
 
@@ -131,31 +137,20 @@ def test_pictures_of_16_bits_are_turned_upright_as_those_of_8_are(tmp_path, how,
     np.testing.assert_array_equal(pixels, read(plain))
 
 
-def write_tiff(path, values, white=255):
-    """A TIFF of 16 bits a channel; Pillow writes only those that it can read."""
-    height, width, *channels = values.shape
-    grey = not channels
-    bits = struct.pack("<HHI", 258, 3, 1) + struct.pack("<HH", 16, 0)
-    end = 8 + 2 + 9 * 12 + 4
-    if not grey:  # three numbers, which need a place of their own
-        bits = struct.pack("<HHII", 258, 3, 3, end)
-    tags = [(256, width), (257, height), bits, (259, 1), (262, (1 if white else 0) if grey else 2)]
-    tags += [(273, end + 6), (277, 1 if grey else 3), (278, height), (279, values.size * 2)]
-    entries = b"".join(tag if isinstance(tag, bytes) else struct.pack("<HHII", tag[0], 4, 1, tag[1]) for tag in tags)
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
-    path.write_bytes(head + entries + bytes(4) + struct.pack("<HHH", 16, 16, 16) + values.astype("<u2").tobytes())
-    return path
-
-
 def test_a_tiff_of_16_bits_under_another_name_is_read_right_or_refused(tmp_path):
-    values = np.linspace(0, 4095, 256).reshape(16, 16).round()
-    np.testing.assert_allclose(read(write_tiff(tmp_path / "a.png", values)), values * (255 / 4095), atol=0.51)
-    for bad in (
-        write_tiff(tmp_path / "b.png", values, white=0),
-        write_tiff(tmp_path / "c.png", np.stack([values] * 3, axis=-1)),
-    ):
+    """Pillow writes only those that it can read: others are made of these, tag by tag."""
+    values = np.linspace(0, 4095, 256).reshape(16, 16).round().astype(np.uint16)
+    grey, coloured = encoded(values, "TIFF"), encoded(np.zeros((16, 16, 3), dtype=np.uint8), "TIFF")
+    path = tmp_path / "a.png"
+    path.write_bytes(grey)
+    np.testing.assert_allclose(read(path), values * (255 / 4095), atol=0.51)
+    counting_down = [struct.pack("<HHIHH", 262, 3, 1, black, 0) for black in (1, 0)]
+    deep = [struct.pack("<HHH", bits, bits, bits) for bits in (8, 16)]
+    for content, (before, after) in ((grey, counting_down), (coloured, deep)):
+        assert content.count(before) == 1
+        path.write_bytes(content.replace(before, after))
         with pytest.raises(DataError, match="is a TIFF of 16 bits a channel that would be misread: save it as a PNG"):
-            read(bad)
+            read(path)
 
 
 def test_a_picture_that_is_hidden_by_its_transparency_is_refused_and_an_empty_one_is_white(tmp_path):
@@ -215,12 +210,6 @@ def test_all_pictures_that_cannot_be_read_are_named_at_once(tmp_path):
     assert all(f"{number}.png cannot be read as an image: " in said for number in range(3))
     assert said.endswith("; and 2 more")
     assert "\n" not in said
-
-
-def encoded(pixels, kind, **options):
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, kind, **options)
-    return content.getvalue()
 
 
 @given(
