@@ -16,7 +16,6 @@ from modules.report.tournament import (
     contrast,
     differences_table,
     two_by_two,
-    untuned_table,
     verdicts,
 )
 from modules.runs.files import RunFiles, complete_runs
@@ -186,32 +185,6 @@ def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(s
         assert "test" not in json.loads(path.read_text())
     for path in small.finals.glob("*.json"):
         assert json.loads(path.read_text())["spec"]["registration"] == small.registration.checksum
-
-
-def test_without_tuning_each_run_takes_its_rate_from_its_own_range_test(tmp_path):
-    untuned = "untuned: {iterations: 120, evaluate_every: 3, min_lr: 0.0001, max_lr: 10.0, seeds: 2}\n"
-    design = SMALL.replace("iterations: 16", "iterations: 136").replace("model: mlp", "model: dense-32") + untuned
-    (tmp_path / "design.yaml").write_text(design)
-    registration = Registration.read(tmp_path / "design.yaml")
-    tournament = Tournament(registration, "digits", tmp_path / "tuning", tmp_path / "final")
-    assert [run.name for run in tournament.ramps()] == ["ramp-seed1", "ramp-seed2"]
-    assert tournament.untuned_runs() == []  # no range test is made yet
-    tournament.play(workers=2)
-    runs = {run.name: run for run in tournament.untuned_runs()}
-    assert set(runs) == {f"{arm}-seed{seed}" for arm in ("constant_anneal", "cycle_anneal") for seed in (1, 2)}
-    assert {run.iterations for run in runs.values()} == {16}  # the range test's 120 count
-    for seed in (1, 2):
-        constant, cycle = runs[f"constant_anneal-seed{seed}"], runs[f"cycle_anneal-seed{seed}"]
-        assert constant.policy.lr == cycle.policy.max_lr / 2
-    table = untuned_table(tournament.untuned_accuracies(), "constant_anneal")
-    assert table.policy.tolist() == ["constant_anneal", "cycle_anneal", "cycle_anneal - constant_anneal"]
-    assert table.runs.tolist() == [2, 2, 2]
-
-
-def test_a_range_test_without_a_rate_gives_no_run(small, monkeypatch):
-    monkeypatch.setattr(Tournament, "untuned_rate", lambda self, arm, seed: None if seed == 1 else 0.01)
-    small.registration.design["untuned"] = dict(iterations=4, evaluate_every=1, min_lr=1e-4, max_lr=1.0, seeds=2)
-    assert {run.seed for run in small.untuned_runs()} == {2}
 
 
 def test_a_grid_grows_beyond_its_edge_three_times_at_the_most(small, monkeypatch):

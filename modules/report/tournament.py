@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from modules.report.tables import blocks, difference_of, mean_of, mean_row, row_of, table_of
+from modules.report.tables import blocks, difference_of, mean_of, mean_row, table_of
 from modules.statistics import AnalysisError, Estimate, difference, holm
 
 AVERAGED = "_averaged"  # ends the name of an arm that is another's runs, tested with the average of their weights
@@ -280,27 +280,6 @@ def results_table(
     for row in arms[arms.rate.notna()].itertuples():
         rows.append({"quantity": "lr", "policy": row.arm, "value": row.rate, "note": edges.get(row.edge)})
         rows.append({"quantity": "robustness", "policy": row.arm, "value": row.robustness})
-    return table_of(rows)
-
-
-def untuned_table(accuracies: Mapping[str, Sequence[float]], reference: str) -> pd.DataFrame:
-    """The analysis without tuning: every arm's mean accuracy, and what it is above or below a reference arm.
-
-    Args:
-        accuracies: test accuracies `[seeds]` by arm, as `Tournament.untuned_accuracies` gives them.
-        reference: the arm that the others are set beside.
-
-    Returns:
-        A table with `tables.TABLE_COLUMNS`; nothing in it is judged.
-    """
-    note, rows, base = "rates from one range test a run", [], accuracies.get(reference, ())
-    for arm, values in accuracies.items():
-        rows.append({"quantity": "accuracy", "policy": arm, "runs": len(values), "note": note} | mean_row(values, 0, 1))
-    for arm, values in accuracies.items():
-        if arm != reference and (runs := min(len(values), len(base))) > 1:
-            found = row_of(contrast(values, base), "Welch", -1, 1)
-            about = {"quantity": "described_difference", "policy": f"{arm} - {reference}", "runs": runs, "note": note}
-            rows.append(about | found)
     return table_of(rows)
 
 
