@@ -32,7 +32,6 @@ END = {arm: np.array(runs)[:, -1] for arm, runs in CURVES.items()}
 def results(tmp_path_factory):
     """A folder with three arms of three runs, evaluated at 5, 10, 15 and 20."""
     folder = tmp_path_factory.mktemp("results")
-    (folder / "headline").mkdir()
     for arm, runs in CURVES.items():
         for seed, values in enumerate(runs, 1):
             run = small(CYCLE if arm == "fast" else FIXED, variant=arm, seed=seed, iterations=20, evaluate_every=5)

@@ -44,7 +44,6 @@ def test_what_comes_out_of_a_pack_is_what_went_in(runs):
 
 
 def finish(folder, *seeds, rows=ROWS, **more):
-    folder.mkdir(exist_ok=True)
     for seed in seeds:
         record = a_record(small(FIXED, seed), **{"seconds": seed, **more})
         RunFiles(folder, f"fixed-seed{seed}").finish(rows, record)

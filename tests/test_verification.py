@@ -139,7 +139,6 @@ def test_a_run_is_found_by_its_name_in_a_pack(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     folder = tmp_path / "results" / "headline"
-    folder.mkdir(parents=True)
     images = make_images(tmp_path / "images", size=16)
     load("images", images)
     for seed, policy in ((1, TRIANGULAR), (2, FIXED)):

@@ -56,6 +56,16 @@ def every(names, cases, ids=None):
 
 TRIANGULAR = dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=6)
 FIXED = dict(name="fixed", lr=0.02, milestones=(10, 20))
+#: The paper's Table 2, shortened; the second phase's own cuts are counted from its start.
+PHASES = dict(
+    name="phases",
+    phases=[
+        dict(iterations=10, policy=dict(name="triangular2", base_lr=0.01, max_lr=0.05, step_size=2)),
+        dict(iterations=6, policy=dict(name="fixed", lr=0.004, milestones=(2, 4))),
+        dict(iterations=4, policy=dict(name="decay", base_lr=0.001, max_lr=0.002, step_size=2)),
+        dict(iterations=4, policy=dict(name="exp", lr=0.001, gamma=0.5)),
+    ],
+)
 
 
 def small(policy=None, seed=1, **changes):

@@ -424,7 +424,6 @@ def writing(folder: str | Path) -> Iterator[Path]:
     lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
     try:
         with _writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             holder.write_bytes(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}".encode())
     except filelock.Timeout:
@@ -440,7 +439,9 @@ def writing(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
+    """A folder to write in, made when missing; what the disk refuses is said in a line."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         yield
     except filelock.Timeout:  # an OSError, and no complaint of the disk's
         raise

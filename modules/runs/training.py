@@ -169,7 +169,7 @@ def train(
 
     Args:
         spec: what to train.
-        folder: results folder; must exist.
+        folder: results folder, made when missing.
         data_dir: where the data set lies, as for `datasets.load`.
         device: `cpu` or `cuda`; by default `cuda` where there is one.
         report: called about once a second with (iterations done, last accuracy).
