@@ -312,11 +312,7 @@ A, B, C = [0.70, 0.72, 0.74], [0.69, 0.70, 0.74], [0.60, 0.65, 0.63]
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"),
-    [
-        ("welch", stats.ttest_ind(A, B, equal_var=False)),
-        ("pairs", stats.ttest_rel(A, B)),
-    ],
+    ("method", "expected"), [("welch", stats.ttest_ind(A, B, equal_var=False)), ("pairs", stats.ttest_rel(A, B))]
 )
 def test_a_difference_says_its_method(method, expected):
     row = final_difference(arms(a=A, b=B), "a", "b", method)

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, contents, small
 
 from modules.checks import RunError
 from modules.runs import stacked
@@ -26,10 +26,6 @@ def device(request):
 
 def quick(seed, **changes):
     return small(FIXED if seed % 2 else TRIANGULAR, seed, variant="run", **{**QUICK, **changes})
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
 
 
 def test_the_same_group_gives_the_same_bytes_again(tmp_path, device):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import FIXED, a_record, small
+from toys import FIXED, ROWS, a_record, edited, small
 
 from modules.checks import RunError
 from modules.report.tables import read_runs
@@ -15,7 +15,6 @@ from modules.runs.files import RunFiles, atomic_write, complete_runs, pack_runs
 from modules.runs.parallel import run_all
 from modules.runs.training import train
 
-ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 HEADER = "iteration,lr,train_loss,val_loss,val_acc"
 #: Few names and values, so that much is common; among the values some that are equal and not the same.
 VALUES = st.sampled_from([0, 1, 1.0, True, 0.0, -0.0, float("nan"), None, "a", "\u2028", [], [1], [{"a": 1.0}], {}])
@@ -65,12 +64,6 @@ def test_runs_are_added_to_a_pack(tmp_path):
     pack_runs(tmp_path)
     assert read_runs(tmp_path).equals(whole)
     assert [run.place.name for run in complete_runs(tmp_path)] == ["fixed-seed1", "fixed-seed2", "fixed-seed3"]
-
-
-def edited(path, old, new):
-    content = path.read_text()
-    assert old in content
-    path.write_text(content.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(

@@ -145,16 +145,8 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
             "<!-- cifar10-jpeg:x:y -->",
             "no marker that can",
         ),
-        (
-            START + "9",
-            "<!-- headline:digts -->\n9\n",
-            "digts/tables/",
-        ),
-        (
-            START + "9",
-            "<!-- speed:alex -->\n9\n",
-            "no network alex",
-        ),
+        (START + "9", "<!-- headline:digts -->\n9\n", "digts/tables/"),
+        (START + "9", "<!-- speed:alex -->\n9\n", "no network alex"),
     ],
 )
 def test_a_marker_that_names_nothing_is_an_error(old, new, message):

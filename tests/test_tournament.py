@@ -11,13 +11,7 @@ import pandas as pd
 import pytest
 
 from modules.checks import RunError
-from modules.report.tournament import (
-    choose,
-    contrast,
-    differences_table,
-    two_by_two,
-    verdicts,
-)
+from modules.report.tournament import choose, contrast, differences_table, two_by_two, verdicts
 from modules.runs.files import RunFiles, complete_runs
 from modules.statistics import AnalysisError
 from modules.study.tournament import Registration, Tournament, filled
@@ -116,7 +110,7 @@ def test_a_choice_never_leaves_the_rates_that_were_tested():
     rising = {2.0**k: [0.7 + 0.01 * k - 0.0001 * k**2] * 2 for k in range(7)}
     assert choose(rising).rate == 64
     assert choose(rising).edge == 1
-    assert choose({2.0**k: [0.7 + 0.01 * k**2] * 2 for k in range(5)}).parabola is None
+    assert choose({2.0**k: [0.7 + 0.01 * k**2] * 2 for k in range(5)}).rate == 16  # this parabola has no top
     with pytest.raises(AnalysisError, match="three rates or more"):
         choose({0.1: [0.5], 0.2: [0.6]})
 
@@ -249,32 +243,39 @@ def test_a_registration_was_committed_before_the_runs_it_governs(published):
         assert checksum in {hashlib.sha256(text).hexdigest()[:16] for text in texts}
 
 
-def test_the_published_verdicts_follow_from_the_published_runs():
+@pytest.fixture(scope="module")
+def jpeg():
+    """The published tournament, and a function from its choices and alpha to the table of differences."""
     folder = ROOT / "results" / "published" / "cifar10-jpeg"
-    registration = Registration.read(REGISTERED)
-    design, core = registration.design, ["constant_anneal", "cycle", "cycle_anneal", "linear"]
-    tournament = Tournament(registration, "images", folder / "tournament_tuning", folder / "tournament", core)
-    alpha = design["alphas"][tournament.second_look()]
-    table = differences_table(
-        tournament.final_accuracies(), tournament.choices(), design["primary"], "linear", design["margin"], alpha
-    )
-    published = pd.read_csv(folder / "tables" / "tournament.csv").set_index(["quantity", "policy"])
-    for row in table[table.kind == "primary"].itertuples():
+    core = ["constant_anneal", "cycle", "cycle_anneal", "linear"]
+    registered = Registration.read(REGISTERED)
+    tournament = Tournament(registered, "images", folder / "tournament_tuning", folder / "tournament", core)
+    accuracies, primary, margin = (tournament.final_accuracies(), *map(registered.design.get, ("primary", "margin")))
+
+    def table(choices, alpha):
+        found = differences_table(accuracies, choices, primary, "linear", margin, alpha)
+        return found[found.kind == "primary"]
+
+    return tournament, table
+
+
+def test_the_published_verdicts_follow_from_the_published_runs(jpeg):
+    tournament, table = jpeg
+    design = tournament.registration.design
+    path = ROOT / "results" / "published" / "cifar10-jpeg" / "tables" / "tournament.csv"
+    published = pd.read_csv(path).set_index(["quantity", "policy"])
+    for row in table(tournament.choices(), design["alphas"][tournament.second_look()]).itertuples():
         there = published.loc[("final_accuracy_difference", " - ".join(design["primary"][row.name]))]
         assert (there.value, there.error) == pytest.approx((row.value, row.error), rel=1e-9)
         assert there.note == f"{row.name}: {row.verdict}"
 
 
-def test_the_second_verdict_rests_on_a_tie_that_the_registration_leaves_open():
+def test_the_second_verdict_rests_on_a_tie_that_the_registration_leaves_open(jpeg):
     """results/published/tournament.md says so. With the reciprocals of the rates the higher of two is the lower."""
-    folder = ROOT / "results" / "published" / "cifar10-jpeg"
-    registration = Registration.read(REGISTERED)
-    design, core = registration.design, ["constant_anneal", "cycle", "cycle_anneal", "linear"]
-    tournament = Tournament(registration, "images", folder / "tournament_tuning", folder / "tournament", core)
-    mirrored = {arm: choose({1 / rate: values for rate, values in tournament.grid(arm).items()}) for arm in core}
+    tournament, table = jpeg
+    grids = {arm: tournament.grid(arm) for arm in tournament.arms}
+    mirrored = {arm: choose({1 / rate: values for rate, values in grid.items()}) for arm, grid in grids.items()}
     assert 1 / mirrored["cycle"].rate == pytest.approx(0.66 * tournament.choices()["cycle"].rate, rel=0.01)
     assert 1 / mirrored["linear"].rate == pytest.approx(tournament.choices()["linear"].rate)
-    accuracies = tournament.final_accuracies()
-    alpha = design["alphas"][1]
-    table = differences_table(accuracies, mirrored, design["primary"], "linear", design["margin"], alpha)
-    assert table[table.kind == "primary"].verdict.tolist() == ["not resolved", "not resolved"]
+    alpha = tournament.registration.design["alphas"][1]
+    assert table(mirrored, alpha).verdict.tolist() == ["not resolved", "not resolved"]

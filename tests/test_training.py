@@ -1,6 +1,5 @@
 """One run: the same bytes every time, interrupted or not; what its files say; how it fails."""
 
-import io
 import json
 import re
 from importlib.metadata import version
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import FIXED, PHASES, TRIANGULAR, make_images, small
+from toys import FIXED, PHASES, TRIANGULAR, changed, make_images, small
 
 from modules.checks import RunError
 from modules.data.batches import Data, batches
@@ -330,17 +329,6 @@ def flipped(content):
     """One bit of a weight is another: torch alone would not notice."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
-
-
-def changed(*left_out, **entries):
-    """Damage that gives a checkpoint other entries, or leaves some out."""
-
-    def damage(content):
-        state = {**torch.load(io.BytesIO(content), weights_only=True), **entries}
-        torch.save({key: value for key, value in state.items() if key not in left_out}, made := io.BytesIO())
-        return made.getvalue()
-
-    return damage
 
 
 OTHER = small(weight_decay=0.1).model_dump_json()

@@ -1,6 +1,7 @@
 """Small things for tests: images made on the spot, specs that train in a second."""
 
 import inspect
+import io
 
 import numpy as np
 import torch
@@ -89,6 +90,33 @@ def a_record(run=None, **changes):
         "versions": {"python": "3.11", "torch": "2.14"},
         **changes,
     }
+
+
+#: Rows of a finished run.
+ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
+
+
+def edited(path, old, new):
+    """Put something else into a file, once."""
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
+def changed(*left_out, **entries):
+    """Damage that gives a checkpoint other entries, or leaves some out: a function from its bytes to others."""
+
+    def damage(content):
+        state = {**torch.load(io.BytesIO(content), weights_only=True), **entries}
+        torch.save({key: value for key, value in state.items() if key not in left_out}, made := io.BytesIO())
+        return made.getvalue()
+
+    return damage
+
+
+def contents(folder):
+    """The bytes of all runs' CSVs, by name."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
 
 
 def sgd(*multipliers: float) -> torch.optim.SGD:

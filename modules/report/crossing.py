@@ -235,11 +235,7 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     rows += [
         {"quantity": "best_mean_accuracy", **best, **best_mean_row(both[baseline])},
         {"quantity": "best_mean_iteration", **best, "value": cross.target_iteration},
-        {
-            "quantity": "crossing_iteration",
-            **of,
-            **set_row(cross),
-        },
+        {"quantity": "crossing_iteration", **of, **set_row(cross)},
         {
             "quantity": "crossing_ratio",
             **of,

@@ -97,11 +97,7 @@ def record(
         "diverged": diverged,
         "iterations": iterations,
         "seconds": round(seconds, 3),
-        "data": {
-            "label": dataset.label,
-            "fingerprint": dataset.fingerprint,
-            **counts,
-        },
+        "data": {"label": dataset.label, "fingerprint": dataset.fingerprint, **counts},
         "processor": " / ".join(starts["processor"]),
         "device": " / ".join(starts["device"]),
         "versions": {name: " / ".join(starts[name]) for name in ("python", "torch", "numpy")},
