@@ -66,38 +66,22 @@ def test_runs_are_added_to_a_pack(tmp_path):
     assert [run.place.name for run in complete_runs(tmp_path)] == ["fixed-seed1", "fixed-seed2", "fixed-seed3"]
 
 
+LAST = "fixed,2,12,0.2,1.5,1.75,0.625\n"
+SECOND = '{"run": "fixed-seed2"'
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        (
-            "runs.csv",
-            "fixed,2,12,0.2,1.5,1.75,0.625\n",
-            "fixed,2,12,0.2,1.5,1.75,0.99\n",
-            "fixed-seed2 is not as the run",
-        ),
-        (
-            "runs.csv",
-            "fixed,2,12,0.2,1.5,1.75,0.625\n",
-            "",
-            "fixed-seed2 is not as the run wrote it .*restore .*runs.csv",
-        ),
+        ("runs.csv", LAST, LAST.replace("0.625", "0.99"), "fixed-seed2 is not as the run"),
+        ("runs.csv", LAST, "", "fixed-seed2 is not as the run wrote it .*restore .*runs.csv"),
         ("runs.csv", "fixed,2,6", "fixed,4,6", "no run for a row of runs.csv: 'fixed,4,6,0.1"),
-        (
-            "runs.jsonl",
-            '"seconds": 2',
-            '"seconds": 20',
-            "fixed-seed2 is not as the run wrote it .*restore .*runs.jsonl",
-        ),
+        ("runs.jsonl", '"seconds": 2', '"seconds": 20', "fixed-seed2 is not as .* wrote it .*restore .*runs.jsonl"),
         ("runs.jsonl", '"sha256"', '"sha"', "fixed-seed1 has no readable record .KeyError.: restore .*runs.jsonl"),
-        ("runs.jsonl", '{"run": "fixed-seed2"', '{"run" "fixed-seed2"', "a damaged line in runs.jsonl"),
+        ("runs.jsonl", SECOND, '{"run" "fixed-seed2"', "a damaged line in runs.jsonl"),
         ("runs.jsonl", '"runs": 3', '"runs": 4', "runs.jsonl has 3 of 4 runs"),
-        ("runs.jsonl", '{"run": "fixed-seed2"', '{"run": "fixed-seed1"', "runs.jsonl has 2 of 3 runs"),
-        (
-            "runs.jsonl",
-            '{"run": "fixed-seed2"',
-            '{"run": "../x/fixed-seed2"',
-            "a damaged line in runs.jsonl .ValueError.",
-        ),
+        ("runs.jsonl", SECOND, '{"run": "fixed-seed1"', "runs.jsonl has 2 of 3 runs"),
+        ("runs.jsonl", SECOND, '{"run": "../x/fixed-seed2"', "a damaged line in runs.jsonl .ValueError."),
         ("runs.jsonl", '"common"', '"uncommon"', "a damaged line in runs.jsonl .KeyError."),
     ],
 )
