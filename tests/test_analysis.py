@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, a_record, every, small
+from toys import FIXED, a_record, small
 
 from modules.checks import RunError
 from modules.report.crossing import best_mean_row, crossing, factor_at, factor_curve, headline, in_words
@@ -312,11 +312,7 @@ A, B, C = [0.70, 0.72, 0.74], [0.69, 0.70, 0.74], [0.60, 0.65, 0.63]
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"),
-    [
-        ("welch", stats.ttest_ind(A, B, equal_var=False)),
-        ("pairs", stats.ttest_rel(A, B)),
-    ],
+    ("method", "expected"), [("welch", stats.ttest_ind(A, B, equal_var=False)), ("pairs", stats.ttest_rel(A, B))]
 )
 def test_a_difference_says_its_method(method, expected):
     row = final_difference(arms(a=A, b=B), "a", "b", method)
@@ -350,7 +346,7 @@ def test_accuracy_on_test_images_comes_from_the_record_where_rows_are_of_others(
     assert (rows["final_accuracy"], rows["best_accuracy"]) == (0.4, 0.5)
 
 
-@every(
+@pytest.mark.parametrize(
     ("compare", "message"),
     [
         (["a"], "two variants of a, b, c are needed, not 'a'"),

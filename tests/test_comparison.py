@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, TRIANGULAR, every, small
+from toys import FIXED, TRIANGULAR, small
 
 from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
 from modules.report.formatting import ACCURACY, known, latex, read_reference, readable, show
@@ -133,7 +133,7 @@ def crossed(folder, rows, run, shares):
     return folder
 
 
-@every(
+@pytest.mark.parametrize(
     ("shares", "value", "verdict"),
     [
         ({19000: 0.01, 20000: 0.98, 21000: 0.01}, 20000, "equivalent"),
@@ -207,16 +207,8 @@ def test_of_the_rate_finders_the_means_of_what_is_advised_are_judged(tmp_path):
     rules = ["find_rate linear", "suggest_rate cycle", "find_rate cycle digits", "fastai valley linear"]
     for name, shift in (("a", 0.0), ("b", 0.0), ("c", 0.02)):
         rows = [
-            dict(
-                quantity="regret",
-                policy=rule,
-                runs=30,
-                value=0.01 + shift,
-                low=shift,
-                high=0.02 + shift,
-                error=1e-3,
-                df=np.inf,
-            )
+            dict(quantity="regret", policy=rule, runs=30, low=shift, high=0.02 + shift, error=1e-3, df=np.inf)
+            | dict(value=0.01 + shift)
             for rule in rules
         ]
         write(table_of(rows), tmp_path / name / "tables" / "rate_finders_summary.csv")
@@ -262,19 +254,24 @@ def test_a_reference_needs_its_columns_and_numbers(tmp_path):
             read_reference(path)
 
 
-def test_a_reference_speaks_once_and_for_others(tmp_path):
-    path = tmp_path / "reference.csv"
-    rows = "source,quantity,policy,value\nthe paper,final_accuracy,fixed,0.8\n"
+@pytest.fixture
+def reference(tmp_path):
+    """A function that writes lines of a reference and gives the file."""
+
+    def write(*lines):
+        (tmp_path / "reference.csv").write_text("\n".join(["source,quantity,policy,value", *lines]) + "\n")
+        return tmp_path / "reference.csv"
+
+    return write
+
+
+def test_a_reference_speaks_once_and_for_others(reference):
     for row, message in (
         ("the paper,final_accuracy,fixed,0.7", "two values of final_accuracy fixed from the paper"),
         ("this study,final_accuracy,fixed,0.7", "only this study's own column is called 'this study'"),
     ):
-        path.write_text(f"{rows}{row}\n")
         with pytest.raises(AnalysisError, match=message):
-            read_reference(path)
-
-
-REFERENCE = "source,quantity,policy,value\n"
+            read_reference(reference("the paper,final_accuracy,fixed,0.8", row))
 
 
 def ends(**arms):
@@ -287,26 +284,23 @@ RUNS = ends(a=[0.80, 0.81, 0.82], b=[0.70, 0.72, 0.71], c=[0.50, 0.60, 0.70])
 
 
 @pytest.mark.parametrize(("value", "reproduced"), [(0.80, "yes"), (0.855, "yes"), (0.865, "no")])
-def test_a_single_number_of_others_is_held_against_a_further_run_of_ours(tmp_path, value, reproduced):
-    path = tmp_path / "reference.csv"
-    path.write_text(f"{REFERENCE}the paper,final_accuracy,a,{value}\n")
+def test_a_single_number_of_others_is_held_against_a_further_run_of_ours(reference, value, reproduced):
+    path = reference(f"the paper,final_accuracy,a,{value}")
     (found,) = beside(by_policy(RUNS, ("final_accuracy",)), path).to_dict("records")
     half = stats.t.ppf(0.975, 2) * 0.01 * np.sqrt(1 + 1 / 3)
     assert (found["low"], found["high"]) == pytest.approx((0.81 - half, 0.81 + half))
     assert (found["reproduced"], found["gap"]) == (reproduced, pytest.approx(value - 0.81))
 
 
-def test_seconds_of_another_machine_are_not_held_against_ours(tmp_path):
-    path = tmp_path / "reference.csv"
-    path.write_text(f"{REFERENCE}the paper,seconds,a,5\n")
+def test_seconds_of_another_machine_are_not_held_against_ours(reference):
+    path = reference("the paper,seconds,a,5")
     table = beside(by_policy(RUNS.assign(seconds=RUNS.seed / 2), ("seconds",)), path)
     assert table[["low", "reproduced"]].isna().all(axis=None)
     assert table.value[0] == 1
 
 
-def test_the_pooled_deviation_is_that_of_the_arms_that_were_named(tmp_path):
-    path = tmp_path / "reference.csv"
-    path.write_text(f"{REFERENCE}the paper,final_accuracy,a,0.84\nthe paper,final_accuracy,c,0.6\n")
+def test_the_pooled_deviation_is_that_of_the_arms_that_were_named(reference):
+    path = reference("the paper,final_accuracy,a,0.84", "the paper,final_accuracy,c,0.6")
     table = beside(by_policy(RUNS, ("final_accuracy",)), path, RUNS, ["a", "b"]).set_index("policy")
     half = stats.t.ppf(0.975, 4) * 0.01 * np.sqrt(1 + 1 / 3)
     assert (table.pooled_low["a"], table.pooled_high["a"]) == pytest.approx((0.81 - half, 0.81 + half))
@@ -315,11 +309,8 @@ def test_the_pooled_deviation_is_that_of_the_arms_that_were_named(tmp_path):
     readable_beside(table.reset_index())
 
 
-def test_differences_between_rows_of_others_are_held_against_two_further_runs(tmp_path):
-    path = tmp_path / "reference.csv"
-    path.write_text(
-        f"{REFERENCE}the paper (1),final_accuracy,a,0.9\nthe paper (2),best_accuracy,b,0.7\nx,final_accuracy,c,1\n"
-    )
+def test_differences_between_rows_of_others_are_held_against_two_further_runs(reference):
+    path = reference("the paper (1),final_accuracy,a,0.9", "the paper (2),best_accuracy,b,0.7", "x,final_accuracy,c,1")
     table = differences_beside(path, RUNS, [("a", "b"), ("a", "c")], ["a", "b"])
     (found,) = table.to_dict("records")
     assert (found["policy"], found["source"], found["published"]) == ("a - b", "the paper", pytest.approx(0.2))
@@ -329,13 +320,11 @@ def test_differences_between_rows_of_others_are_held_against_two_further_runs(tm
     assert readable_beside(table)["two further runs of ours [95 %]"][0].startswith("[")
 
 
-@pytest.mark.parametrize("rows", ["", "the paper,final_accuracy,decay,0.8\n"])
-def test_a_reference_to_nothing_of_ours(tmp_path, rows):
-    path = tmp_path / "reference.csv"
-    path.write_text(f"{REFERENCE}{rows}")
-    table = readable_beside(beside(by_policy(RUNS, ("final_accuracy",)), path))
+@pytest.mark.parametrize("rows", [[], ["the paper,final_accuracy,decay,0.8"]])
+def test_a_reference_to_nothing_of_ours(reference, rows):
+    table = readable_beside(beside(by_policy(RUNS, ("final_accuracy",)), reference(*rows)))
     assert (table["this study"] == "-").all()
-    assert len(table) == rows.count("\n")
+    assert len(table) == len(rows)
 
 
 def test_nothing_published_and_itself(tmp_path):
@@ -345,7 +334,7 @@ def test_nothing_published_and_itself(tmp_path):
     assert set(readable(compare(ours, tmp_path / "none")).published) == {"-"}
 
 
-@every(
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (("final_accuracy", 0.7512, 0.74, 0.7625), "75.12 % [74.00, 76.25]"),

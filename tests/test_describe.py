@@ -81,7 +81,7 @@ def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_mid
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@every(("name", "done"), product(WHOLE, (0, 3)))
+@every(("name", "done"), list(product(WHOLE, (0, 3))))
 def test_what_is_yours_stays_as_it_was(name, done):
     optimizer = torch.optim.SGD(fresh_optimizer().param_groups, lr=0.02, momentum=0.9)
     scheduler = WHOLE[name](optimizer)

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, contents, small
 
 from modules.checks import RunError
 from modules.runs import stacked
@@ -28,18 +28,8 @@ def quick(seed, **changes):
     return small(FIXED if seed % 2 else TRIANGULAR, seed, variant="run", **{**QUICK, **changes})
 
 
-def folders(tmp_path, *names):
-    for name in names:
-        (tmp_path / name).mkdir()
-    return [tmp_path / name for name in names]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
-
-
 def test_the_same_group_gives_the_same_bytes_again(tmp_path, device):
-    first, second = folders(tmp_path, "first", "second")
+    first, second = tmp_path / "first", tmp_path / "second"
     specs = [quick(seed) for seed in (1, 2)]
     train_together(specs, first, device=device)
     train_together(specs, second, device=device)
@@ -47,26 +37,30 @@ def test_the_same_group_gives_the_same_bytes_again(tmp_path, device):
 
 
 def test_a_run_alone_gives_the_same_bytes_again_and_after_a_stop(tmp_path, device):
-    first, second = folders(tmp_path, "first", "second")
+    first, second = tmp_path / "first", tmp_path / "second"
     train(quick(1), first, device=device)
     train(quick(1), second, device=device, stop_after=10)
     train(quick(1), second, device=device)
     assert contents(first) == contents(second)
 
 
-def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, device):
-    first, second = folders(tmp_path, "first", "second")
-    specs = [quick(seed) for seed in (1, 2)]
+@pytest.mark.parametrize(
+    "changes", [{}, dict(model="mlp"), dict(model="mlp", optimizer="adam")], ids=["convolutions", "dense", "adam"]
+)
+def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, device, changes):
+    first, second = tmp_path / "first", tmp_path / "second"
+    specs = [quick(seed, **changes) for seed in (1, 2, 3)]
     train_together(specs, first, device=device)
     train_together(specs, second, device=device, stop_after=10)
     assert not list(second.glob("*.csv"))
     train_together(specs, second, device=device)
     assert contents(first) == contents(second)
+    assert not (second / ".partial").exists()
 
 
 def test_a_run_is_what_the_processor_makes_of_it_but_for_rounding(tmp_path, device):
     """Over 200 iterations, at a rate at which rounding does not grow into another run."""
-    here, there = folders(tmp_path, "here", "there")
+    here, there = tmp_path / "here", tmp_path / "there"
     run = small(dict(name="fixed", lr=0.005, milestones=[]), variant="run", **{**QUICK, "iterations": 200})
     train(run, here, device="cpu")
     train_together([run], there, device=device)
@@ -109,7 +103,7 @@ def room_for(monkeypatch, most):
 
 
 def test_a_group_too_large_for_the_memory_is_split_and_a_stop_finds_the_parts_again(tmp_path, monkeypatch, capsys):
-    whole, parts = folders(tmp_path, "whole", "parts")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
     specs = [quick(seed, model="mlp") for seed in range(1, 6)]
     train_together(specs, whole)
     groups = room_for(monkeypatch, 2)

@@ -4,17 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, contents, small
 
 from modules.checks import RunError
 from modules.data.datasets import load
 from modules.runs.parallel import check_all, run_all
 
 SPECS = [small(policy, seed) for seed in (1, 2) for policy in (FIXED, TRIANGULAR)]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
 
 
 @pytest.fixture(scope="module")

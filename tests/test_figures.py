@@ -1,7 +1,5 @@
 """Pictures of awkward results: drawn without a warning, which a notebook would show its readers."""
 
-import warnings
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,6 +10,14 @@ from modules.report import figures
 from modules.report.crossing import crossing, factor_curve
 from modules.report.tables import curves, range_test_curve
 from modules.statistics import AnalysisError
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
 
 
 def runs(seeds=(1, 2), diverged=(), **by_policy):
@@ -37,50 +43,41 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_two_policies(case):
     table, panels = CASES[case]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cross = crossing(curves(table, "fixed"), curves(table, "clr"))
-        figure = figures.accuracy(table, cross, "fixed", "clr")
-        assert len(figure.axes) == panels
-        if panels == 2:  # the crossing is inside what is enlarged
-            left, right = figure.axes[1].get_xlim()
-            low, high = figure.axes[1].get_ylim()
-            assert left < cross.iteration <= right
-            assert low < cross.target < high
-        plt.close(figure)
-        figure = figures.accuracies(table, "toy")
-        ends = [line.get_xdata().tolist() for line in figure.axes[1].lines if line.get_marker() == "o"]
-        kept = table[~table.diverged].groupby(["policy", "seed"]).val_acc.last()
-        assert sum(map(len, ends)) == len(kept)
-        plt.close(figure)
+    cross = crossing(curves(table, "fixed"), curves(table, "clr"))
+    figure = figures.accuracy(table, cross, "fixed", "clr")
+    assert len(figure.axes) == panels
+    if panels == 2:  # the crossing is inside what is enlarged
+        left, right = figure.axes[1].get_xlim()
+        low, high = figure.axes[1].get_ylim()
+        assert left < cross.iteration <= right
+        assert low < cross.target < high
+    figure = figures.accuracies(table, "toy")
+    ends = [line.get_xdata().tolist() for line in figure.axes[1].lines if line.get_marker() == "o"]
+    kept = table[~table.diverged].groupby(["policy", "seed"]).val_acc.last()
+    assert sum(map(len, ends)) == len(kept)
 
 
 def test_one_policy_has_no_second_panel():
     figure = figures.accuracies(runs(clr=[0.2, 0.6]), "toy")
     assert len(figure.axes) == 1
-    plt.close(figure)
 
 
 def test_axes_say_which_images_accuracies_are_of():
     figure = figures.accuracies(runs(clr=[0.2, 0.6]).assign(images="validation"), "toy")
     assert figure.axes[0].get_ylabel() == "validation accuracy"
-    plt.close(figure)
     climb = runs(range_test=np.linspace(0.1, 0.6, 20)).assign(
         images="validation", lr=lambda found: found.iteration / 100
     )
     figure = figures.range_test(range_test_curve(climb))
     assert figure.axes[0].get_ylabel() == "validation accuracy"
-    plt.close(figure)
 
 
 def test_runs_of_different_length_are_named_with_it():
     figure = figures.accuracies(runs(one=[0.2, 0.6], two=[0.3]), "toy")
     names = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert names == ["one\n20 iterations", "two\n10 iterations"]
-    plt.close(figure)
     figure = figures.accuracies(runs(one=[0.2, 0.6], two=[0.3, 0.5]), "toy")
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["one", "two"]
-    plt.close(figure)
 
 
 def test_a_common_climb_is_cut_off_and_a_later_one_is_not():
@@ -90,17 +87,13 @@ def test_a_common_climb_is_cut_off_and_a_later_one_is_not():
         figure = figures.accuracies(runs(one=[*climb, *top], two=[*slow, *top]), "toy")
         assert ("cut off" in figure.axes[0].get_legend().get_title().get_text()) == cut
         assert (figure.axes[0].get_ylim()[0] > 0.2) == cut
-        plt.close(figure)
 
 
 def test_a_factor_over_its_target():
     table = runs(fixed=[0.1, 0.3, 0.5], clr=[0.2, 0.4, 0.6])
     curve = factor_curve(curves(table, "fixed"), curves(table, "clr"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = figures.factors(curve, "toy")
+    figure = figures.factors(curve, "toy")
     assert figure.axes[0].lines[1].get_xydata().tolist() == [[0.5, 1.0]]
-    plt.close(figure)
 
 
 def own_curve(points=50):
@@ -141,7 +134,6 @@ def test_a_rate_is_marked_where_one_is_given(every):
         assert "suggested: 0.012" in [text.get_text() for text in axes.get_legend().get_texts()]
         assert [0.0123, 0.0123] in [list(line.get_xdata()) for line in axes.lines]
     assert sum(figure.axes[1].lines[0].get_xdata() > 0) == 400 // every
-    plt.close(figure)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +154,9 @@ def test_a_curve_without_numbers_is_refused_in_a_line(curve):
 
 @pytest.mark.parametrize("points", [1, 2, 3])
 def test_a_curve_of_few_points_is_drawn(points):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = figures.range_test(own_curve()[:points].drop(columns="accuracy"))
-        figure.canvas.draw()
+    figure = figures.range_test(own_curve()[:points].drop(columns="accuracy"))
+    figure.canvas.draw()
     assert len(figure.axes) == 1
-    plt.close(figure)
 
 
 def test_sweep_does_not_take_a_table_for_three_runs():

@@ -8,23 +8,12 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import FIXED, a_record, small
+from toys import FIXED, ROWS, a_record, edited, small
 
 from modules.checks import RunError
 from modules.report.tables import read_runs
-from modules.runs.files import (
-    RunFiles,
-    atomic_write,
-    checksums,
-    complete_runs,
-    experiments,
-    pack_runs,
-    sweep,
-    writing,
-)
+from modules.runs.files import RunFiles, atomic_write, checksums, complete_runs, experiments, pack_runs, sweep, writing
 from modules.runs.spec import Spec
-
-ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 
 
 @pytest.fixture
@@ -49,12 +38,6 @@ def test_csv_without_its_json_is_an_error(complete):
     complete.json.unlink()
     with pytest.raises(RunError, match="no readable triangular-seed1.json"):
         complete.check(small(), "same")
-
-
-def edited(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(

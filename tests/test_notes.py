@@ -1,16 +1,22 @@
 """Numbers that texts quote: every function against numbers worked out by hand, and the published ones found again."""
 
+import shutil
+from contextlib import nullcontext
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, a_record, every, small
+from toys import FIXED, a_record, small
 
 from modules.report import notes, quoted
 from modules.report.formatting import known
 from modules.report.notes import Experiment, Theirs
 from modules.report.tables import table_of
 from modules.runs.files import RunFiles
+from modules.study import publishing
+from modules.study.design import StudyError
 from modules.study.parameters import PUBLISHED, read_study
 
 CURVES = {
@@ -26,7 +32,6 @@ END = {arm: np.array(runs)[:, -1] for arm, runs in CURVES.items()}
 def results(tmp_path_factory):
     """A folder with three arms of three runs, evaluated at 5, 10, 15 and 20."""
     folder = tmp_path_factory.mktemp("results")
-    (folder / "headline").mkdir()
     for arm, runs in CURVES.items():
         for seed, values in enumerate(runs, 1):
             run = small(CYCLE if arm == "fast" else FIXED, variant=arm, seed=seed, iterations=20, evaluate_every=5)
@@ -56,20 +61,20 @@ def arms(results):
     ids=["end", "best", "one", "two", "last"],
 )
 def test_an_accuracy_is_taken_where_it_is_asked_for(arms, taken, values):
-    row = notes.accuracy(taken(arms["slow"]))
+    row = notes.accuracy("x", taken(arms["slow"]))
     assert (row["value"], row["error"]) == pytest.approx((np.mean(values), stats.sem(values)))
     assert (row["method"], row["runs"]) == ("Student", 3)
 
 
 def test_differences_by_each_method(arms):
     slow, fast, third = (arms[name] for name in ("slow", "fast", "third"))
-    found = notes.difference(fast, slow)
+    found = notes.difference("x", fast, slow)
     expected = stats.ttest_ind(END["fast"], END["slow"], equal_var=False).confidence_interval()
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
-    pairs = notes.difference(fast.at(20), fast.at(15), "pairs")
+    pairs = notes.difference("x", fast.at(20), fast.at(15), "pairs")
     assert pairs["value"] == pytest.approx(np.mean([0.04, 0.06, 0.11]))
     assert pairs["df"] == 2
-    several = notes.difference_from_mean(fast, [slow, third], pooled=[slow, fast, third])
+    several = notes.difference_from_mean("x", fast, [slow, third], pooled=[slow, fast, third])
     sd = np.sqrt(np.mean([np.var(end, ddof=1) for end in END.values()]))
     assert several["value"] == pytest.approx(END["fast"].mean() - (END["slow"].mean() + END["third"].mean()) / 2)
     assert (several["error"], several["df"]) == (pytest.approx(sd * np.sqrt(1 / 3 + 1 / 6)), 6)
@@ -77,28 +82,28 @@ def test_differences_by_each_method(arms):
 
 def test_runs_of_others_are_an_arm_like_any(results, arms):
     (theirs,) = Theirs(results / "others.csv").arms("slow")
-    assert notes.difference(arms["slow"], theirs)["value"] == pytest.approx(0.44 - 0.52)
+    assert notes.difference("x", arms["slow"], theirs)["value"] == pytest.approx(0.44 - 0.52)
 
 
-@every(
+@pytest.mark.parametrize(
     ("find", "value"),
     [
-        (lambda slow, fast, third: notes.lowest_run(slow.at(5)), 0.10),
-        (lambda slow, fast, third: notes.prediction(slow), 0.44),
-        (lambda slow, fast, third: notes.deviation(slow.last(2)), np.sqrt((0.0012 + 0.0016) / 2)),
-        (lambda slow, fast, third: notes.reaches(fast, lambda: 0.5), 15),
-        (lambda slow, fast, third: notes.best_mean(slow, until=10), 0.23),
-        (lambda slow, fast, third: notes.best_mean_at(slow), 20),
-        (lambda slow, fast, third: notes.crossing(fast, slow), 15),
-        (lambda slow, fast, third: notes.factor(fast, slow, 0.3), 1.5),
-        (lambda slow, fast, third: notes.factor_counting(fast, slow, slow.experiment, 2), 20 / (15 + 40)),
-        (lambda slow, fast, third: notes.ratio(fast, "mean", slow, "lr"), 0.003 / FIXED["lr"]),
-        (lambda slow, fast, third: notes.falls(slow), 0),
-        (lambda slow, fast, third: notes.roughness(third, first=10, last=10), np.mean([0.025, 0.015, 0.005])),
-        (lambda slow, fast, third: notes.hours([slow.experiment], workers=2), 9 / 4),
-        (lambda slow, fast, third: notes.minutes([slow.experiment]), 270),
-        (lambda slow, fast, third: notes.epochs(slow.experiment, sum), 9 * 20 * small(FIXED).batch_size / 1000),
-        (lambda slow, fast, third: notes.epochs(slow.experiment, max), 20 * small(FIXED).batch_size / 1000),
+        (lambda slow, fast, third: notes.lowest_run("x", slow.at(5)), 0.10),
+        (lambda slow, fast, third: notes.prediction("x", slow), 0.44),
+        (lambda slow, fast, third: notes.deviation("x", slow.last(2)), np.sqrt((0.0012 + 0.0016) / 2)),
+        (lambda slow, fast, third: notes.reaches("x", fast, lambda: 0.5), 15),
+        (lambda slow, fast, third: notes.best_mean("x", slow, until=10), 0.23),
+        (lambda slow, fast, third: notes.best_mean_at("x", slow), 20),
+        (lambda slow, fast, third: notes.crossing("x", fast, slow), 15),
+        (lambda slow, fast, third: notes.factor("x", fast, slow, 0.3), 1.5),
+        (lambda slow, fast, third: notes.factor_counting("x", fast, slow, slow.experiment, 2), 20 / (15 + 40)),
+        (lambda slow, fast, third: notes.ratio("x", fast, "mean", slow, "lr"), 0.003 / FIXED["lr"]),
+        (lambda slow, fast, third: notes.falls("x", slow), 0),
+        (lambda slow, fast, third: notes.roughness("x", third, first=10, last=10), np.mean([0.025, 0.015, 0.005])),
+        (lambda slow, fast, third: notes.hours("x", [slow.experiment], workers=2), 9 / 4),
+        (lambda slow, fast, third: notes.minutes("x", [slow.experiment]), 270),
+        (lambda slow, fast, third: notes.epochs("x", slow.experiment, sum), 9 * 20 * small(FIXED).batch_size / 1000),
+        (lambda slow, fast, third: notes.epochs("x", slow.experiment, max), 20 * small(FIXED).batch_size / 1000),
     ],
 )
 def test_the_value_of_each_function(arms, find, value):
@@ -108,9 +113,9 @@ def test_the_value_of_each_function(arms, find, value):
 def test_a_published_number_is_read_where_it_stands(tmp_path, arms):
     file = tmp_path / "theirs.csv"
     file.write_text("source,quantity,policy,value\nthe paper,final_accuracy,slow,0.5\nthe paper,seconds,slow,9\n")
-    found = notes.theirs_less_ours(arms["slow"], file, "the paper")
+    found = notes.theirs_less_ours("x", arms["slow"], file, "the paper")
     assert (found["value"], found["note"]) == (pytest.approx(0.06), "the paper")
-    row = notes.row("x", "accuracy_difference", notes.theirs_less_ours, arms["slow"], file, "someone")
+    row = notes.theirs_less_ours("x", arms["slow"], file, "someone")
     assert "has no one accuracy of slow from someone" in row["note"]
 
 
@@ -120,9 +125,9 @@ def test_what_these_runs_do_not_say_has_no_value_and_says_why(results, arms):
     for arm, why in (
         (arms["slow"].at(7), "not evaluated at 7"),
         (none, "no run with the policy 'none'"),
-        (other, "no complete run in"),
+        (other, "no complete run in other"),
     ):
-        row = notes.row("x", "accuracy", notes.accuracy, arm)
+        row = notes.accuracy("x", arm)
         assert "value" not in row
         assert why in row["note"]
 
@@ -171,6 +176,34 @@ def test_numbers_beside_another_study_are_read_in_its_folder(tmp_path):
     (tmp_path / "mine").symlink_to((PUBLISHED / "cifar10-jpeg").resolve())
     rows = {row["policy"]: row for row in quoted.caffe_quick(tmp_path / "mine-quick")["policies"]}
     assert rows["caffe_quick reaches fixed"]["value"] > 0
+
+
+@pytest.mark.parametrize("name", quoted.QUOTED)
+def test_what_is_not_in_a_folder_is_said_alike_wherever_it_lies(tmp_path, name):
+    found = []
+    for folder in (tmp_path / "here" / "mine", tmp_path / "else" / "where" / "mine"):
+        quoted.write_quoted(name, folder)
+        found.append({path.name: path.read_bytes() for path in (folder / "tables").iterdir()})
+    assert found[0] == found[1]
+
+
+def test_numbers_beside_another_study_are_found_again_before_they_are_published(tmp_path, monkeypatch):
+    mine = tmp_path / "results" / "mine-quick"
+    (mine / "notebooks").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(), mine / "notebooks" / "05_policies.ipynb")
+    published = PUBLISHED / "cifar10-jpeg-quick" / "policies"
+    shutil.copytree(published, mine / "policies")
+    (mine.parent / "mine").symlink_to((PUBLISHED / "cifar10-jpeg").resolve())
+    table = quoted.write_quoted("caffe_quick", mine)
+    assert table.value.notna().all()
+    monkeypatch.setattr(publishing, "one_kernel", nullcontext)
+    monkeypatch.setattr(
+        publishing, "execute", lambda name, plan, results, kernel: quoted.write_quoted("caffe_quick", results)
+    )
+    publishing._check_tables(mine, None)
+    (mine / "tables" / "policies_notes.csv").write_text("quantity,policy,value\n")
+    with pytest.raises(StudyError, match="policies_notes.csv is not what its runs give"):
+        publishing._check_tables(mine, None)
 
 
 def test_rows_are_written_by_experiment(results):

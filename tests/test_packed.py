@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import FIXED, a_record, small
+from toys import FIXED, ROWS, a_record, edited, small
 
 from modules.checks import RunError
 from modules.report.tables import read_runs
@@ -15,7 +15,6 @@ from modules.runs.files import RunFiles, atomic_write, complete_runs, pack_runs
 from modules.runs.parallel import run_all
 from modules.runs.training import train
 
-ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
 HEADER = "iteration,lr,train_loss,val_loss,val_acc"
 #: Few names and values, so that much is common; among the values some that are equal and not the same.
 VALUES = st.sampled_from([0, 1, 1.0, True, 0.0, -0.0, float("nan"), None, "a", "\u2028", [], [1], [{"a": 1.0}], {}])
@@ -44,7 +43,6 @@ def test_what_comes_out_of_a_pack_is_what_went_in(runs):
 
 
 def finish(folder, *seeds, rows=ROWS, **more):
-    folder.mkdir(exist_ok=True)
     for seed in seeds:
         record = a_record(small(FIXED, seed), **{"seconds": seed, **more})
         RunFiles(folder, f"fixed-seed{seed}").finish(rows, record)
@@ -68,44 +66,22 @@ def test_runs_are_added_to_a_pack(tmp_path):
     assert [run.place.name for run in complete_runs(tmp_path)] == ["fixed-seed1", "fixed-seed2", "fixed-seed3"]
 
 
-def edited(path, old, new):
-    content = path.read_text()
-    assert old in content
-    path.write_text(content.replace(old, new, 1))
+LAST = "fixed,2,12,0.2,1.5,1.75,0.625\n"
+SECOND = '{"run": "fixed-seed2"'
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        (
-            "runs.csv",
-            "fixed,2,12,0.2,1.5,1.75,0.625\n",
-            "fixed,2,12,0.2,1.5,1.75,0.99\n",
-            "fixed-seed2 is not as the run",
-        ),
-        (
-            "runs.csv",
-            "fixed,2,12,0.2,1.5,1.75,0.625\n",
-            "",
-            "fixed-seed2 is not as the run wrote it .*restore .*runs.csv",
-        ),
+        ("runs.csv", LAST, LAST.replace("0.625", "0.99"), "fixed-seed2 is not as the run"),
+        ("runs.csv", LAST, "", "fixed-seed2 is not as the run wrote it .*restore .*runs.csv"),
         ("runs.csv", "fixed,2,6", "fixed,4,6", "no run for a row of runs.csv: 'fixed,4,6,0.1"),
-        (
-            "runs.jsonl",
-            '"seconds": 2',
-            '"seconds": 20',
-            "fixed-seed2 is not as the run wrote it .*restore .*runs.jsonl",
-        ),
+        ("runs.jsonl", '"seconds": 2', '"seconds": 20', "fixed-seed2 is not as .* wrote it .*restore .*runs.jsonl"),
         ("runs.jsonl", '"sha256"', '"sha"', "fixed-seed1 has no readable record .KeyError.: restore .*runs.jsonl"),
-        ("runs.jsonl", '{"run": "fixed-seed2"', '{"run" "fixed-seed2"', "a damaged line in runs.jsonl"),
+        ("runs.jsonl", SECOND, '{"run" "fixed-seed2"', "a damaged line in runs.jsonl"),
         ("runs.jsonl", '"runs": 3', '"runs": 4', "runs.jsonl has 3 of 4 runs"),
-        ("runs.jsonl", '{"run": "fixed-seed2"', '{"run": "fixed-seed1"', "runs.jsonl has 2 of 3 runs"),
-        (
-            "runs.jsonl",
-            '{"run": "fixed-seed2"',
-            '{"run": "../x/fixed-seed2"',
-            "a damaged line in runs.jsonl .ValueError.",
-        ),
+        ("runs.jsonl", SECOND, '{"run": "fixed-seed1"', "runs.jsonl has 2 of 3 runs"),
+        ("runs.jsonl", SECOND, '{"run": "../x/fixed-seed2"', "a damaged line in runs.jsonl .ValueError."),
         ("runs.jsonl", '"common"', '"uncommon"', "a damaged line in runs.jsonl .KeyError."),
     ],
 )

@@ -5,21 +5,14 @@ from typing import Literal
 
 import pytest
 import torch
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, PHASES, TRIANGULAR, small
 
 from modules import policies, schedulers
 from modules.checks import RunError
 from modules.runs.spec import Spec
 from modules.runs.training import train
 
-# The paper's Table 2, shortened; the second phase's own cuts are counted from its start.
-PARTS = [
-    dict(iterations=10, policy=dict(name="triangular2", base_lr=0.01, max_lr=0.05, step_size=2)),
-    dict(iterations=6, policy=dict(name="fixed", lr=0.004, milestones=(2, 4))),
-    dict(iterations=4, policy=dict(name="decay", base_lr=0.001, max_lr=0.002, step_size=2)),
-    dict(iterations=4, policy=dict(name="exp", lr=0.001, gamma=0.5)),
-]
-PHASES = dict(name="phases", phases=PARTS)
+PARTS = PHASES["phases"]
 
 
 def rates(policy, iterations, multipliers=(1, 2)):
@@ -43,16 +36,6 @@ def test_phases_are_their_policies_one_after_another_in_every_parameter_group():
     by_hand += [0.002, 0.0015, 0.001, 0.001, 0.001, 0.0005, 0.00025, 0.000125]
     assert got[:, 0].tolist() == pytest.approx(by_hand, rel=1e-12)
     assert (got[:, 1] == 2 * got[:, 0]).all()
-
-
-@pytest.mark.parametrize("stop", [6, 12, 18])
-def test_phases_resume_bit_for_bit(tmp_path, stop):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
-    run = small(PHASES, bias_lr_mult=2.0)
-    train(run, parts, stop_after=stop)
-    assert not list(parts.glob("*.csv"))
-    assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
 
 
 def test_a_warm_up_that_outlasts_the_run_is_refused():
@@ -161,16 +144,6 @@ def test_a_policy_says_whether_its_rates_depend_on_the_runs_length():
         policy = small({**policy, "warm_up": 3}).policy
         same = bool((rates(policy, 12) == rates(policy, 24)[:12]).all())
         assert policy.any_length == same, name
-
-
-@pytest.mark.parametrize("policy", [TRIANGULAR, FIXED, dict(name="exp", lr=0.02, gamma=0.95), PHASES])
-def test_a_run_with_a_climb_and_a_drop_resumes_bit_for_bit(tmp_path, policy):
-    run = small({**policy, "warm_up": 9, "anneal": 0.5}, bias_lr_mult=2.0)
-    for stop in (6, 12, 18):
-        parts, whole = tmp_path / f"parts{stop}", tmp_path / f"whole{stop}"
-        parts.mkdir(), whole.mkdir()
-        train(run, parts, stop_after=stop)
-        assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
 
 
 class Staircase(policies.PolicyBase):

@@ -17,7 +17,6 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "precision.py"
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch):
     """A function that runs the script beside a headline of three short runs."""
-    (tmp_path / "headline").mkdir()
     for seed in (1, 2, 3):
         train(small(FIXED, seed), tmp_path / "headline")
 

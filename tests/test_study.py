@@ -154,43 +154,30 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, c
     assert not results.exists()
 
 
+BOUNDS_OF_THE_RANGE_TEST = "-p 03.base_lr None -p 03.max_lr None"
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("given", "message"),
     [
-        ("03.weight_decay", "0.5", "weight_decay: 0.0, not 0.5"),
-        ("clr_policy", "triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
-        ("04.baseline", "square", "baseline='square': one of triangular, triangular2"),
-        ("04.reference", "Makefile", "reference=Makefile: a CSV with columns source"),
-        ("0.gamma", "0.9", "-p 0.gamma 0.9: smoke has no notebook '0' .it has 00_learning_rates, 01_"),
-        ("04.gamma", "0.9", "notebook 04 has no parameter '04.gamma' .value 0.9, 01_schedulers, 03_headline"),
-        (
-            "weight_decay",
-            "0.5",
-            "-p weight_decay 0.5: several notebooks have it, 02_.*: name one, as -p 02.weight_decay 0.5",
-        ),
-        ("01.gamma", "2", "gamma=2.0: a decay"),
+        ("-p 03.weight_decay 0.5", "weight_decay: 0.0, not 0.5"),
+        ("-p clr_policy triangular2", "clr_policy='triangular2': .*headline holds runs of triangular"),
+        ("-p 04.baseline square", "baseline='square': one of triangular, triangular2"),
+        ("-p 04.reference Makefile", "reference=Makefile: a CSV with columns source"),
+        ("-p 0.gamma 0.9", "-p 0.gamma 0.9: smoke has no notebook '0' .it has 00_learning_rates, 01_"),
+        ("-p 04.gamma 0.9", "notebook 04 has no parameter '04.gamma' .value 0.9, 01_schedulers, 03_headline"),
+        ("-p weight_decay 0.5", "several notebooks have it, 02_.*: name one, as -p 02.weight_decay 0.5"),
+        ("-p 01.gamma 2", "gamma=2.0: a decay"),
+        # Another number of range tests would move the bounds.
+        (f"{BOUNDS_OF_THE_RANGE_TEST} -p 03.runs 1", "runs=1: .* holds runs between the bounds of 2 range tests"),
+        (f"{BOUNDS_OF_THE_RANGE_TEST} -p 03.runs 3", "runs=3: .* holds runs between the bounds of 2 range tests"),
     ],
 )
-def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys, name, value, message):
+def test_bad_input_leaves_finished_results_as_they_were(smoke, capsys, given, message):
     results, _ = smoke
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), "-p", name, value]) == 2
+    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), *given.split()]) == 2
     assert re.search(message, capsys.readouterr().err)
-    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("runs", ["1", "3"])
-def test_another_number_of_range_tests_would_move_the_bounds(smoke, capsys, runs):
-    results, _ = smoke
-    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    asked = [
-        part
-        for name, value in (("03.base_lr", "None"), ("03.max_lr", "None"), ("03.runs", runs))
-        for part in ("-p", name, value)
-    ]
-    assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), *asked]) == 2
-    assert f"runs={runs}: " in (said := capsys.readouterr().err)
-    assert "holds runs between the bounds of 2 range tests" in said
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
@@ -242,10 +229,7 @@ def test_unwritable_results_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "notebooks: {02_range_test: {datset: digits}}",
-            "no parameter 'datset' (value 'digits', did you mean",
-        ),
+        ("notebooks: {02_range_test: {datset: digits}}", "no parameter 'datset' (value 'digits', did you mean"),
         (
             "notebooks: {02_range_test: {pooling: caffe}}",
             "no parameter 'pooling' (value 'caffe'): it goes into `settings`",
@@ -304,69 +288,56 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     assert readme.read_text().endswith("<!-- smoke/headline iterations fixed -->56<!-- end -->")
     assert not (tmp_path / "published" / "smoke" / "tables" / "comparison.csv").exists()
 
-    partial = mine / "headline" / ".partial" / "fixed-seed1.pt"
-    partial.parent.mkdir()
-    partial.write_text("")
-    notebook = mine / "notebooks" / "03_headline_experiment.ipynb"
-    content = notebook.read_text()
-    assert 'model = \\"' in content
-    odd, table = mine / "figures" / "odd.png", mine / "tables" / "headline.csv"
-    numbers = table.read_text()
-    for damage, repair, message in (
+    def notebook(change):
+        def damage(place):
+            path = place / "notebooks" / "03_headline_experiment.ipynb"
+            before = path.read_text()
+            path.write_text(change(before))
+            assert path.read_text() != before
+
+        return damage
+
+    more = tmp_path / "published" / "smoke" / "more"
+    for number, (damage, message) in enumerate(
         (
-            lambda: None,
-            lambda: shutil.rmtree(partial.parent),
-            "fixed-seed1.pt is of an unfinished run",
-        ),
-        (notebook.unlink, lambda: notebook.write_text(content), "03_headline_experiment.ipynb is missing"),
-        (
-            lambda: (mine / "headline" / "fixed-seed2.csv").rename(tmp_path / "away"),
-            lambda: (tmp_path / "away").rename(mine / "headline" / "fixed-seed2.csv"),
-            "headline.csv is not of the runs beside it",
-        ),
-        (
-            lambda: (mine / "range_test" / "range_test-seed2.csv").rename(tmp_path / "away"),
-            lambda: (tmp_path / "away").rename(mine / "range_test" / "range_test-seed2.csv"),
-            "range_test_bounds.csv is not of the runs beside it: it counts 2 of range_test, there are 1",
-        ),
-        (
-            lambda: shutil.copytree(mine / "mlp", tmp_path / "published" / "smoke" / "more"),
-            lambda: shutil.rmtree(tmp_path / "published" / "smoke" / "more"),
-            "also holds more, which",
-        ),
-        (
-            lambda: readme.write_text(f"![Nothing](images/smoke/nothing.png) {marker}"),
-            lambda: readme.write_text(""),
-            "has no figures/nothing.png, which a document shows as images/smoke/nothing.png",
-        ),
-        (
-            lambda: readme.write_text("<!-- smoke/headline iterations square -->?<!-- end -->"),
-            lambda: readme.write_text(""),
-            "headline.csv has no row iterations square",
-        ),
-        (
-            lambda: notebook.write_text(json.dumps({"path": f"{ROOT}/data"})),
-            lambda: notebook.write_text(content),
-            "names a folder of this machine",
-        ),
-        (lambda: odd.symlink_to("/etc/passwd"), odd.unlink, "odd.png is a link, or no file"),
-        (lambda: odd.symlink_to(tmp_path), odd.unlink, "odd.png is a link, or no file"),
-        (lambda: os.mkfifo(odd), odd.unlink, "odd.png is a link, or no file"),
-        (
-            lambda: notebook.write_text(content.replace('model = \\"', 'model = \\"theirs/net.py:network\\"  # \\"')),
-            lambda: notebook.write_text(content),
-            "was given a network in a Python file, 'theirs/net.py:network', which is run again: read the file first",
-        ),
-        (
-            lambda: notebook.write_text(content.replace('model = \\"', 'modell = \\"')),
-            lambda: notebook.write_text(content),
-            "there is no parameter modell any more",
-        ),
+            (lambda place: (place / "headline" / ".partial" / "x.pt").touch(), "x.pt is of an unfinished run"),
+            (lambda place: (place / "notebooks" / "05_policies.ipynb").unlink(), "05_policies.ipynb is missing"),
+            (lambda place: (place / "headline" / "fixed-seed2.csv").unlink(), "headline.csv is not of the runs beside"),
+            (
+                lambda place: (place / "range_test" / "range_test-seed2.csv").unlink(),
+                "range_test_bounds.csv is not of the runs beside it: it counts 2 of range_test, there are 1",
+            ),
+            (lambda place: shutil.copytree(place / "mlp", more), "also holds more, which"),
+            (
+                lambda place: readme.write_text(f"![Nothing](images/smoke/nothing.png) {marker}"),
+                "has no figures/nothing.png, which a document shows as images/smoke/nothing.png",
+            ),
+            (
+                lambda place: readme.write_text(marker.replace("fixed", "square")),
+                "has no row iterations square",
+            ),
+            (notebook(lambda text: json.dumps({"path": f"{ROOT}/data"})), "names a folder of this machine"),
+            (lambda place: (place / "figures" / "odd.png").symlink_to("/etc/passwd"), "odd.png is a link, or no file"),
+            (lambda place: (place / "figures" / "odd.png").symlink_to(tmp_path), "odd.png is a link, or no file"),
+            (lambda place: os.mkfifo(place / "figures" / "odd.png"), "odd.png is a link, or no file"),
+            (
+                notebook(lambda text: text.replace('model = \\"', 'model = \\"theirs/net.py:network\\"  # \\"')),
+                "was given a network in a Python file, 'theirs/net.py:network', which is run again: read",
+            ),
+            (notebook(lambda text: text.replace('model = \\"', 'modell = \\"')), "there is no parameter modell any"),
+        )
     ):
-        damage()
-        assert cli.main(["publish", "--study", "smoke", "--results", str(mine)]) == 2, message
+        place = tmp_path / str(number) / "smoke"
+        shutil.copytree(mine, place)
+        (place / "headline" / ".partial").mkdir()
+        damage(place)
+        assert cli.main(["publish", "--study", "smoke", "--results", str(place)]) == 2, message
         assert message in capsys.readouterr().err
-        repair()
+        shutil.rmtree(more, ignore_errors=True)
+        readme.write_text("")
+
+    table = mine / "tables" / "headline.csv"
+    numbers = table.read_text()
 
     def makes_the_same_table(name, plan, place, kernel):
         (place / "tables").mkdir(exist_ok=True)

@@ -39,13 +39,7 @@ def test_no_text_is_read_or_written_in_the_locales_encoding():
 
 @pytest.mark.parametrize(
     "source",
-    [
-        "path.read_text()",
-        "path.write_text(x)",
-        "open(path)",
-        "path.open('w')",
-        "subprocess.run(command, text=True)",
-    ],
+    ["path.read_text()", "path.write_text(x)", "open(path)", "path.open('w')", "subprocess.run(command, text=True)"],
 )
 def test_what_would_be_found(source):
     assert list(without_encoding(source)) == [1]

@@ -11,14 +11,7 @@ import pandas as pd
 import pytest
 
 from modules.checks import RunError
-from modules.report.tournament import (
-    choose,
-    contrast,
-    differences_table,
-    two_by_two,
-    untuned_table,
-    verdicts,
-)
+from modules.report.tournament import choose, contrast, differences_table, two_by_two, verdicts
 from modules.runs.files import RunFiles, complete_runs
 from modules.statistics import AnalysisError
 from modules.study.tournament import Registration, Tournament, filled
@@ -117,7 +110,7 @@ def test_a_choice_never_leaves_the_rates_that_were_tested():
     rising = {2.0**k: [0.7 + 0.01 * k - 0.0001 * k**2] * 2 for k in range(7)}
     assert choose(rising).rate == 64
     assert choose(rising).edge == 1
-    assert choose({2.0**k: [0.7 + 0.01 * k**2] * 2 for k in range(5)}).parabola is None
+    assert choose({2.0**k: [0.7 + 0.01 * k**2] * 2 for k in range(5)}).rate == 16  # this parabola has no top
     with pytest.raises(AnalysisError, match="three rates or more"):
         choose({0.1: [0.5], 0.2: [0.6]})
 
@@ -188,32 +181,6 @@ def test_a_tournament_tunes_on_validation_images_and_ends_with_its_final_seeds(s
         assert json.loads(path.read_text())["spec"]["registration"] == small.registration.checksum
 
 
-def test_without_tuning_each_run_takes_its_rate_from_its_own_range_test(tmp_path):
-    untuned = "untuned: {iterations: 120, evaluate_every: 3, min_lr: 0.0001, max_lr: 10.0, seeds: 2}\n"
-    design = SMALL.replace("iterations: 16", "iterations: 136").replace("model: mlp", "model: dense-32") + untuned
-    (tmp_path / "design.yaml").write_text(design)
-    registration = Registration.read(tmp_path / "design.yaml")
-    tournament = Tournament(registration, "digits", tmp_path / "tuning", tmp_path / "final")
-    assert [run.name for run in tournament.ramps()] == ["ramp-seed1", "ramp-seed2"]
-    assert tournament.untuned_runs() == []  # no range test is made yet
-    tournament.play(workers=2)
-    runs = {run.name: run for run in tournament.untuned_runs()}
-    assert set(runs) == {f"{arm}-seed{seed}" for arm in ("constant_anneal", "cycle_anneal") for seed in (1, 2)}
-    assert {run.iterations for run in runs.values()} == {16}  # the range test's 120 count
-    for seed in (1, 2):
-        constant, cycle = runs[f"constant_anneal-seed{seed}"], runs[f"cycle_anneal-seed{seed}"]
-        assert constant.policy.lr == cycle.policy.max_lr / 2
-    table = untuned_table(tournament.untuned_accuracies(), "constant_anneal")
-    assert table.policy.tolist() == ["constant_anneal", "cycle_anneal", "cycle_anneal - constant_anneal"]
-    assert table.runs.tolist() == [2, 2, 2]
-
-
-def test_a_range_test_without_a_rate_gives_no_run(small, monkeypatch):
-    monkeypatch.setattr(Tournament, "untuned_rate", lambda self, arm, seed: None if seed == 1 else 0.01)
-    small.registration.design["untuned"] = dict(iterations=4, evaluate_every=1, min_lr=1e-4, max_lr=1.0, seeds=2)
-    assert {run.seed for run in small.untuned_runs()} == {2}
-
-
 def test_a_grid_grows_beyond_its_edge_three_times_at_the_most(small, monkeypatch):
     monkeypatch.setattr(Tournament, "_mean", lambda self, arm, rate: rate)
     rates = small.rates("cycle_anneal")
@@ -248,22 +215,25 @@ def published():
 
 
 def test_published_runs_were_made_under_their_registration(published):
-    """Its checksum stands in each; and tuning runs have not seen the test images."""
+    """Its checksum stands in each, all have one precision, and tuning runs have not seen the test images."""
     known = {hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in REGISTERED.parent.glob("*.yaml")}
-    strangers = [place for place, record in published.items() if record["spec"]["registration"] not in known]
-    assert strangers == []
-    seen = [place for place, record in published.items() if record["spec"]["evaluation"] != "validation"]
-    seen += [
-        place
-        for place, record in published.items()
-        if ("test" in record) == place.parent.name.endswith("_tuning") and not record["diverged"]
-    ]
+    specs = [record["spec"] for record in published.values()]
+    under = {spec["registration"] for spec in specs}
+    assert under <= known
+    assert len({(spec["registration"], spec["precision"]) for spec in specs}) == len(under)
+    seen = []
+    for place, record in published.items():
+        if record["spec"]["policy"]["name"] != "range_test":  # one that gives an untuned run its rate
+            tunes = place.parent.name.endswith("_tuning")
+            wrong = ("test" in record) == tunes and not record["diverged"]
+            if wrong or record["spec"]["evaluation"] != "validation":
+                seen.append(place)
     assert seen == []
     assert len(published) > 1000
 
 
 def test_a_registration_was_committed_before_the_runs_it_governs(published):
-    asked = {(record["revision"], record["spec"]["registration"]) for record in published.values()}
+    asked = {(record["revision"].removesuffix("+"), record["spec"]["registration"]) for record in published.values()}
 
     def git(*arguments):
         return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=True).stdout
@@ -276,32 +246,39 @@ def test_a_registration_was_committed_before_the_runs_it_governs(published):
         assert checksum in {hashlib.sha256(text).hexdigest()[:16] for text in texts}
 
 
-def test_the_published_verdicts_follow_from_the_published_runs():
+@pytest.fixture(scope="module")
+def jpeg():
+    """The published tournament, and a function from its choices and alpha to the table of differences."""
     folder = ROOT / "results" / "published" / "cifar10-jpeg"
-    registration = Registration.read(REGISTERED)
-    design, core = registration.design, ["constant_anneal", "cycle", "cycle_anneal", "linear"]
-    tournament = Tournament(registration, "images", folder / "tournament_tuning", folder / "tournament", core)
-    alpha = design["alphas"][tournament.second_look()]
-    table = differences_table(
-        tournament.final_accuracies(), tournament.choices(), design["primary"], "linear", design["margin"], alpha
-    )
-    published = pd.read_csv(folder / "tables" / "tournament.csv").set_index(["quantity", "policy"])
-    for row in table[table.kind == "primary"].itertuples():
+    core = ["constant_anneal", "cycle", "cycle_anneal", "linear"]
+    registered = Registration.read(REGISTERED)
+    tournament = Tournament(registered, "images", folder / "tournament_tuning", folder / "tournament", core)
+    accuracies, primary, margin = (tournament.final_accuracies(), *map(registered.design.get, ("primary", "margin")))
+
+    def table(choices, alpha):
+        found = differences_table(accuracies, choices, primary, "linear", margin, alpha)
+        return found[found.kind == "primary"]
+
+    return tournament, table
+
+
+def test_the_published_verdicts_follow_from_the_published_runs(jpeg):
+    tournament, table = jpeg
+    design = tournament.registration.design
+    path = ROOT / "results" / "published" / "cifar10-jpeg" / "tables" / "tournament.csv"
+    published = pd.read_csv(path).set_index(["quantity", "policy"])
+    for row in table(tournament.choices(), design["alphas"][tournament.second_look()]).itertuples():
         there = published.loc[("final_accuracy_difference", " - ".join(design["primary"][row.name]))]
         assert (there.value, there.error) == pytest.approx((row.value, row.error), rel=1e-9)
         assert there.note == f"{row.name}: {row.verdict}"
 
 
-def test_the_second_verdict_rests_on_a_tie_that_the_registration_leaves_open():
+def test_the_second_verdict_rests_on_a_tie_that_the_registration_leaves_open(jpeg):
     """results/published/tournament.md says so. With the reciprocals of the rates the higher of two is the lower."""
-    folder = ROOT / "results" / "published" / "cifar10-jpeg"
-    registration = Registration.read(REGISTERED)
-    design, core = registration.design, ["constant_anneal", "cycle", "cycle_anneal", "linear"]
-    tournament = Tournament(registration, "images", folder / "tournament_tuning", folder / "tournament", core)
-    mirrored = {arm: choose({1 / rate: values for rate, values in tournament.grid(arm).items()}) for arm in core}
+    tournament, table = jpeg
+    grids = {arm: tournament.grid(arm) for arm in tournament.arms}
+    mirrored = {arm: choose({1 / rate: values for rate, values in grid.items()}) for arm, grid in grids.items()}
     assert 1 / mirrored["cycle"].rate == pytest.approx(0.66 * tournament.choices()["cycle"].rate, rel=0.01)
     assert 1 / mirrored["linear"].rate == pytest.approx(tournament.choices()["linear"].rate)
-    accuracies = tournament.final_accuracies()
-    alpha = design["alphas"][1]
-    table = differences_table(accuracies, mirrored, design["primary"], "linear", design["margin"], alpha)
-    assert table[table.kind == "primary"].verdict.tolist() == ["not resolved", "not resolved"]
+    alpha = tournament.registration.design["alphas"][1]
+    assert table(mirrored, alpha).verdict.tolist() == ["not resolved", "not resolved"]

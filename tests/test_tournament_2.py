@@ -1,9 +1,7 @@
 """The second tournament: its registration and runs, its estimator, its rule on made-up runs, theory's bounds."""
 
-import hashlib
 import json
 import math
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.checks import RunError
-from modules.runs.files import RunFiles, complete_runs
+from modules.runs.files import RunFiles
 from modules.runs.training import branches_of, leaves_at
 from modules.statistics import AnalysisError, Estimate
 from modules.tournament import analysis, pictures, theory
@@ -23,9 +21,6 @@ from modules.tournament.design import Tournament, read
 ROOT = Path(__file__).resolve().parents[1]
 REGISTERED = ROOT / "studies" / "registered" / "tournament-2.yaml"
 DIGITS = REGISTERED.with_name("tournament-2-digits.yaml")
-PUBLISHED = [
-    run for folder in sorted(ROOT.glob("results/published/tournament-2/tournament_2*")) for run in complete_runs(folder)
-]
 
 
 @cache
@@ -335,25 +330,3 @@ def test_a_run_that_diverged_counts_as_chance(digits, tmp_path):
     RunFiles(tmp_path, run.name).finish([line.split(",") for line in text.splitlines()[1:3]], record)
     end = Tournament._end(run, tmp_path)
     assert (end["validation"], end["test"], end["collapsed"]) == (0.1, 0.1, True)
-
-
-def test_published_runs_carry_the_registrations_checksum_and_one_precision():
-    specs = [run.read()[1]["spec"] for run in PUBLISHED]
-    assert {spec["registration"] for spec in specs} <= {read(REGISTERED)[1]}
-    assert len({spec["precision"] for spec in specs}) <= 1
-
-
-def test_the_registration_was_committed_before_the_runs_it_governs():
-    revisions = {run.read()[1]["revision"] for run in PUBLISHED}
-    if not revisions:
-        pytest.skip("no run of it is published yet")
-
-    def git(*arguments):
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=True).stdout
-
-    if git("rev-parse", "--is-shallow-repository") != b"false\n":
-        pytest.skip("this is no full clone: commits cannot be compared")
-    name = REGISTERED.relative_to(ROOT)
-    for revision in revisions:
-        text = git("show", f"{revision.removesuffix('+')}:{name}")
-        assert hashlib.sha256(text).hexdigest()[:16] == read(REGISTERED)[1]

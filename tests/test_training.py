@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import FIXED, TRIANGULAR, make_images, small
+from toys import FIXED, PHASES, TRIANGULAR, changed, make_images, small
 
 from modules.checks import RunError
 from modules.data.batches import Data, batches
@@ -34,38 +34,40 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
-def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path, policy):
+CLIMB_AND_DROP = dict(warm_up=9, anneal=0.5)
+RUNS = {
+    **{policy["name"]: small(policy) for policy in POLICIES},
+    "phases": small(PHASES, bias_lr_mult=2.0),
+    **{f"{policy['name']}, climb and drop": small({**policy, **CLIMB_AND_DROP}) for policy in (*POLICIES[:2], PHASES)},
+    "adam": small(optimizer="adam"),
+    "rmsprop": small(optimizer="rmsprop"),
+    "multipliers": small({**POLICIES[0], **CLIMB_AND_DROP}, bias_lr_mult=2.0),
+    "schedule-free": small({**FIXED, "milestones": []}, optimizer="schedulefree", bias_lr_mult=2.0),
+    "average": small(ema=0.9),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path, run):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    expected = train(small(policy), whole).read_bytes()
-    for stop in (6, 12):
-        path = train(small(policy), parts, stop_after=stop)
+    expected = train(run, whole)
+    for stop in (6, 12, 18):
+        path = train(run, parts, stop_after=stop)
         assert not path.exists()
-        assert RunFiles(parts, small(policy).name).checkpoint.exists()
-    assert train(small(policy), parts).read_bytes() == expected
+        assert RunFiles(parts, run.name).checkpoint.exists()
+    assert train(run, parts).read_bytes() == expected.read_bytes()
     assert not (parts / ".partial").exists()
-
-
-@pytest.mark.parametrize("changes", [dict(optimizer="adam"), dict(optimizer="rmsprop"), dict(bias_lr_mult=2.0)])
-def test_other_optimizers_resume_too(tmp_path, changes):
-    spec = small(**changes)
-    for folder in ("whole", "parts"):
-        (tmp_path / folder).mkdir()
-    train(spec, tmp_path / "parts", stop_after=12)
-    assert train(spec, tmp_path / "parts").read_bytes() == train(spec, tmp_path / "whole").read_bytes()
+    found, record = record_of(path), record_of(expected)
+    assert (found["test"], found.get("ema")) == (record["test"], record.get("ema"))
 
 
 def test_convolutions_give_the_same_bytes_whatever_the_threads_outside(tmp_path):
     spec = small(model="cifar10_quick", iterations=4, evaluate_every=2, batch_size=20)
     results = []
     for threads in (1, 2):
-        folder = tmp_path / str(threads)
-        folder.mkdir()
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        results.append(train(spec, folder).read_bytes())
+        results.append(train(spec, tmp_path / str(threads)).read_bytes())
         assert torch.get_num_threads() == threads
         torch.set_num_threads(before)
     assert results[0] == results[1]
@@ -78,7 +80,7 @@ def test_files_of_a_run(tmp_path):
     assert list(table.iteration) == [6, 12, 18, 24]
     # lr is the rate of the iteration just finished: number 5, counted from 0, is one short of the top.
     assert table.lr[0] == pytest.approx(0.01 + 0.09 * 5 / 6)
-    record = json.loads(path.with_suffix(".json").read_text())
+    record = record_of(path)
     assert record["spec"] == small().model_dump(mode="json")
     assert record["data"] == {
         "label": "digits (scikit-learn)",
@@ -99,7 +101,7 @@ def test_a_record_names_every_machine_that_trained_a_part(tmp_path, monkeypatch)
         elsewhere.setattr("modules.runs.provenance.processor", lambda: "another processor")
         train(small(), tmp_path, stop_after=12)
     path = train(small(), tmp_path)
-    record = json.loads(path.with_suffix(".json").read_text())
+    record = record_of(path)
     assert record["processor"] == f"{processor()} / another processor"
     assert record["versions"]["torch"] == version("torch")
     assert record["device"] == "cpu"
@@ -134,45 +136,10 @@ def test_complete_run_is_left_alone(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
-def test_unfinished_run_of_other_settings_is_set_aside_and_the_run_starts_over(tmp_path, capsys):
-    train(small(weight_decay=0.1), tmp_path, stop_after=6)
-    checkpoint = RunFiles(tmp_path, small().name).checkpoint
-    before = checkpoint.read_bytes()
-    path = train(small(), tmp_path)
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert "triangular-seed1.pt is of other settings (weight_decay: 0.1, not 0.004): set aside as" in said[0]
-    (aside,) = (tmp_path / ".set-aside").iterdir()
-    assert aside.read_bytes() == before
-    (whole := tmp_path / "whole").mkdir()
-    assert path.read_bytes() == train(small(), whole).read_bytes()
-
-
-def flipped(content):
-    """One bit of a weight is another: torch alone would not notice."""
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
-
-
-@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: b"PK\x03\x04 no archive", lambda c: c[:500], flipped])
-def test_damaged_checkpoint_is_named_and_the_run_starts_over(tmp_path, capsys, damage):
-    train(small(), tmp_path, stop_after=6)
-    checkpoint = RunFiles(tmp_path, small().name).checkpoint
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    path = train(small(), tmp_path)
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert "triangular-seed1.pt could not be read" in said[0]
-    assert "triangular-seed1 starts from the beginning" in said[0]
-    (whole := tmp_path / "whole").mkdir()
-    assert path.read_bytes() == train(small(), whole).read_bytes()
-    assert not checkpoint.parent.exists()
-
-
 def test_diverged_run_keeps_its_rows_and_says_so(tmp_path):
     spec = small(dict(name="exp", lr=0.01, gamma=1.7), model="lenet", iterations=36)
     path = train(spec, tmp_path)
-    record = json.loads(path.with_suffix(".json").read_text())
+    record = record_of(path)
     assert record["diverged"] is True
     assert record["iterations"] < 36
     table = pd.read_csv(path)
@@ -183,7 +150,7 @@ def test_diverged_run_keeps_its_rows_and_says_so(tmp_path):
 def test_rate_beyond_float32_is_a_divergence(tmp_path):
     policy = dict(name="exp", lr=0.01, gamma=100.0)
     path = train(small(policy, optimizer="adam", iterations=50, evaluate_every=25), tmp_path)
-    record = json.loads(path.with_suffix(".json").read_text())
+    record = record_of(path)
     assert record["diverged"] is True
     assert record["iterations"] == 19  # 0.01 * 100^19 is the first rate of at least 1e36
     assert pd.read_csv(path).empty
@@ -208,31 +175,30 @@ def test_batches_cover_each_epoch_once_and_start_anywhere():
     assert not np.array_equal(next(batches(10, 3, seed=5)), first[0])
 
 
-def test_pixels_are_scaled_and_centred():
-    dataset = load("digits")
-    data = Data(split(dataset, "standard", 1), torch.device("cpu"))
+def pixels(dataset, kind):
+    """All training images as a network gets them."""
+    data = Data(split(dataset, "standard", 1), torch.device("cpu"), kind)
     images = data.pixels(data.images)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def test_pixels_are_scaled_and_centred():
+    images = pixels(load("digits"), "unit")
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert (images.max() - images.min()).item() == pytest.approx(1)
-    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_standard_pixels_have_mean_0_and_deviation_1_in_every_channel(tmp_path):
-    dataset = load("images", make_images(tmp_path / "images"))
-    data = Data(split(dataset, "standard", 1), torch.device("cpu"), "standard")
-    images = data.pixels(data.images)
+    images = pixels(load("images", make_images(tmp_path / "images")), "standard")
     assert images.mean((0, 2, 3)).abs().max() < 1e-6
     assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
-    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_caffe_pixels_are_bytes_minus_the_mean_image(tmp_path):
     dataset = load("images", make_images(tmp_path / "images"))
-    data = Data(split(dataset, "standard", 1), torch.device("cpu"), "caffe")
-    images = data.pixels(data.images)
     expected = dataset.train_images.astype(float) - dataset.train_images.astype(float).mean(axis=0)
-    np.testing.assert_allclose(images.numpy(), expected, atol=1e-4)
-    assert images.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(pixels(dataset, "caffe").numpy(), expected, atol=1e-4)
 
 
 def test_caffe_setting_trains_and_its_parts_change_the_result(tmp_path):
@@ -242,8 +208,7 @@ def test_caffe_setting_trains_and_its_parts_change_the_result(tmp_path):
     fixed = dict(name="fixed", lr=0.001)
     results = set()
     for number, changes in enumerate([{}, caffe, *({key: value} for key, value in caffe.items())]):
-        (folder := tmp_path / str(number)).mkdir()
-        results.add(train(small(fixed, **base, **changes), folder).read_bytes())
+        results.add(train(small(fixed, **base, **changes), tmp_path / str(number)).read_bytes())
     assert len(results) == 6
 
 
@@ -284,26 +249,17 @@ def test_the_record_of_a_run_that_is_tested_has_its_last_accuracy(tmp_path):
     assert "test" not in record_of(train(small(evaluation="none", variant="blind"), tmp_path))
 
 
-def test_the_moving_average_of_the_weights_changes_no_row_and_survives_a_resume(tmp_path):
+def test_the_moving_average_of_the_weights_changes_no_row(tmp_path):
     plain = train(small(), tmp_path)
     averaged = train(small(ema=0.9, variant="averaged"), tmp_path)
     assert lines(plain) == lines(averaged)
-    ema = record_of(averaged)["ema"]
-    assert ema["test"]["loss"] != record_of(averaged)["test"]["loss"]
-    (parts := tmp_path / "parts").mkdir()
-    train(small(ema=0.9, variant="averaged"), parts, stop_after=12)
-    assert record_of(train(small(ema=0.9, variant="averaged"), parts))["ema"] == ema
+    assert record_of(averaged)["ema"]["test"]["loss"] != record_of(averaged)["test"]["loss"]
 
 
-@pytest.mark.parametrize("stop", [6, 12])
-def test_schedule_free_sgd_is_evaluated_at_its_averaged_weights_and_resumes(tmp_path, stop):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
-    run = small(dict(name="fixed", lr=1.0, milestones=[]), optimizer="schedulefree", bias_lr_mult=2.0)
-    train(run, parts, stop_after=stop)
-    assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
-    sgd = train(run.model_copy(update={"optimizer": "sgd", "variant": "sgd"}), whole)
-    assert lines(sgd) != lines(whole / f"{run.name}.csv")
+def test_schedule_free_sgd_is_another_optimizer(tmp_path):
+    free = RUNS["schedule-free"]
+    sgd = free.model_copy(update={"optimizer": "sgd", "variant": "sgd"})
+    assert lines(train(free, tmp_path)) != lines(train(sgd, tmp_path))
 
 
 def trunk_and_branches(policy):
@@ -322,7 +278,6 @@ WSD = dict(name="fixed", lr=0.05, milestones=(), warm_up=5)
 @pytest.mark.parametrize("policy", [TRIANGULAR, FIXED, WSD], ids=["cycle", "cuts", "warm-up, stable, decay"])
 def test_branches_go_on_from_their_trunk_with_the_bytes_of_runs_of_their_own(tmp_path, policy):
     alone, forked = tmp_path / "alone", tmp_path / "forked"
-    alone.mkdir(), forked.mkdir()
     trunk, branches = trunk_and_branches(policy)
     assert {start: training.leaves_at(branch, trunk) for start, branch in branches.items()} == {
         start: start for start in branches
@@ -340,7 +295,6 @@ def test_branches_go_on_from_their_trunk_with_the_bytes_of_runs_of_their_own(tmp
 
 def test_a_shorter_drop_goes_on_from_a_longer_one(tmp_path):
     alone, forked = tmp_path / "alone", tmp_path / "forked"
-    alone.mkdir(), forked.mkdir()
     _, branches = trunk_and_branches(TRIANGULAR)
     longer, shorter = branches[12], branches[6]
     train(longer, forked, branches=[shorter])
@@ -371,37 +325,48 @@ def test_each_branch_waits_for_the_run_it_shares_most_with_and_which_waits_for_n
     assert training.branches_of(list(branches.values())) == {"beginning-seed1": [branches[12], branches[6]]}
 
 
+def flipped(content):
+    """One bit of a weight is another: torch alone would not notice."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
+
+
+OTHER = small(weight_decay=0.1).model_dump_json()
+
+
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("damage", "why"),
     [
-        (dict(layout=99), r"is of another layout \(another version wrote it\)"),
-        (dict(iteration=10**6), r"is of another layout \(iteration=1000000 of 24\)"),
-        (dict(iteration=-1), "is of another layout"),
-        (dict(iteration="6"), "is of another layout"),
-        (dict(rows=5), "is of another layout"),
-        (dict(rows=[[1, 2]]), "is of another layout"),
-        (dict(rows=[[600, 0.1, 1.0, 1.0, 0.1]]), "is of another layout"),
-        (dict(model={}), r"does not fit \(RuntimeError\)"),
-        (dict(model=None), "does not fit"),
-        (dict(optimizer={}), "does not fit"),
-        *((part, f"is of another layout .it has no {part}") for part in PARTS),
+        (lambda content: b"", "could not be read"),
+        (lambda content: b"PK\x03\x04 no archive", "could not be read"),
+        (lambda content: content[:500], "could not be read"),
+        (flipped, "could not be read"),
+        (changed(spec=OTHER), r"is of other settings \(weight_decay: 0.1, not 0.004\)"),
+        (changed(layout=99), r"is of another layout \(another version wrote it\)"),
+        (changed(iteration=10**6), r"is of another layout \(iteration=1000000 of 24\)"),
+        (changed(iteration=-1), "is of another layout"),
+        (changed(iteration="6"), "is of another layout"),
+        (changed(rows=5), "is of another layout"),
+        (changed(rows=[[1, 2]]), "is of another layout"),
+        (changed(rows=[[600, 0.1, 1.0, 1.0, 0.1]]), "is of another layout"),
+        (changed(model={}), r"does not fit \(RuntimeError\)"),
+        (changed(model=None), "does not fit"),
+        (changed(optimizer={}), "does not fit"),
+        *((changed(part), f"is of another layout .it has no {part}") for part in PARTS),
     ],
 )
-def test_a_checkpoint_of_another_layout_is_set_aside_and_costs_no_other_run(tmp_path, capsys, change, why):
+def test_a_checkpoint_that_cannot_be_taken_up_is_set_aside_and_the_run_starts_over(tmp_path, capsys, damage, why):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
     train(small(), parts, stop_after=6)
-    path = RunFiles(parts, small().name).checkpoint
-    state = torch.load(path, weights_only=True)
-    if isinstance(change, str):
-        del state[change]
-    else:
-        state.update(change)
-    torch.save(state, path)
+    checkpoint = RunFiles(parts, small().name).checkpoint
+    checkpoint.write_bytes(damaged := damage(checkpoint.read_bytes()))
     assert train(small(), parts).read_bytes() == train(small(), whole).read_bytes()
     said = capsys.readouterr().out
     assert re.search(f"triangular-seed1.pt {why}.*: set aside as .set-aside/.*, triangular-seed1 starts from", said)
     assert said.count("\n") == 1
+    (aside,) = (parts / ".set-aside").iterdir()
+    assert aside.read_bytes() == damaged
+    assert not checkpoint.parent.exists()
 
 
 def test_very_many_runs_are_not_compared_with_one_another(monkeypatch):
@@ -433,7 +398,7 @@ def test_variables_that_choose_among_instructions_are_recorded(tmp_path, monkeyp
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     provenance.processor.cache_clear()
     try:
-        record = json.loads(train(small(), tmp_path).with_suffix(".json").read_text())
+        record = record_of(train(small(), tmp_path))
     finally:
         provenance.processor.cache_clear()
     assert record["processor"].endswith(", MKL_CBWR=COMPATIBLE")

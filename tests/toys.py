@@ -1,8 +1,9 @@
 """Small things for tests: images made on the spot, specs that train in a second."""
 
-import inspect
+import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -21,41 +22,20 @@ def make_images(folder, count=4, size=16, classes=("cat", "dog")):
     return folder
 
 
-def every(names, cases, ids=None):
-    """As `pytest.mark.parametrize`, but one test of one behaviour, which names every case that fails.
-
-    Each case has a `tmp_path` of its own; other fixtures it shares with the rest.
-    """
-    names = (names,) if isinstance(names, str) else tuple(names)
-    cases = list(cases)
-
-    def decorate(test):
-        signature = inspect.signature(test)
-        assert set(names) <= set(signature.parameters)
-
-        def all_cases(**fixtures):
-            failed = []
-            for number, case in enumerate(cases):
-                given = fixtures | dict(zip(names, case if len(names) > 1 else [case], strict=True))
-                if "tmp_path" in fixtures:
-                    given["tmp_path"] = fixtures["tmp_path"] / str(number)
-                    given["tmp_path"].mkdir()
-                try:
-                    test(**given)
-                except Exception as error:
-                    failed.append(f"{ids[number] if ids else case}: {type(error).__name__}: {error}")
-            assert not failed, "\n".join([f"{len(failed)} of {len(cases)} cases", *failed])
-
-        others = [each for name, each in signature.parameters.items() if name not in names]
-        all_cases.__name__, all_cases.__doc__ = test.__name__, test.__doc__
-        all_cases.__signature__ = signature.replace(parameters=others)
-        return all_cases
-
-    return decorate
-
+every = pytest.mark.parametrize
 
 TRIANGULAR = dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=6)
 FIXED = dict(name="fixed", lr=0.02, milestones=(10, 20))
+#: The paper's Table 2, shortened; the second phase's own cuts are counted from its start.
+PHASES = dict(
+    name="phases",
+    phases=[
+        dict(iterations=10, policy=dict(name="triangular2", base_lr=0.01, max_lr=0.05, step_size=2)),
+        dict(iterations=6, policy=dict(name="fixed", lr=0.004, milestones=(2, 4))),
+        dict(iterations=4, policy=dict(name="decay", base_lr=0.001, max_lr=0.002, step_size=2)),
+        dict(iterations=4, policy=dict(name="exp", lr=0.001, gamma=0.5)),
+    ],
+)
 
 
 def small(policy=None, seed=1, **changes):
@@ -79,6 +59,33 @@ def a_record(run=None, **changes):
         "versions": {"python": "3.11", "torch": "2.14"},
         **changes,
     }
+
+
+#: Rows of a finished run.
+ROWS = [(6, 0.1, 2.0, 2.0, 0.5), (12, 0.2, 1.5, 1.75, 0.625)]
+
+
+def edited(path, old, new):
+    """Put something else into a file, once."""
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
+def changed(*left_out, **entries):
+    """Damage that gives a checkpoint other entries, or leaves some out: a function from its bytes to others."""
+
+    def damage(content):
+        state = {**torch.load(io.BytesIO(content), weights_only=True), **entries}
+        torch.save({key: value for key, value in state.items() if key not in left_out}, made := io.BytesIO())
+        return made.getvalue()
+
+    return damage
+
+
+def contents(folder):
+    """The bytes of all runs' CSVs, by name."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
 
 
 def sgd(*multipliers: float) -> torch.optim.SGD:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from modules import statistics
 from modules.report.formatting import show
-from modules.report.tables import METHODS, blocks, by_policy, curves, final_difference, table_of
+from modules.report.tables import METHODS, blocks, by_policy, curves, final_difference, row_of, table_of
 from modules.statistics import DRAWS
 
 TIE = 1e-9  # a tie counts as reached, so it must not depend on how a mean is rounded
@@ -232,26 +232,13 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
     cross = crossing(both[baseline], both[challenger])
     best = {"policy": baseline, "runs": both[baseline].shape[1]}
     of = {"policy": challenger, "runs": both[challenger].shape[1]}
+    resampled = "resampled" if not math.isnan(cross.symmetric[1]) else None
     rows += [
         {"quantity": "best_mean_accuracy", **best, **best_mean_row(both[baseline])},
         {"quantity": "best_mean_iteration", **best, "value": cross.target_iteration},
-        {
-            "quantity": "crossing_iteration",
-            **of,
-            **set_row(cross),
-        },
-        {
-            "quantity": "crossing_ratio",
-            **of,
-            **dict(zip(("value", "low", "high"), cross.ratio, strict=True)),
-            "method": cross.method,
-        },
-        {
-            "quantity": "symmetric_ratio",
-            **of,
-            **dict(zip(("value", "low", "high"), cross.symmetric, strict=True)),
-            "method": "resampled" if not math.isnan(cross.symmetric[1]) else None,
-        },
+        {"quantity": "crossing_iteration", **of, **set_row(cross)},
+        {"quantity": "crossing_ratio", **of, **_ends(cross.ratio), "method": cross.method},
+        {"quantity": "symmetric_ratio", **of, **_ends(cross.symmetric), "method": resampled},
         {"quantity": "never_crossed_share", **of, "value": cross.never},
     ]
     return table_of(rows)
@@ -259,29 +246,25 @@ def headline(runs: pd.DataFrame, baseline: str = "fixed", challenger: str = "tri
 
 def set_row(cross: Crossing) -> dict[str, object]:
     """A crossing with the ends of its set, and the set in words, as part of a table's row."""
-    ends = {"value": cross.iteration, "low": cross.low, "high": cross.high}
+    ends = _ends((cross.iteration, cross.low, cross.high))
     return {**ends, "method": cross.method, "note": set_in_words(cross)}
+
+
+def _ends(numbers: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), numbers, strict=True))
 
 
 def best_mean_row(curve: pd.DataFrame) -> dict[str, object]:
     """The highest mean over runs of any evaluation, with the spread that resampled runs give it, as a row's part."""
-    count = curve.shape[1]
-    if not count:
-        return {"value": math.nan}
-    found = {"value": float(curve.mean(axis=1).max())}
-    if count < 2:
-        return found
-    folds = blocks(curve)
-    df = count - len(set(folds or [0]))
-    if not df:
-        return found
+    count, folds = curve.shape[1], blocks(curve)
+    value, df = float(curve.mean(axis=1).max()) if count else math.nan, count - len(set(folds or [0]))
+    if df < 1:
+        return {"value": value}
     sample = statistics.resamples(count, folds)
     best = sample.means(curve.to_numpy()).max(axis=0)
     # Resampled means spread less than means of other runs would, by this factor.
     spread = math.sqrt(np.cov(best, aweights=sample.weights, ddof=0) * count / df)
-    estimate = statistics.Estimate(found["value"], spread, df)
-    low, high = estimate.interval()
-    return {**found, "error": spread, "df": df, "low": low, "high": high, "method": "resampled"}
+    return row_of(statistics.Estimate(value, spread, df), "resampled")
 
 
 def set_in_words(cross: Crossing) -> str | None:

@@ -40,7 +40,7 @@ def style() -> None:
     plt.rcParams.update({"figure.figsize": (8, 4.5), "figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight"})
 
 
-def _legend_below(axes: Axes, columns: int, title: str | None = None) -> None:
+def legend_below(axes: Axes, columns: int, title: str | None = None) -> None:
     """A legend under the axes, where it hides no curve."""
     axes.legend(
         loc="upper center",
@@ -68,7 +68,7 @@ def policies(schedules: Mapping[str, pd.DataFrame | Sequence[float]], title: str
     axes.set(xlabel="iteration", ylabel="learning rate", title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(schedules) > 1:
-        _legend_below(axes, len(schedules))
+        legend_below(axes, len(schedules))
     figure.tight_layout()
     return figure
 
@@ -116,7 +116,7 @@ def accuracy(runs: pd.DataFrame, cross: Crossing, baseline: str, challenger: str
         if not math.isnan(cross.low):
             near.axvspan(cross.low, min(cross.high, right), color=COLOURS[3], alpha=0.12, linewidth=0)
     stripe = "; stripe: the crossing's 95 % confidence set" if crosses and not math.isnan(cross.low) else ""
-    _legend_below(whole, 2, f"bands: lowest to highest run{stripe}")
+    legend_below(whole, 2, f"bands: lowest to highest run{stripe}")
     figure.tight_layout()
     return figure
 
@@ -141,7 +141,7 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole per cents
     bands = curve.low.notna().any()
-    _legend_below(axes, 2, "band: 95 % of the resamples of runs" if bands else None)
+    legend_below(axes, 2, "band: 95 % of the resamples of runs" if bands else None)
     figure.tight_layout()
     return figure
 
@@ -213,9 +213,9 @@ def accuracies(runs: pd.DataFrame, title: str, x: str = "iteration", of: str | N
         if cut:
             curves.set_ylim(bottom=low)
         notes = many * ["lines: means over runs"] + cut * ["the lowest tenth of the evaluations is cut off"]
-        _legend_below(curves, 2, "; ".join(notes) or None)
+        legend_below(curves, 2, "; ".join(notes) or None)
     else:
-        _legend_below(curves, 2, "line: mean, band: lowest to highest run" if many else None)
+        legend_below(curves, 2, "line: mean, band: lowest to highest run" if many else None)
     figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     return figure
@@ -251,7 +251,7 @@ def sweep(losses: pd.DataFrame, best: BestRate, title: str) -> Figure:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    _legend_below(axes, 2)
+    legend_below(axes, 2)
     figure.tight_layout()
     return figure
 
@@ -302,7 +302,7 @@ def range_test(
     if log:
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_below(axes, 2, stripes)
+    legend_below(axes, 2, stripes)
     figure.tight_layout()
     return figure
 
@@ -374,7 +374,7 @@ def suggested_rates(ramps: pd.DataFrame, rates: pd.DataFrame, title: str) -> Fig
     axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log")
     axes.set_ylim(lowest - margin, start + 3 * margin)
     several = rates.low.notna().any()
-    _legend_below(axes, 2, "stripes: lowest to highest range test" if several else None)
+    legend_below(axes, 2, "stripes: lowest to highest range test" if several else None)
     figure.tight_layout()
     return figure
 
@@ -431,7 +431,7 @@ def two_by_two(arms: pd.DataFrame, title: str) -> Figure:
     axes.set(title=title, ylabel="test accuracy", xlim=(-0.4, 1.4))
     axes.set_xticks([0, 1], ["no anneal", "last quarter ramped to zero"])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    _legend_below(axes, 2)
+    legend_below(axes, 2)
     figure.tight_layout()
     return figure
 
@@ -491,6 +491,6 @@ def tuning_curves(curves: pd.DataFrame, rates: Mapping[str, float], title: str) 
     axes.xaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(title=title, xlabel="peak learning rate", ylabel="validation accuracy at the end")
-    _legend_below(axes, 4)
+    legend_below(axes, 4)
     figure.tight_layout()
     return figure

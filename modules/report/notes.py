@@ -1,12 +1,12 @@
 """Single numbers of a study's runs, each a row of a table: what texts quote besides the tables.
 
-`quoted.py` says which ones. Every function here takes arms, and returns a part of a row; `row` gives it its name.
+`quoted.py` says which ones. Every function here that is a `note` takes the row's name first, then arms.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,7 @@ from modules import statistics
 from modules.range_test import best_rate, suggest_bounds
 from modules.report import crossing as crossings
 from modules.report.formatting import read_reference
-from modules.report.tables import (
-    METHODS,
-    best,
-    curves,
-    difference_of,
-    mean_row,
-    read_runs,
-    row_of,
-)
+from modules.report.tables import METHODS, best, curves, difference_of, mean_row, read_runs, row_of
 from modules.runs.files import complete_runs
 from modules.statistics import AnalysisError
 
@@ -39,8 +31,11 @@ class Experiment:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """All of them, as `read_runs` gives them."""
-        return read_runs(self.folder)
+        """All of them, as `read_runs` gives them; what is said of them is the same wherever the folder lies."""
+        try:
+            return read_runs(self.folder)
+        except AnalysisError as error:
+            raise AnalysisError(str(error).replace(str(self.folder), self.folder.name)) from error
 
     def records(self, arm: str = "*") -> list[dict]:
         """The JSON of each run, or of those of one arm."""
@@ -128,39 +123,51 @@ class Arm:
         return (policy["base_lr"] + policy["max_lr"]) / 2 if name == "mean" else policy[name]
 
 
-def row(name: str, quantity: str, find: Callable[..., Found], *asked: object, note: str | None = None, **more) -> Found:
-    """A row of a table of notes; what the runs do not say has no value.
+def note(quantity: str) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
+    """Make a function that finds a number one that makes a row of a table of notes.
+
+    The row's function takes a name first, and may take a `note`. The name is the row's `policy`, by which markers find
+    it: letters, digits, spaces, dots and - only. What the runs do not say has no value, and its note says why.
 
     Args:
-        name: the note's, in the column `policy`; letters, digits, spaces, dots and - only, for markers.
         quantity: of `formatting.QUANTITIES`.
-        find: one of the functions below.
-        asked, more: its arguments.
-        note: for the column of that name.
     """
-    try:
-        found = find(*asked, **more)
-    except (AnalysisError, KeyError, OSError) as error:
-        return {"quantity": quantity, "policy": name, "note": f"not in these runs ({' '.join(str(error).split())})"}
-    return {**found, "quantity": quantity, "policy": name, "note": note or found.get("note")}
+
+    def decorate(find: Callable[..., Found]) -> Callable[..., Found]:
+        @wraps(find)
+        def row(name: str, *asked: object, note: str | None = None, **more: object) -> Found:
+            about = {"quantity": quantity, "policy": name}
+            try:
+                found = find(*asked, **more)
+            except (AnalysisError, KeyError, OSError) as error:
+                return {**about, "note": f"not in these runs ({' '.join(str(error).split())})"}
+            return {**found, **about, "note": note or found.get("note")}
+
+        return row
+
+    return decorate
 
 
+@note("accuracy")
 def accuracy(arm: Arm) -> Found:
     """Its mean, with Student's interval."""
     return {"runs": len(arm.values), **mean_row(arm.values, 0, 1)}
 
 
+@note("accuracy")
 def lowest_run(arm: Arm) -> Found:
     """The accuracy of its worst run."""
     return {"runs": len(arm.values), "value": arm.values.min(), "method": "lowest run"}
 
 
+@note("accuracy_difference")
 def difference(a: Arm, b: Arm, method: str = "welch", pooled: Sequence[Arm] = ()) -> Found:
     """The accuracy of one arm less that of another; `method` and `pooled` as for `tables.difference_of`."""
     count, found = difference_of(a.values, b.values, method, [arm.values for arm in pooled])
     return {"runs": count, **row_of(found, METHODS[method], -1, 1)}
 
 
+@note("accuracy_difference")
 def difference_from_mean(a: Arm, others: Sequence[Arm], pooled: Sequence[Arm]) -> Found:
     """The accuracy of one arm less the mean of several arms', by the deviation that `pooled` have in common."""
     first, values = a.values, [arm.values for arm in others]
@@ -171,6 +178,7 @@ def difference_from_mean(a: Arm, others: Sequence[Arm], pooled: Sequence[Arm]) -
     return {"runs": count, **row_of(statistics.Estimate(value, error, df), "pooled", -1, 1)}
 
 
+@note("accuracy")
 def prediction(arm: Arm, pooled: Sequence[Arm] = ()) -> Found:
     """Where one more run would end."""
     sd = statistics.pooled_sd([other.values for other in pooled]) if pooled else None
@@ -178,6 +186,7 @@ def prediction(arm: Arm, pooled: Sequence[Arm] = ()) -> Found:
     return {"runs": len(arm.values), **row_of(found, "prediction, pooled" if pooled else "prediction", 0, 1)}
 
 
+@note("accuracy_difference")
 def theirs_less_ours(arm: Arm, reference: str | Path, source: str, policy: str | None = None) -> Found:
     """An accuracy that somebody published, less our mean.
 
@@ -195,6 +204,7 @@ def theirs_less_ours(arm: Arm, reference: str | Path, source: str, policy: str |
     return {"runs": len(arm.values), "value": rows.value.item() - arm.values.mean(), "note": source}
 
 
+@note("sd")
 def deviation(arm: Arm) -> Found:
     """The deviation between runs, over several evaluations: the root of its mean square, lowest and highest."""
     found = arm.curve.loc[arm.evaluations].std(axis=1)
@@ -202,16 +212,19 @@ def deviation(arm: Arm) -> Found:
     return {"runs": arm.curve.shape[1], "value": math.sqrt((found**2).mean()), **ends}
 
 
+@note("accuracy")
 def best_mean(arm: Arm, until: int | None = None) -> Found:
     """The highest point of its mean curve, up to an iteration."""
     return {"runs": arm.curve.shape[1], **crossings.best_mean_row(arm.curve.loc[:until])}
 
 
+@note("reached")
 def best_mean_at(arm: Arm, until: int | None = None) -> Found:
     """The iteration of `best_mean`."""
     return {"runs": arm.curve.shape[1], "value": arm.curve.loc[:until].mean(axis=1).idxmax()}
 
 
+@note("reached")
 def reaches(arm: Arm, target: Callable[[], float]) -> Found:
     """The first evaluation at which its mean has an accuracy."""
     mean = arm.curve.mean(axis=1)
@@ -219,12 +232,14 @@ def reaches(arm: Arm, target: Callable[[], float]) -> Found:
     return {"runs": arm.curve.shape[1], "value": above.index[0] if len(above) else math.nan}
 
 
+@note("crossing_iteration")
 def crossing(challenger: Arm, baseline: Arm) -> Found:
     """Where the challenger's mean first has the baseline's best mean, as `crossing.crossing` has it."""
     found = crossings.crossing(baseline.curve, challenger.curve)
     return {"runs": challenger.curve.shape[1], **crossings.set_row(found)}
 
 
+@note("factor")
 def factor(challenger: Arm, baseline: Arm, target: float) -> Found:
     """How many times fewer iterations the challenger's mean needs for an accuracy."""
     found = crossings.factor_at(baseline.curve, challenger.curve, target)
@@ -232,6 +247,7 @@ def factor(challenger: Arm, baseline: Arm, target: float) -> Found:
     return {"runs": challenger.curve.shape[1], "method": "resampled", **ends}
 
 
+@note("factor")
 def factor_counting(challenger: Arm, baseline: Arm, tests: Experiment, count: int) -> Found:
     """The headline's factor when that many range tests are counted with the challenger's iterations."""
     took = tests.records()[0]["iterations"] * count
@@ -239,11 +255,13 @@ def factor_counting(challenger: Arm, baseline: Arm, tests: Experiment, count: in
     return {"runs": challenger.curve.shape[1], "value": baseline.curve.index[-1] / (at + took)}
 
 
+@note("ratio")
 def ratio(a: Arm, of_a: str, b: Arm, of_b: str) -> Found:
     """One rate over another; both as `Arm.setting` names them."""
     return {"value": a.setting(of_a) / b.setting(of_b), "method": "settings"}
 
 
+@note("max_lr")
 def upper_bounds_one_by_one(arm: Arm) -> Found:
     """The upper bound that range tests give one by one: their mean curve's, the lowest and the highest."""
     curve = arm.curve
@@ -253,8 +271,19 @@ def upper_bounds_one_by_one(arm: Arm) -> Found:
     return {"runs": len(single), "value": suggest_bounds(rates, curve).max_lr, **ends}
 
 
-def bound(of: Experiment | Path, which: str) -> Found:
-    """A bound that the rule reads off one curve: that of an experiment's runs, or somebody else's CSV."""
+@note("base_lr")
+def lower_bound(of: Experiment | Path) -> Found:
+    """The lower bound that the rule reads off one curve: that of an experiment's runs, or somebody else's CSV."""
+    return _bound(of, "base_lr")
+
+
+@note("max_lr")
+def upper_bound(of: Experiment | Path) -> Found:
+    """As `lower_bound`."""
+    return _bound(of, "max_lr")
+
+
+def _bound(of: Experiment | Path, which: str) -> Found:
     if isinstance(of, Path):
         table = pd.read_csv(of)
     else:
@@ -262,12 +291,14 @@ def bound(of: Experiment | Path, which: str) -> Found:
     return {"value": getattr(suggest_bounds(table.lr, table.val_acc), which), "method": "the rule, one curve"}
 
 
+@note("falls")
 def falls(arm: Arm, first: int | None = None, last: int | None = None) -> Found:
     """How many evaluations lie below the one before them."""
     change = arm.curve.mean(axis=1).diff().dropna().loc[first:last]
     return {"runs": arm.curve.shape[1], "value": int((change < 0).sum()), "note": f"of {len(change)} evaluations"}
 
 
+@note("roughness")
 def roughness(arm: Arm, first: int | None = None, last: int | None = None) -> Found:
     """How far an evaluation lies from the mean of its two neighbours, a mean over evaluations, run by run."""
     curve = arm.curve
@@ -275,17 +306,24 @@ def roughness(arm: Arm, first: int | None = None, last: int | None = None) -> Fo
     return {"runs": len(apart), **row_of(statistics.mean(apart), "Student", 0, 1)}
 
 
+@note("hours")
 def hours(experiments: Sequence[Experiment], workers: int = 1) -> Found:
     """Processor time of experiments, on that many cores."""
+    return _took(experiments, 3600 * workers)
+
+
+@note("minutes")
+def minutes(experiments: Sequence[Experiment]) -> Found:
+    """As `hours`, on one core."""
+    return _took(experiments, 60)
+
+
+def _took(experiments: Sequence[Experiment], unit: int) -> Found:
     seconds = [record["seconds"] for experiment in experiments for record in experiment.records()]
-    return {"runs": len(seconds), "value": sum(seconds) / workers / 3600, "note": "processor time"}
+    return {"runs": len(seconds), "value": sum(seconds) / unit, "note": "processor time"}
 
 
-def minutes(experiments: Sequence[Experiment], workers: int = 1) -> Found:
-    """As `hours`."""
-    return {**(found := hours(experiments, workers)), "value": 60 * found["value"]}
-
-
+@note("best_lr")
 def best_rates_one_by_one(sweeps: Experiment) -> Found:
     """The rate of the lowest loss, sweep by sweep: the mean of its logarithm, the lowest and the highest."""
     single = [best_rate(run.lr, run.train_loss, window=1).lr for _, run in sweeps.runs.groupby("seed")]
@@ -293,6 +331,7 @@ def best_rates_one_by_one(sweeps: Experiment) -> Found:
     return {"runs": len(single), "value": float(np.exp(np.log(single).mean())), **ends}
 
 
+@note("epochs")
 def epochs(experiment: Experiment, of: Callable[[Sequence[float]], float]) -> Found:
     """Epochs that runs took: their `max`, or their `sum`."""
     each = [

@@ -11,47 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from modules.checks import RunError, did_you_mean, short
-from modules.report.notes import (
-    Arm,
-    Experiment,
-    Found,
-    Theirs,
-    accuracy,
-    best_mean,
-    best_mean_at,
-    best_rates_one_by_one,
-    bound,
-    crossing,
-    deviation,
-    difference,
-    difference_from_mean,
-    epochs,
-    factor,
-    factor_counting,
-    falls,
-    hours,
-    lowest_run,
-    minutes,
-    prediction,
-    ratio,
-    reaches,
-    roughness,
-    row,
-    theirs_less_ours,
-    upper_bounds_one_by_one,
-)
+from modules.report import notes
+from modules.report.notes import Arm, Experiment, Found, Theirs
 from modules.report.tables import table_of, write
 
 REFERENCES = Path("studies/references")
 Rows = dict[str, list[Found]]
-
-
-def _accuracy(name: str, arm: Arm, **more: object) -> Found:
-    return row(name, "accuracy", accuracy, arm, **more)
-
-
-def _difference(name: str, a: Arm, b: Arm, *method: object, **more: object) -> Found:
-    return row(name, "accuracy_difference", difference, a, b, *method, **more)
 
 
 def cifar10_range_test(results: Path) -> Rows:
@@ -60,9 +25,9 @@ def cifar10_range_test(results: Path) -> Rows:
     (ramp,) = Experiment(results / "range_test").arms("range_test")
     return {
         "range_test": [
-            row("single tests max", "max_lr", upper_bounds_one_by_one, ramp),
-            row("coxy curve base", "base_lr", bound, theirs, "base_lr"),
-            row("coxy curve max", "max_lr", bound, theirs, "max_lr"),
+            notes.upper_bounds_one_by_one("single tests max", ramp),
+            notes.lower_bound("coxy curve base", theirs),
+            notes.upper_bound("coxy curve max", theirs),
         ]
     }
 
@@ -74,26 +39,26 @@ def cifar10_headline(results: Path) -> Rows:
     whole = "end of its last whole cycle"
     ends, between = range(4000, 32001, 4000), range(3000, 33001, 2000)
     rows = [
-        _accuracy("clr at 16000", clr.at(16000)),
-        _accuracy("clr at 20000", clr.at(20000)),
-        _accuracy("clr at 24000", clr.at(24000)),
-        _accuracy("clr at 32000", clr.at(32000), note="its highest mean"),
+        notes.accuracy("clr at 16000", clr.at(16000)),
+        notes.accuracy("clr at 20000", clr.at(20000)),
+        notes.accuracy("clr at 24000", clr.at(24000)),
+        notes.accuracy("clr at 32000", clr.at(32000), note="its highest mean"),
         # At 20,000: the first of the project's two primary contrasts. The same accuracy sooner?
-        *(_difference(f"clr at {at} - fixed", clr.at(at), fixed) for at in (16000, 20000, 24000)),
-        _difference("clr at 32000 - fixed", clr.at(32000), fixed, note=whole),
+        *(notes.difference(f"clr at {at} - fixed", clr.at(at), fixed) for at in (16000, 20000, 24000)),
+        notes.difference("clr at 32000 - fixed", clr.at(32000), fixed, note=whole),
         # The same runs at other iterations: pairs.
-        _difference("first cut", fixed.at(61000), fixed.at(57000, 58000, 59000, 60000), "pairs"),
-        _difference("cycle end - mid-cycle", clr.at(32000), clr.at(35000), "pairs"),
-        _difference("cycle ends - neighbours", clr.at(*ends), clr.at(*between), "pairs"),
-        *(row(f"target {at}", "factor", factor, clr, fixed, at / 100) for at in (40, 50, 60, 65, 70, 72, 73, 74)),
-        row("fixed has its end", "reached", reaches, fixed, lambda: fixed.values.mean()),
-        row("clr mean rate over fixed", "ratio", ratio, clr, "mean", fixed, "lr"),
+        notes.difference("first cut", fixed.at(61000), fixed.at(57000, 58000, 59000, 60000), "pairs"),
+        notes.difference("cycle end - mid-cycle", clr.at(32000), clr.at(35000), "pairs"),
+        notes.difference("cycle ends - neighbours", clr.at(*ends), clr.at(*between), "pairs"),
+        *(notes.factor(f"target {at}", clr, fixed, at / 100) for at in (40, 50, 60, 65, 70, 72, 73, 74)),
+        notes.reaches("fixed has its end", fixed, lambda: fixed.values.mean()),
+        notes.ratio("clr mean rate over fixed", clr, "mean", fixed, "lr"),
         *_counting_range_tests(results, clr, fixed),
         # coxy1989/clr's own runs, where it has them.
-        _difference("fixed - coxy", fixed.at(70000), their_fixed.at(70000)),
-        *(_difference(f"clr - coxy at {at}", clr.at(at), their_clr.at(at)) for at in (8000, 20000, 32000)),
+        notes.difference("fixed - coxy", fixed.at(70000), their_fixed.at(70000)),
+        *(notes.difference(f"clr - coxy at {at}", clr.at(at), their_clr.at(at)) for at in (8000, 20000, 32000)),
         *(
-            row(name, "accuracy_difference", theirs_less_ours, arm, REFERENCES / "cifar10.csv", "coxy1989/clr", "fixed")
+            notes.theirs_less_ours(name, arm, REFERENCES / "cifar10.csv", "coxy1989/clr", "fixed")
             for name, arm in (("fixed below 76", fixed), ("clr at 20000 below 76", clr.at(20000)))
         ),
     ]
@@ -102,15 +67,15 @@ def cifar10_headline(results: Path) -> Rows:
     for quality, (method, said) in product((75, 50), (("pairs", ""), ("welch", " unpaired"))):
         name = f"coded_again_{quality}"
         (coded,) = Experiment(results / name).arms(name)
-        rows.append(_difference(f"coded again at quality {quality}{said}", coded.at(8000), clr.at(8000), method))
+        rows.append(notes.difference(f"coded again at quality {quality}{said}", coded.at(8000), clr.at(8000), method))
     return {"headline": rows}
 
 
 def _counting_range_tests(results: Path, clr: Arm, fixed: Arm) -> list[Found]:
-    asked = ("factor", factor_counting, clr, fixed, Experiment(results / "range_test"))
+    tests = Experiment(results / "range_test")
     return [
-        row("counting one range test", *asked, 1),
-        row("counting five range tests", *asked, 5),
+        notes.factor_counting("counting one range test", clr, fixed, tests, 1),
+        notes.factor_counting("counting five range tests", clr, fixed, tests, 5),
     ]
 
 
@@ -121,13 +86,13 @@ def caffe_quick(results: Path) -> Rows:
     fixed, triangular = Experiment(study / "headline").arms("fixed", "triangular")
     return {
         "policies": [
-            row("one more caffe_quick", "accuracy", prediction, quick),
-            _difference("caffe_quick - fixed", quick, fixed),
-            _difference("caffe_quick - clr at 20000", quick, triangular.at(20000)),
-            _difference("caffe_quick - clr at 32000", quick, triangular.at(32000)),
-            _difference("caffe_clr - caffe_quick", clr, quick),
-            _difference("caffe_clr_paper - caffe_quick", paper, quick),
-            row("caffe_quick reaches fixed", "crossing_iteration", crossing, quick, fixed),
+            notes.prediction("one more caffe_quick", quick),
+            notes.difference("caffe_quick - fixed", quick, fixed),
+            notes.difference("caffe_quick - clr at 20000", quick, triangular.at(20000)),
+            notes.difference("caffe_quick - clr at 32000", quick, triangular.at(32000)),
+            notes.difference("caffe_clr - caffe_quick", clr, quick),
+            notes.difference("caffe_clr_paper - caffe_quick", paper, quick),
+            notes.crossing("caffe_quick reaches fixed", quick, fixed),
         ]
     }
 
@@ -135,9 +100,7 @@ def caffe_quick(results: Path) -> Rows:
 def digits_policies(results: Path) -> Rows:
     """When each arm has what *fixed* has at its best."""
     fixed, *others = Experiment(results / "policies").arms("fixed", "triangular", "mean_rate", "linear")
-    return {
-        "policies": [row(f"{arm.name} reaches fixed", "crossing_iteration", crossing, arm, fixed) for arm in others]
-    }
+    return {"policies": [notes.crossing(f"{arm.name} reaches fixed", arm, fixed) for arm in others]}
 
 
 def fashion_headline(results: Path) -> Rows:
@@ -145,12 +108,12 @@ def fashion_headline(results: Path) -> Rows:
     fixed, clr = Experiment(results / "headline").arms("fixed", "triangular")
     return {
         "headline": [
-            _accuracy("fixed at 400", fixed.at(400)),
-            _accuracy("clr at 400", clr.at(400)),
-            _accuracy("fixed at 12000", fixed.at(12000), note="just before its first cut"),
+            notes.accuracy("fixed at 400", fixed.at(400)),
+            notes.accuracy("clr at 400", clr.at(400)),
+            notes.accuracy("fixed at 12000", fixed.at(12000), note="just before its first cut"),
             *_counting_range_tests(results, clr, fixed),
-            row("clr mean rate over fixed", "ratio", ratio, clr, "mean", fixed, "lr"),
-            row("upper bound over lower", "ratio", ratio, clr, "max_lr", clr, "base_lr"),
+            notes.ratio("clr mean rate over fixed", clr, "mean", fixed, "lr"),
+            notes.ratio("upper bound over lower", clr, "max_lr", clr, "base_lr"),
         ]
     }
 
@@ -161,14 +124,14 @@ def fashion_policies(results: Path) -> Rows:
     (fixed,), ends = Experiment(results / "headline").arms("fixed"), range(800, 6401, 800)
     return {
         "policies": [
-            row("clr crosses", "crossing_iteration", crossing, clr, fixed),
-            row("mean rate crosses", "crossing_iteration", crossing, mean, fixed),
-            _difference("at cycle ends", clr.at(*ends), mean.at(*ends), note="its eight cycle ends"),
-            _difference("at all evaluations", clr.last(32), mean.last(32), note="all evaluations"),
-            row("sd of mean rate late", "sd", deviation, mean.last(12), note="last twelve evaluations"),
-            row("sd of mean rate end", "sd", deviation, mean),
-            row("sd of clr late", "sd", deviation, clr.last(12), note="last twelve evaluations"),
-            row("sd of two cuts late", "sd", deviation, cut.last(4), note="last four evaluations"),
+            notes.crossing("clr crosses", clr, fixed),
+            notes.crossing("mean rate crosses", mean, fixed),
+            notes.difference("at cycle ends", clr.at(*ends), mean.at(*ends), note="its eight cycle ends"),
+            notes.difference("at all evaluations", clr.last(32), mean.last(32), note="all evaluations"),
+            notes.deviation("sd of mean rate late", mean.last(12), note="last twelve evaluations"),
+            notes.deviation("sd of mean rate end", mean),
+            notes.deviation("sd of clr late", clr.last(12), note="last twelve evaluations"),
+            notes.deviation("sd of two cuts late", cut.last(4), note="last four evaluations"),
         ]
     }
 
@@ -179,10 +142,10 @@ def mnist_sweeps(results: Path) -> Rows:
     (cycle,) = Experiment(results / "best_lr").arms("cycle")
     return {
         "best_lr": [
-            row("single sweeps", "best_lr", best_rates_one_by_one, sweeps),
-            row("longest sweep", "epochs", epochs, sweeps, max),
-            row("all sweeps", "epochs", epochs, sweeps, sum),
-            row("lowest run after the first cycle", "accuracy", lowest_run, cycle.at(3748)),
+            notes.best_rates_one_by_one("single sweeps", sweeps),
+            notes.epochs("longest sweep", sweeps, max),
+            notes.epochs("all sweeps", sweeps, sum),
+            notes.lowest_run("lowest run after the first cycle", cycle.at(3748)),
         ]
     }
 
@@ -193,8 +156,8 @@ def mnist_mlp(results: Path) -> Rows:
     before = "200 iterations before its last whole cycle ends"
     return {
         "mlp": [
-            _difference("small batch at 7800", clr.at(7800), mean.at(7800), note=before),
-            _difference("small batch at 8400", clr.at(8400), mean.at(8400)),
+            notes.difference("small batch at 7800", clr.at(7800), mean.at(7800), note=before),
+            notes.difference("small batch at 8400", clr.at(8400), mean.at(8400)),
         ]
     }
 
@@ -203,8 +166,8 @@ def wide_resnet(results: Path) -> Rows:
     """What best_lr's recipe took."""
     return {
         "best_lr": [
-            row("training", "hours", hours, [Experiment(results / "best_lr")]),
-            row("sweep", "minutes", minutes, [Experiment(results / "best_lr_sweep")]),
+            notes.hours("training", [Experiment(results / "best_lr")]),
+            notes.minutes("sweep", [Experiment(results / "best_lr_sweep")]),
         ]
     }
 
@@ -222,14 +185,14 @@ def sigmoid(results: Path) -> Rows:
     }
     return {
         "policies": [
-            row("hours", "hours", hours, [policies], workers=2),
-            row("paper fixed", "accuracy_difference", theirs_less_ours, fixed, reference, figure),
-            row("paper clr", "accuracy_difference", theirs_less_ours, clr, reference, figure),
-            row("one more fixed", "accuracy", prediction, fixed),
-            row("one more clr", "accuracy", prediction, clr),
-            _difference("clr - fixed last ten", clr.last(10), fixed.last(10)),
-            *(_difference(f"clr - mean_rate {where}", clr.at(*at), mean.at(*at)) for where, at in stands.items()),
-            _difference("clr - mean_rate everywhere", clr.last(60), mean.last(60)),
+            notes.hours("hours", [policies], workers=2),
+            notes.theirs_less_ours("paper fixed", fixed, reference, figure),
+            notes.theirs_less_ours("paper clr", clr, reference, figure),
+            notes.prediction("one more fixed", fixed),
+            notes.prediction("one more clr", clr),
+            notes.difference("clr - fixed last ten", clr.last(10), fixed.last(10)),
+            *(notes.difference(f"clr - mean_rate {where}", clr.at(*at), mean.at(*at)) for where, at in stands.items()),
+            notes.difference("clr - mean_rate everywhere", clr.last(60), mean.last(60)),
         ]
     }
 
@@ -242,13 +205,13 @@ def sigmoid_short(results: Path) -> Rows:
     arms = {arm.name: arm for arm in found}
 
     def less(a: str, b: str, at: int) -> Found:
-        return _difference(f"{a} - {b} at {at}", arms[a].at(at), arms[b].at(at))
+        return notes.difference(f"{a} - {b} at {at}", arms[a].at(at), arms[b].at(at))
 
     return {
         "policies": [
-            row("hours", "hours", hours, [policies], workers=2),
-            *(_accuracy(f"{name} at 8000", arms[name].at(8000)) for name in ("clr", "mean_rate")),
-            *(_accuracy(f"{name} at 6000", arms[name].at(6000)) for name in ("drop", "warm_drop", "low", "clr")),
+            notes.hours("hours", [policies], workers=2),
+            *(notes.accuracy(f"{name} at 8000", arms[name].at(8000)) for name in ("clr", "mean_rate")),
+            *(notes.accuracy(f"{name} at 6000", arms[name].at(6000)) for name in ("drop", "warm_drop", "low", "clr")),
             *(less("clr", name, 8000) for name in ("low", "drop", "warm_drop")),
             *(less("drop", "mean_rate", at) for at in (6000, 8000)),
             *(less("warm_drop", "drop", at) for at in (6000, 8000)),
@@ -270,10 +233,10 @@ def papers_table(results: Path) -> Rows:
     pooled = [fixed, cycle, exp, mean, upper, lower]
 
     def by_pooled(a: Arm, b: Arm) -> Found:
-        return _difference(f"{said[a]} - {said[b]} pooled", a, b, "pooled", pooled)
+        return notes.difference(f"{said[a]} - {said[b]} pooled", a, b, "pooled", pooled)
 
     def paper(name: str, arm: Arm, source: str = "the paper (Table 1)") -> Found:
-        return row(name, "accuracy_difference", theirs_less_ours, arm, REFERENCES / "policies.csv", source)
+        return notes.theirs_less_ours(name, arm, REFERENCES / "policies.csv", source)
 
     def before_the_cut() -> float:
         return fixed.curve.loc[:60000].mean(axis=1).max()
@@ -283,61 +246,48 @@ def papers_table(results: Path) -> Rows:
     late, of_fixed = (21000, 22000, 23000, 24000, 25000), "fixed's best mean before its first cut"
     policies = [
         # The second of the project's two primary contrasts: is it the cycle?
-        row(
-            "cycle against both controls",
-            "accuracy_difference",
-            difference_from_mean,
-            cycle,
-            [mean, upper],
-            pooled=pooled,
-        ),
+        notes.difference_from_mean("cycle against both controls", cycle, [mean, upper], pooled=pooled),
         # What the paper claims, the same accuracy sooner.
         by_pooled(cycle, fixed),
         *(by_pooled(cycle, control) for control in (mean, upper, lower)),
         by_pooled(exp, fixed),
-        *(row(f"one more {said[arm]}", "accuracy", prediction, arm) for arm in (fixed, cycle, decay, exp, exp_range)),
-        *(row(f"one more {said[arm]} pooled", "accuracy", prediction, arm, pooled) for arm in (fixed, cycle, exp)),
+        *(notes.prediction(f"one more {said[arm]}", arm) for arm in (fixed, cycle, decay, exp, exp_range)),
+        *(notes.prediction(f"one more {said[arm]} pooled", arm, pooled) for arm in (fixed, cycle, exp)),
         # Theirs less ours; what the tables of the reference say of each row, by its arm's name.
         *(paper(f"paper {said[arm]}", arm) for arm in (fixed, cycle, decay)),
         paper("paper exp", exp, "the paper (4.1.1: its best)"),
         paper("paper exp_range", exp_range),
         paper("paper exp_range best", exp_range.at_best()),
         # On the way.
-        row("fixed best before its cut", "accuracy", best_mean, fixed, until=60000),
-        row("fixed best before its cut at", "reached", best_mean_at, fixed, until=60000),
+        notes.best_mean("fixed best before its cut", fixed, until=60000),
+        notes.best_mean_at("fixed best before its cut at", fixed, until=60000),
         *(
-            row(f"{said[arm]} has it", "reached", reaches, arm, before_the_cut, note=of_fixed)
+            notes.reaches(f"{said[arm]} has it", arm, before_the_cut, note=of_fixed)
             for arm in (cycle, mean, upper, lower)
         ),
-        row("fixed passes the end of triangular2", "reached", reaches, fixed, lambda: cycle.values.mean()),
-        row(
-            "fixed passes the best of exp_range",
-            "reached",
-            reaches,
-            fixed,
-            lambda: exp_range.curve.mean(axis=1).max(),
-        ),
-        row("exp_range best mean", "accuracy", best_mean, exp_range),
-        row("exp_range best mean at", "reached", best_mean_at, exp_range),
-        _difference("fixed first cut", fixed.at(61000), fixed.at(60000), "pairs"),
-        _difference("decay - fixed late", decay.at(*late), fixed.at(*late)),
-        _difference("no_cycle_lower - decay late", lower.last(5), decay.last(5)),
-        _difference(
+        notes.reaches("fixed passes the end of triangular2", fixed, lambda: cycle.values.mean()),
+        notes.reaches("fixed passes the best of exp_range", fixed, lambda: exp_range.curve.mean(axis=1).max()),
+        notes.best_mean("exp_range best mean", exp_range),
+        notes.best_mean_at("exp_range best mean at", exp_range),
+        notes.difference("fixed first cut", fixed.at(61000), fixed.at(60000), "pairs"),
+        notes.difference("decay - fixed late", decay.at(*late), fixed.at(*late)),
+        notes.difference("no_cycle_lower - decay late", lower.last(5), decay.last(5)),
+        notes.difference(
             "no_cycle_lower - decay before its cut", lower.at(8000, 12000, 16000), decay.at(8000, 12000, 16000)
         ),
-        _difference("triangular2 - no_cycle_upper at 16000", cycle.at(16000), upper.at(16000)),
-        _difference("no_cycle_upper first cut", upper.at(17000), upper.at(16000), "pairs"),
-        _difference("triangular2 - no_cycle_mean at cycle ends", cycle.at(*ends), mean.at(*ends)),
-        _difference("triangular2 - no_cycle_mean at all evaluations", cycle.last(25), mean.last(25)),
-        *(_difference(f"cycle end {end}", cycle.at(end), mean.at(end)) for end in ends[:7]),
-        _accuracy("exp_range at 32000", exp_range.at(32000)),
-        _accuracy("exp_range at 36000", exp_range.at(36000)),
-        _accuracy("exp_range at 40000", exp_range.at(40000), note="end of its last whole cycle"),
-        _difference("exp_range falls after its last cycle", exp_range.at(40000), exp_range, "pairs"),
-        _difference("exp_range at 40000 - fixed", exp_range.at(40000), fixed),
-        _difference("exp_range at 40000 - exp", exp_range.at(40000), exp),
+        notes.difference("triangular2 - no_cycle_upper at 16000", cycle.at(16000), upper.at(16000)),
+        notes.difference("no_cycle_upper first cut", upper.at(17000), upper.at(16000), "pairs"),
+        notes.difference("triangular2 - no_cycle_mean at cycle ends", cycle.at(*ends), mean.at(*ends)),
+        notes.difference("triangular2 - no_cycle_mean at all evaluations", cycle.last(25), mean.last(25)),
+        *(notes.difference(f"cycle end {end}", cycle.at(end), mean.at(end)) for end in ends[:7]),
+        notes.accuracy("exp_range at 32000", exp_range.at(32000)),
+        notes.accuracy("exp_range at 36000", exp_range.at(36000)),
+        notes.accuracy("exp_range at 40000", exp_range.at(40000), note="end of its last whole cycle"),
+        notes.difference("exp_range falls after its last cycle", exp_range.at(40000), exp_range, "pairs"),
+        notes.difference("exp_range at 40000 - fixed", exp_range.at(40000), fixed),
+        notes.difference("exp_range at 40000 - exp", exp_range.at(40000), exp),
         *(
-            _difference(f"exp_range - exp {name}", exp_range.at(*at), exp.at(*at), note=note)
+            notes.difference(f"exp_range - exp {name}", exp_range.at(*at), exp.at(*at), note=note)
             for name, at, note in (
                 ("at tops", range(2000, 42001, 4000), "at the same rate"),
                 ("at ends", range(4000, 40001, 4000), "at a sixth of the rate"),
@@ -345,14 +295,7 @@ def papers_table(results: Path) -> Rows:
                 ("at the last end", (40000,), None),
             )
         ),
-        row(
-            "hours",
-            "hours",
-            hours,
-            [experiment, tests, ablation],
-            workers=2,
-            note="on two cores",
-        ),
+        notes.hours("hours", [experiment, tests, ablation], workers=2, note="on two cores"),
     ]
     names = ("port", "caffe", "port_caffe_pixels", "torch_init", "floor_pooling", "no_multipliers")
     switched = {arm.name: arm for arm in ablation.arms(*names)}
@@ -361,18 +304,18 @@ def papers_table(results: Path) -> Rows:
     (ramp,) = tests.arms("range_test")
     return {
         "policies": policies,
-        "ablation": [_difference(f"{a} - {b}", switched[a], switched[b]) for a, b in pairs],
+        "ablation": [notes.difference(f"{a} - {b}", switched[a], switched[b]) for a, b in pairs],
         "policies_range_test": [
-            _accuracy("at 0.0005", ramp.at(100)),
-            _accuracy("at 0.006", ramp.at(1200)),
-            row("highest", "accuracy", best_mean, ramp),
-            _accuracy("at the end", ramp),
-            row("falls up to 0.006", "falls", falls, ramp, last=1200),
-            row("falls above 0.006", "falls", falls, ramp, first=1300, last=2600),
-            row("roughness up to 0.006", "roughness", roughness, ramp, last=1200),
-            row("roughness above 0.006", "roughness", roughness, ramp, first=1300),
-            row("the rule base", "base_lr", bound, tests, "base_lr"),
-            row("the rule max", "max_lr", bound, tests, "max_lr"),
+            notes.accuracy("at 0.0005", ramp.at(100)),
+            notes.accuracy("at 0.006", ramp.at(1200)),
+            notes.best_mean("highest", ramp),
+            notes.accuracy("at the end", ramp),
+            notes.falls("falls up to 0.006", ramp, last=1200),
+            notes.falls("falls above 0.006", ramp, first=1300, last=2600),
+            notes.roughness("roughness up to 0.006", ramp, last=1200),
+            notes.roughness("roughness above 0.006", ramp, first=1300),
+            notes.lower_bound("the rule base", tests),
+            notes.upper_bound("the rule max", tests),
         ],
     }
 
@@ -382,9 +325,9 @@ def smoke_headline(results: Path) -> Rows:
     fixed, clr = Experiment(results / "headline").arms("fixed", "triangular")
     return {
         "headline": [
-            _accuracy("clr at the end", clr),
-            _difference("clr - fixed", clr.at(28), fixed.at(28)),
-            _accuracy("lost", clr.at(29)),
+            notes.accuracy("clr at the end", clr),
+            notes.difference("clr - fixed", clr.at(28), fixed.at(28)),
+            notes.accuracy("lost", clr.at(29)),
         ]
     }
 

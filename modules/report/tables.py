@@ -288,10 +288,7 @@ def final_difference(
 
 
 def difference_of(
-    a: pd.Series,
-    b: pd.Series,
-    method: str = "welch",
-    pooled: Sequence[pd.Series] = (),
+    a: pd.Series, b: pd.Series, method: str = "welch", pooled: Sequence[pd.Series] = ()
 ) -> tuple[int, Estimate]:
     """The difference of two arms and how many runs an arm it is of: the fewer.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from modules.report.tables import blocks, difference_of, mean_of, mean_row, row_of, table_of
+from modules.report.tables import blocks, difference_of, mean_of, mean_row, table_of
 from modules.statistics import AnalysisError, Estimate, difference, holm
 
 AVERAGED = "_averaged"  # ends the name of an arm that is another's runs, tested with the average of their weights
@@ -25,7 +25,6 @@ class Choice:
         rate: the chosen one.
         best: the tested rate with the best mean validation accuracy.
         edge: -1 or 1 where `best` is the lowest or the highest rate tested, else 0.
-        parabola: its coefficients in log2(rate), highest power first; None where it has no top.
         error: root mean square of what other choices, from resampled tuning seeds, would have cost, by straight lines
             between the tested rates' mean accuracies.
         robustness: mean validation accuracy over the tested rates within a factor of `ROBUST` of the best, less that
@@ -35,7 +34,6 @@ class Choice:
     rate: float
     best: float
     edge: int
-    parabola: tuple[float, float, float] | None
     error: float
     robustness: float
 
@@ -56,7 +54,7 @@ def choose(accuracies: Mapping[float, Sequence[float]], folds: Sequence[int] | N
         raise AnalysisError(f"three rates or more, with as many seeds each, are needed to choose one, not {rates}")
     values = np.array([accuracies[rate] for rate in rates])
     means = values.mean(axis=1)
-    chosen, best, parabola = _top(rates, means)
+    chosen, best = _top(rates, means)
     drawn, costs = np.random.default_rng(0), []
     noise = values - _fold_effects(values, means, folds) if folds is not None else values
     for _ in range(400 if values.shape[1] > 1 else 0):
@@ -69,7 +67,6 @@ def choose(accuracies: Mapping[float, Sequence[float]], folds: Sequence[int] | N
         rate=chosen,
         best=best,
         edge=int(best == rates[-1]) - int(best == rates[0]),
-        parabola=parabola,
         error=math.sqrt(np.mean(np.square(costs))) if costs else math.nan,
         robustness=float(means[near].mean() - means.max()),
     )
@@ -83,21 +80,21 @@ def _fold_effects(values: np.ndarray, means: np.ndarray, folds: Sequence[int]) -
     return effects - effects.mean()
 
 
-def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float, tuple[float, float, float] | None]:
-    """The chosen rate, the best tested rate, and the parabola through the rates nearest it."""
+def _top(rates: np.ndarray, means: np.ndarray) -> tuple[float, float]:
+    """The chosen rate, the top of the parabola through the rates nearest the best tested one, and that one."""
     best = float(rates[means.argmax()])
     distance = np.abs(np.log2(rates) - math.log2(best))
     # Of two rates as far off the lower one is taken: the registration does not say which.
     near = np.sort(np.argsort(distance, kind="stable")[:FITTED])
     near = near[means[near] >= means.max() - CLOSE]
     if len(near) < 3:
-        return best, best, None
+        return best, best
     x = np.log2(rates[near])
-    square, slope, level = np.polyfit(x, means[near], 2)
+    square, slope, _ = np.polyfit(x, means[near], 2)
     if not square < 0:
-        return best, best, None
+        return best, best
     top = float(np.clip(-slope / (2 * square), x[0], x[-1]))
-    return 2**top, best, (float(square), float(slope), float(level))
+    return 2**top, best
 
 
 def _between(rates: np.ndarray, means: np.ndarray, rate: float) -> float:
@@ -280,27 +277,6 @@ def results_table(
     for row in arms[arms.rate.notna()].itertuples():
         rows.append({"quantity": "lr", "policy": row.arm, "value": row.rate, "note": edges.get(row.edge)})
         rows.append({"quantity": "robustness", "policy": row.arm, "value": row.robustness})
-    return table_of(rows)
-
-
-def untuned_table(accuracies: Mapping[str, Sequence[float]], reference: str) -> pd.DataFrame:
-    """The analysis without tuning: every arm's mean accuracy, and what it is above or below a reference arm.
-
-    Args:
-        accuracies: test accuracies `[seeds]` by arm, as `Tournament.untuned_accuracies` gives them.
-        reference: the arm that the others are set beside.
-
-    Returns:
-        A table with `tables.TABLE_COLUMNS`; nothing in it is judged.
-    """
-    note, rows, base = "rates from one range test a run", [], accuracies.get(reference, ())
-    for arm, values in accuracies.items():
-        rows.append({"quantity": "accuracy", "policy": arm, "runs": len(values), "note": note} | mean_row(values, 0, 1))
-    for arm, values in accuracies.items():
-        if arm != reference and (runs := min(len(values), len(base))) > 1:
-            found = row_of(contrast(values, base), "Welch", -1, 1)
-            about = {"quantity": "described_difference", "policy": f"{arm} - {reference}", "runs": runs, "note": note}
-            rows.append(about | found)
     return table_of(rows)
 
 

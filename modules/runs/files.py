@@ -34,8 +34,8 @@ PARTS = ("iteration", "seconds", "starts", "rows", "model", "optimizer", "schedu
 COLUMNS = ("iteration", "lr", "train_loss", "val_loss", "val_acc")
 
 
-class LayoutError(ValueError):
-    """A checkpoint that this version cannot take up."""
+class NotTakenUp(ValueError):
+    """A checkpoint that training cannot go on from; the message says why."""
 
 
 def complete_runs(folder: str | Path, policy: str = "*") -> "list[RunFiles]":
@@ -247,62 +247,25 @@ class RunFiles:
         Raises:
             RunError: it cannot be written; the one before is still there.
         """
-        content = io.BytesIO()
-        about = {"layout": LAYOUT, "spec": asked.model_dump_json(), "fingerprint": fingerprint}
-        torch.save(about | state, content)
-        try:
-            while True:
-                self.checkpoint.parent.mkdir(exist_ok=True)
-                # A run that finishes just now takes the folder away when it looks empty: make it again.
-                with suppress(FileNotFoundError):
-                    return atomic_write(self.checkpoint, content.getvalue())
-        except OSError as error:
-            raise RunError(f"checkpoint {self.checkpoint} cannot be written: {error.strerror}") from error
+        write_checkpoint(self.checkpoint, {"spec": asked.model_dump_json(), "fingerprint": fingerprint} | state)
 
     def saved(self, asked: Spec, fingerprint: str, say: Callable[[str], None] = print) -> dict | None:
         """What the checkpoint holds, or None where the run has to start from the beginning.
 
-        A checkpoint that cannot be read, or is of other settings or data, may still be hours of somebody's work: it is
-        set aside in `.set-aside/`, which is said in one line.
-
         Args:
             asked, fingerprint: what is to be trained, and the data's fingerprint.
-            say: called with the line.
+            say: as for `read_checkpoint`.
         """
-        path = self.checkpoint
-        if not path.exists():
-            return None
-        content = path.read_bytes()
-        try:
-            # torch does not look at the archive's own checksums.
-            if zipfile.ZipFile(io.BytesIO(content)).testzip():
-                raise ValueError("a checksum does not match")
-            state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+
+        def check(state: dict) -> None:
             found = differences(Spec(**json.loads(state["spec"])), asked)
             if state["fingerprint"] != fingerprint:
                 found.append("data: another fingerprint")
-            if not found:
-                check_state(state, asked.iterations, PARTS)
-            why = f"is of other settings ({'; '.join(found)})"
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever the damage leads to
-            state, found = None, ["damaged"]
-            why = f"could not be read ({type(error).__name__})"
-            if isinstance(error, LayoutError):
-                why = f"is of another layout ({error})"
-        if not found:
-            return state
-        self.set_aside(why, say)
-        return None
+            if found:
+                raise NotTakenUp(f"is of other settings ({'; '.join(found)})")
+            check_state(state, asked.iterations, PARTS)
 
-    def set_aside(self, why: str, say: Callable[[str], None] = print) -> None:
-        """Put the checkpoint into `.set-aside/`, and say so with its reason in one line."""
-        path = self.checkpoint
-        aside = path.parents[1] / ".set-aside" / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pt"
-        aside.parent.mkdir(exist_ok=True)
-        path.replace(aside)
-        say(f"{path} {why}: set aside as {aside.parent.name}/{aside.name}, {self.name} starts from the beginning")
+        return read_checkpoint(self.checkpoint, check, f"{self.name} starts", say)
 
     def keep(self, weights: dict) -> None:
         """Write a network's `state_dict()`, before `finish`.
@@ -328,6 +291,72 @@ class RunFiles:
             atomic_write(self.csv, table)
 
 
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Replace a checkpoint by a state, anything that `torch.load(weights_only=True)` reads.
+
+    Raises:
+        RunError: it cannot be written; the one before is still there.
+    """
+    content = io.BytesIO()
+    torch.save({"layout": LAYOUT} | state, content)
+    try:
+        while True:
+            path.parent.mkdir(exist_ok=True)
+            # A run that finishes just now takes the folder away when it looks empty: make it again.
+            with suppress(FileNotFoundError):
+                return atomic_write(path, content.getvalue())
+    except OSError as error:
+        raise RunError(f"checkpoint {path} cannot be written: {error.strerror}") from error
+
+
+def read_checkpoint(
+    path: Path, check: Callable[[dict], None], who: str, say: Callable[[str], None] = print, device: str = "cpu"
+) -> dict | None:
+    """What a checkpoint holds, or None where there is none to go on from.
+
+    One that cannot be read, or is of other settings or data, may still be hours of somebody's work: it is set aside.
+
+    Args:
+        path: the checkpoint's.
+        check: called with what it holds; raises whatever it likes where that is wrong, `NotTakenUp` to say why.
+        who, say: as for `set_aside`.
+        device: where its tensors go.
+    """
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    try:
+        # torch does not look at the archive's own checksums.
+        if zipfile.ZipFile(io.BytesIO(content)).testzip():
+            raise ValueError("a checksum does not match")
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
+        check(state)
+        return state
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except NotTakenUp as error:
+        why = str(error)
+    except Exception as error:  # whatever the damage leads to
+        why = f"could not be read ({type(error).__name__})"
+    set_aside(path, why, who, say)
+    return None
+
+
+def set_aside(path: Path, why: str, who: str, say: Callable[[str], None] = print) -> None:
+    """Put a checkpoint into `.set-aside/`.
+
+    Args:
+        path: the checkpoint's.
+        why: what is said of it.
+        who: who has no checkpoint now, such as `fixed-seed1 starts`.
+        say: called with a line that says all this.
+    """
+    aside = path.parents[1] / ".set-aside" / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pt"
+    aside.parent.mkdir(exist_ok=True)
+    path.replace(aside)
+    say(f"{path} {why}: set aside as {aside.parent.name}/{aside.name}, {who} from the beginning")
+
+
 def check_state(state: dict, iterations: int, parts: Iterable[str], runs: int | None = None) -> None:
     """Refuse a checkpoint that cannot be taken up.
 
@@ -338,23 +367,23 @@ def check_state(state: dict, iterations: int, parts: Iterable[str], runs: int | 
         runs: how many runs it is of, each with rows of its own, where it is a group's.
 
     Raises:
-        LayoutError: it is of another layout, or says what cannot be.
+        NotTakenUp: it is of another layout, or says what cannot be.
     """
-    if not isinstance(state, dict) or state.get("layout", 1) != LAYOUT:
-        raise LayoutError("another version wrote it")
-    if missing := [part for part in parts if part not in state]:
-        raise LayoutError(f"it has no {', '.join(missing)}")
+
+    def need(good: bool, why: str) -> None:
+        if not good:
+            raise NotTakenUp(f"is of another layout ({why})")
+
+    need(isinstance(state, dict) and state.get("layout", 1) == LAYOUT, "another version wrote it")
+    missing = [part for part in parts if part not in state]
+    need(not missing, f"it has no {', '.join(missing)}")
     done = state["iteration"]
-    if type(done) is not int or not 0 <= done <= iterations:
-        raise LayoutError(f"iteration={done} of {iterations}")
+    need(type(done) is int and 0 <= done <= iterations, f"iteration={done} of {iterations}")
     of_runs = [state["rows"]] if runs is None else state["rows"]
-    if not isinstance(of_runs, list) or len(of_runs) != (runs or 1):
-        raise LayoutError("its rows are not those of its runs")
+    need(isinstance(of_runs, list) and len(of_runs) == (runs or 1), "its rows are not those of its runs")
     for rows in of_runs:
-        if not isinstance(rows, list) or not all(
-            isinstance(row, list) and len(row) == len(COLUMNS) and row[0] <= done for row in rows
-        ):
-            raise LayoutError("its rows are none")
+        whole = isinstance(rows, list) and all(isinstance(row, list) and len(row) == len(COLUMNS) for row in rows)
+        need(whole and all(row[0] <= done for row in rows), "its rows are none")
 
 
 def as_csv(rows: Iterable[Iterable]) -> str:
@@ -424,7 +453,6 @@ def writing(folder: str | Path) -> Iterator[Path]:
     lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
     try:
         with _writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             holder.write_bytes(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}".encode())
     except filelock.Timeout:
@@ -440,7 +468,9 @@ def writing(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
+    """A folder to write in, made when missing; what the disk refuses is said in a line."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         yield
     except filelock.Timeout:  # an OSError, and no complaint of the disk's
         raise

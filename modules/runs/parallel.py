@@ -65,15 +65,12 @@ class Abandoned(Exception):
 
 
 def run_all(
-    specs: Sequence[Spec],
-    folder: str | Path,
-    data_dir: str | Path | None = None,
-    workers: int | None = None,
+    specs: Sequence[Spec], folder: str | Path, data_dir: str | Path | None = None, workers: int | None = None
 ) -> list[RunFiles]:
     """Train every run that is not complete yet; complete ones are left alone, unfinished ones go on.
 
     Everything that can be wrong is looked for before the first run starts. Runs that are faster together than one
-    after another (`together.divided`) are trained in groups.
+    after another (`stacked.divided`) are trained in groups.
 
     Args:
         specs: the runs; names must differ.
@@ -463,14 +460,15 @@ def _run(
 
         def submit(runs: Sequence[Spec]) -> None:
             first = runs[0]
-            work = (_train_group,) if first.name in grouped else (_train, branches.get(first.name, ()))
+            together = first.name in grouped
             future = client.submit(
-                work[0],
+                _train,
                 runs,
+                together,
                 folder,
                 data_dir,
                 fingerprints[first.dataset],
-                *work[1:],
+                () if together else branches.get(first.name, ()),
                 # Never the key of an earlier client's task, which the scheduler may still have with other settings.
                 key=f"{first.name}-{uuid4().hex}",
                 pure=False,
@@ -547,31 +545,27 @@ def _gave_up(kills: dict[str, tuple[int, int]], runs: Sequence[Spec], progress: 
     return times >= KILLS
 
 
-def _train(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str, branches: Sequence[Spec]) -> list[str]:
-    """On a worker: train one run and say in a line how it ended."""
-    (spec,), say = runs, _teller()
-
-    def report(iteration: int, accuracy: float | None) -> None:
-        say({"name": spec.name, "iteration": iteration, "accuracy": accuracy})
+def _train(
+    runs: Sequence[Spec], together: bool, folder: Path, data_dir: Path, fingerprint: str, branches: Sequence[Spec]
+) -> list[str]:
+    """On a worker: train one run, or several together, and say of each in a line how it ended."""
+    say = _teller()
 
     def tell(line: str) -> None:
         say({"said": line})
-
-    path = train(spec, folder, data_dir, report=report, fingerprint=fingerprint, branches=branches, tell=tell)
-    return [_outcome(path)]
-
-
-def _train_group(runs: Sequence[Spec], folder: Path, data_dir: Path, fingerprint: str) -> list[str]:
-    """On a worker: train runs together and say of each in a line how it ended."""
-    say = _teller()
 
     def report(iteration: int, accuracies: dict[str, float | None]) -> None:
         for name, accuracy in accuracies.items():
             say({"name": name, "iteration": iteration, "accuracy": accuracy})
 
-    paths = train_together(
-        runs, folder, data_dir, report=report, fingerprint=fingerprint, tell=lambda line: say({"said": line})
-    )
+    def report_one(iteration: int, accuracy: float | None) -> None:
+        report(iteration, {runs[0].name: accuracy})
+
+    where = dict(folder=folder, data_dir=data_dir, fingerprint=fingerprint, tell=tell)
+    if together:
+        paths = train_together(runs, report=report, **where)
+    else:
+        paths = [train(runs[0], report=report_one, branches=branches, **where)]
     return [_outcome(path) for path in paths]
 
 

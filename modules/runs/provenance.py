@@ -97,11 +97,7 @@ def record(
         "diverged": diverged,
         "iterations": iterations,
         "seconds": round(seconds, 3),
-        "data": {
-            "label": dataset.label,
-            "fingerprint": dataset.fingerprint,
-            **counts,
-        },
+        "data": {"label": dataset.label, "fingerprint": dataset.fingerprint, **counts},
         "processor": " / ".join(starts["processor"]),
         "device": " / ".join(starts["device"]),
         "versions": {name: " / ".join(starts[name]) for name in ("python", "torch", "numpy")},
@@ -161,19 +157,13 @@ def revision() -> str | None:
 
     Asked once a process: what it has imported does not change later.
     """
-    where = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", Path(__file__).parents[2], *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, encoding="utf-8", check=True
-        )
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", *SOURCES],
-            cwd=where,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=True,
-        )
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+    return commit + ("+" if changes else "")

@@ -11,9 +11,7 @@ time of `vmap` and autograd; every other network goes through these.
 """
 
 import hashlib
-import io
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -30,7 +28,7 @@ from modules.data.batches import Data, batches, scaled
 from modules.data.datasets import Dataset
 from modules.data.splits import split
 from modules.range_test import LARGEST_RATE, climbed
-from modules.runs.files import LAYOUT, LayoutError, RunFiles, atomic_write, check_state, sweep
+from modules.runs.files import RunFiles, check_state, read_checkpoint, sweep, write_checkpoint
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
 from modules.runs.training import build, check, data_for, evaluation_record, one_thread, plain_optimizer
@@ -267,7 +265,6 @@ class _Stack:
     def state(self) -> dict:
         """What a checkpoint holds."""
         return {
-            "layout": LAYOUT,
             "iteration": self.iteration,
             "seconds": self.seconds,
             "starts": self.starts,
@@ -409,35 +406,6 @@ def _checkpoint(folder: str | Path, specs: Sequence[Spec], fingerprint: str) -> 
     return Path(folder) / ".partial" / f"together-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.pt"
 
 
-def _restored(stack: _Stack, path: Path, device: torch.device, tell: Callable[[str], None]) -> bool:
-    """Go on from a group's checkpoint; one that cannot be taken up is set aside, which is said in a line.
-
-    Returns:
-        False where it may have been taken up in part: the stack must be made anew.
-    """
-    try:
-        # torch does not look at the archive's own checksums.
-        if zipfile.ZipFile(path).testzip():
-            raise ValueError("a checksum does not match")
-        state = torch.load(path, weights_only=True, map_location=device)
-        check_state(state, stack.specs[0].iterations, stack.state(), len(stack.specs))
-        stack.restore(state)
-        return True
-    except FileNotFoundError:
-        return True
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the damage leads to
-        aside = path.parents[1] / ".set-aside" / path.name
-        aside.parent.mkdir(exist_ok=True)
-        path.replace(aside)
-        why = f"could not be read ({type(error).__name__})"
-        if isinstance(error, LayoutError):
-            why = f"is of another layout ({error})"
-        tell(f"{path} {why}: set aside, its {len(stack.specs)} runs start from the beginning")
-        return False
-
-
 def _train_in_parts(specs: Sequence[Spec], *arguments, tell: Callable[[str], None]) -> None:
     """Train a group, or one half of it after the other where the device's memory is too small for all.
 
@@ -474,8 +442,14 @@ def _train(
     stack, images = _Stack(specs, dataset, device), _Images(specs, dataset, device)
     checkpoint = _checkpoint(files[one.name].csv.parent, specs, dataset.fingerprint)
     sweep(checkpoint.parent, checkpoint.name)
-    if not _restored(stack, checkpoint, device, tell):
-        stack = _Stack(specs, dataset, device)
+
+    def take_up(state: dict) -> None:
+        check_state(state, one.iterations, stack.state(), len(specs))
+        stack.restore(state)
+
+    there = checkpoint.exists()
+    if read_checkpoint(checkpoint, take_up, f"its {len(specs)} runs start", tell, device) is None and there:
+        stack = _Stack(specs, dataset, device)  # it may have been taken up in part
     counts = [len(data.split.train) for data in images.data]
     orders = [
         batches(count, one.batch_size, spec.seed, stack.iteration) for count, spec in zip(counts, specs, strict=True)
@@ -505,7 +479,7 @@ def _train(
             stack.seconds, started = stack.seconds + now - started, now
             stopping = stop_after is not None and stop_after <= stack.iteration < one.iterations
             if stopping or (now - saved > CHECKPOINT_SECONDS and stack.iteration < one.iterations):
-                _save(checkpoint, stack)
+                write_checkpoint(checkpoint, stack.state())
                 saved = now
             if stopping:
                 return
@@ -518,7 +492,7 @@ def _train(
     tested = _evaluate(stack, images, "test") if any(map(_reads_test, specs)) else None
     stack.seconds += time.monotonic() - started
     if len(specs) > 1:  # killed while it writes, the group goes on whole, and says so in the same records
-        _save(checkpoint, stack)
+        write_checkpoint(checkpoint, stack.state())
     for run, spec in enumerate(specs):
         if files[spec.name].complete:  # before the group was killed
             continue
@@ -556,18 +530,3 @@ def _write_rows(
         factor = getattr(spec.policy, "stop_factor", None)
         if factor and climbed([row[2] for row in stack.rows[run]], factor):
             stack.ended[run] = stack.iteration
-
-
-def _save(path: Path, stack: _Stack) -> None:
-    """Replace the group's checkpoint.
-
-    Raises:
-        RunError: it cannot be written; the one before is still there.
-    """
-    content = io.BytesIO()
-    torch.save(stack.state(), content)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, content.getvalue())
-    except OSError as error:
-        raise RunError(f"checkpoint {path} cannot be written: {error.strerror}") from error

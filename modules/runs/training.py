@@ -24,7 +24,7 @@ from modules.data.batches import Data, batches, flip_crop
 from modules.data.datasets import Dataset, load
 from modules.data.splits import split
 from modules.range_test import LARGEST_RATE, climbed
-from modules.runs.files import RunFiles
+from modules.runs.files import RunFiles, set_aside
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
 from modules.schedulers import Annealed
@@ -169,7 +169,7 @@ def train(
 
     Args:
         spec: what to train.
-        folder: results folder; must exist.
+        folder: results folder, made when missing.
         data_dir: where the data set lies, as for `datasets.load`.
         device: `cpu` or `cuda`; by default `cuda` where there is one.
         report: called about once a second with (iterations done, last accuracy).
@@ -368,7 +368,7 @@ def _train(
         except MemoryError:
             raise
         except Exception as error:  # whatever another network or optimizer of this name leads to
-            files.set_aside(f"does not fit ({type(error).__name__})", tell)
+            set_aside(files.checkpoint, f"does not fit ({type(error).__name__})", f"{spec.name} starts", tell)
             state = _State(spec, dataset, device)
     data = Data(split(dataset, spec.split, spec.seed), device, spec.pixels)
     model, optimizer, scheduler = state.model, state.optimizer, state.scheduler

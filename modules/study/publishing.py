@@ -143,7 +143,10 @@ def _check_tables(results: Path, model: str | None) -> None:
     """
     print(f"making the tables of {results} again, from its runs", flush=True)
     with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        again = Path(place) / "again"
+        again = Path(place) / results.name
+        for neighbour in results.parent.iterdir():  # a study may quote runs of another one, by its name
+            if neighbour.is_dir() and neighbour.name != results.name:
+                (Path(place) / neighbour.name).symlink_to(neighbour.resolve())
         for experiment in experiments(results):
             (again / experiment).mkdir(parents=True)
             for path in _files(results / experiment):

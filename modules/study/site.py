@@ -38,13 +38,7 @@ SETTINGS = {
     "author": "The clr-study maintainers",
     "html_title": "Cyclical learning rates",
     "language": "en",
-    "extensions": [
-        "myst_nb",
-        "sphinx.ext.autodoc",
-        "sphinx.ext.napoleon",
-        "sphinx_copybutton",
-        "modules.study.site",
-    ],
+    "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "modules.study.site"],
     "exclude_patterns": ["notebooks/*.ipynb"],  # sources, to be downloaded; their executed copies are pages
     "nb_execution_mode": "off",
     "nb_merge_streams": True,

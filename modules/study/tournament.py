@@ -1,7 +1,6 @@
 """The tournament's runs, as its registration has them: tuning, rate by rate, then the final seeds."""
 
 import hashlib
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import yaml
 from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.data.splits import FOLDS
-from modules.range_test import after_divergence, best_rate
 from modules.report.tournament import AVERAGED, CHANCE, Choice, choose, contrast, verdicts
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
@@ -82,12 +80,12 @@ def filled(template: Any, rate: float | None, iterations: int) -> Any:
 
 
 class Tournament:
-    """A registration's runs on one data set, in two experiments of a results folder, or three.
+    """A registration's runs on one data set, in two experiments of a results folder.
 
     Args:
         registration: the design.
         dataset: the data set's name.
-        tuning, finals: folders of the tuning runs and of the final ones; those without tuning go beside these.
+        tuning, finals: folders of the tuning runs and of the final ones.
         arms: some of the registration's; by default all.
     """
 
@@ -98,34 +96,24 @@ class Tournament:
         if unknown := set(arms or []) - set(known):
             raise RunError(f"arms={short(sorted(unknown))}: choose from {', '.join(known)}")
         self.registration, self.dataset, self.tuning, self.finals = registration, dataset, Path(tuning), Path(finals)
-        self.untuned = self.finals.with_name(f"{self.finals.name}_untuned")
         self.arms = [arm for arm in known if arms is None or arm in arms]
 
-    def spec(self, arm: str, rate: float | None, seed: int, final: bool, length: int | None = None) -> Spec:
-        """One run of an arm, as long as the registration says or of another length."""
+    def spec(self, arm: str, rate: float | None, seed: int, final: bool) -> Spec:
+        """One run of an arm."""
         design = self.registration.design
-        entry, iterations = design["arms"][arm], length or design["iterations"]
-        return self._spec(
-            seed,
-            entry.get("settings", {}),
+        entry, iterations = design["arms"][arm], design["iterations"]
+        return spec(
+            dataset=self.dataset,
+            split=design.get("split", "validation"),
+            seed=seed,
+            registration=self.registration.checksum,
+            **{**design["setting"], **entry.get("settings", {})},
             policy=filled(entry["policy"], rate, iterations),
             variant=arm if final else f"{arm}_{rate_label(rate)}",
             iterations=iterations,
             evaluate_every=design["evaluate_every"],
             evaluation="validation",
             test_at_end=final,
-        )
-
-    def _spec(self, seed: int, settings: dict, **others: Any) -> Spec:
-        """A run in the registration's setting, but for an arm's own settings."""
-        design = self.registration.design
-        return spec(
-            dataset=self.dataset,
-            split=design.get("split", "validation"),
-            seed=seed,
-            registration=self.registration.checksum,
-            **{**design["setting"], **settings},
-            **others,
         )
 
     def grid(self, arm: str) -> dict[float, list[float]] | None:
@@ -213,12 +201,12 @@ class Tournament:
 
         Where runs are tested on folds, `attrs["folds"]` has each seed's.
         """
-        return self._tested(self.finals, arm, seeds or self.registration.seeds(arm, True))
+        return self._tested(arm, seeds or self.registration.seeds(arm, True))
 
-    def _tested(self, folder: Path, arm: str, seeds: Iterable[int], averaged: bool = False) -> pd.Series:
+    def _tested(self, arm: str, seeds: Iterable[int], averaged: bool = False) -> pd.Series:
         found = {}
         for seed in seeds:
-            run = RunFiles(folder, f"{arm}-seed{seed}")
+            run = RunFiles(self.finals, f"{arm}-seed{seed}")
             if run.complete:
                 record = run.read()[1]
                 if record["diverged"]:
@@ -260,7 +248,7 @@ class Tournament:
                 raise AnalysisError(f"{self.tuning}: {arm} has final runs, but tuning runs of it are missing")
             entry = self.registration.design["arms"][arm]
             if "ema" in entry.get("settings", {}) and "anneal" not in entry["policy"]:
-                found[arm + AVERAGED] = self._tested(self.finals, arm, found[arm].index, averaged=True)
+                found[arm + AVERAGED] = self._tested(arm, found[arm].index, averaged=True)
         return found
 
     def second_look(self) -> bool:
@@ -281,83 +269,12 @@ class Tournament:
     def play(self, data_dir: str | Path | None = None, workers: int | None = None) -> None:
         """Make every run there is to make: tuning until all rates are chosen, final seeds, and those of a second look.
 
-        Where the registration asks for it, the analysis without tuning follows.
-
         Arguments and errors as for `parallel.run_all`.
         """
         while runs := self.to_tune():
             run_all(runs, self.tuning, data_dir, workers)
         run_all(self.final(), self.finals, data_dir, workers)
         run_all(self.final(more=True), self.finals, data_dir, workers)
-        if self.asks_untuned:
-            run_all(self.ramps(), self.untuned, data_dir, workers)
-            run_all(self.untuned_runs(), self.untuned, data_dir, workers)
-
-    @property
-    def asks_untuned(self) -> bool:
-        """Whether the registration has a second analysis, without tuning."""
-        return "untuned" in self.registration.design
-
-    def ramp(self, arm: str, seed: int) -> Spec:
-        """The range test that gives one run of an arm its rate; arms with the same settings share it."""
-        design = self.registration.design
-        asked, settings = design["untuned"], dict(design["arms"][arm].get("settings", {}))
-        settings.pop("ema", None)  # of no use to a ramp
-        optimizer = settings.get("optimizer")
-        return self._spec(
-            seed,
-            settings,
-            policy=dict(name="range_test", min_lr=asked["min_lr"], max_lr=asked["max_lr"], ramp="exponential"),
-            variant="ramp" + (f"_{optimizer}" if optimizer else ""),
-            iterations=asked["iterations"],
-            evaluate_every=asked["evaluate_every"],
-            evaluation="none",
-        )
-
-    @property
-    def _untuned(self) -> dict[str, range]:
-        """The seeds of the analysis without tuning, by arm: of all arms that are tuned in the other."""
-        seeds = range(1, self.registration.design["untuned"]["seeds"] + 1)
-        return {arm: seeds for arm in self.arms if self.registration.tuned(arm)}
-
-    def ramps(self) -> list[Spec]:
-        """The range tests of the analysis without tuning."""
-        return list(dict.fromkeys(self.ramp(arm, seed) for arm, seeds in self._untuned.items() for seed in seeds))
-
-    def untuned_rate(self, arm: str, seed: int) -> float | None:
-        """What a run's own range test says: `best_rate`, half of it where the arm holds its rate constant.
-
-        An arm whose rate is constant and then annealed counts as constant.
-
-        Returns:
-            None where the range test is not made yet, or gives no rate.
-        """
-        files = RunFiles(self.untuned, self.ramp(arm, seed).name)
-        if not files.complete:
-            return None
-        text, record = files.read()
-        table = pd.read_csv(io.StringIO(text))
-        try:
-            curve = table.lr, table.train_loss
-            rate = best_rate(*(after_divergence(*curve) if record["diverged"] and len(table) > 1 else curve)).lr
-        except AnalysisError:
-            return None
-        return rate / 2 if self.registration.design["arms"][arm]["policy"]["name"] == "fixed" else rate
-
-    def untuned_runs(self) -> list[Spec]:
-        """The trainings at the rates of `untuned_rate`, shorter by their range test's iterations."""
-        length = self.registration.design["iterations"] - self.registration.design["untuned"]["iterations"]
-        return [
-            self.spec(arm, rate, seed, True, length)
-            for arm, seeds in self._untuned.items()
-            for seed in seeds
-            if (rate := self.untuned_rate(arm, seed)) is not None
-        ]
-
-    def untuned_accuracies(self) -> dict[str, pd.Series]:
-        """`accuracies` of the runs without tuning, of every arm that has some; a range test may give no rate."""
-        found = {arm: self._tested(self.untuned, arm, seeds) for arm, seeds in self._untuned.items()}
-        return {arm: values for arm, values in found.items() if len(values)}
 
     def tuning_curves(self) -> pd.DataFrame:
         """Validation accuracies of the tuning runs made so far: columns `arm`, `rate`, `seed`, `val_acc`."""

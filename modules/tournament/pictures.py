@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from modules.report.figures import COLOURS, DASHES
+from modules.report.figures import COLOURS, DASHES, legend_below
 from modules.tournament.analysis import at, top_of
 from modules.tournament.design import Tournament
 
@@ -65,12 +65,6 @@ def accuracy_and_forgiveness(tournament: Tournament, runs: dict[str, pd.DataFram
     return figure
 
 
-def _legend(axes: Axes, title: str | None) -> None:
-    """Under the axes, where it hides nothing."""
-    look = dict(frameon=False, fontsize="small", title=title, title_fontsize="small", ncols=2)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), **look)
-
-
 def _not_yet(axes: Axes) -> None:
     axes.text(0.5, 0.5, "not trained yet", ha="center", va="center", transform=axes.transAxes)
     axes.set_axis_off()
@@ -86,7 +80,7 @@ def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
     axes.set(ylabel="test accuracy, each arm at its own best rate", xlim=(-0.4, 1.4))
     axes.set_xticks([0, 1], ["no drop", "last quarter\nramped to zero"])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    _legend(axes, "bars: 95 %")
+    legend_below(axes, 2, "bars: 95 %")
 
 
 def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame]) -> None:
@@ -111,7 +105,7 @@ def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame
     kept = whole[~whole.collapsed & whole.arm.isin(arms)].groupby(["arm", "octave"]).test.mean()
     axes.set_ylim(kept.min() - 0.25 * np.ptp(kept), None)
     axes.set(xlabel="mean learning rate of the run", ylabel="test accuracy, collapsed runs left out")
-    _legend(axes, None)
+    legend_below(axes, 2)
 
 
 def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:

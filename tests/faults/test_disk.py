@@ -78,7 +78,6 @@ def test_full_disk_is_said_and_what_was_finished_stays(study, disk, uninterrupte
 def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tally):
     small = study()
     folder = small.results / "headline"
-    folder.mkdir(parents=True)
     fixed, clr = (specs("headline")[name] for name in ("fixed-seed1", "triangular-seed1"))
     train(fixed, folder, stop_after=EVERY)
     damaged = RunFiles(folder, fixed.name).checkpoint

@@ -92,7 +92,7 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    (whole := tmp_path / "whole").mkdir()
+    whole = tmp_path / "whole"
     policy = dict(name="fixed", milestones=())
     runs = [
         spec(dataset="digits", policy=policy, iterations=3000, evaluate_every=100, seed=seed, **NETWORK)

@@ -50,11 +50,7 @@ def test_a_run_that_kills_its_worker_is_set_aside_and_the_others_go_on(tmp_path,
 
 @pytest.mark.parametrize(
     ("came_to", "gave_up"),
-    [
-        ([0, 0, 0], [False, False, True]),
-        ([90, 95, 99], [False, False, True]),
-        ([0, 0, 100, 150, 300], [False] * 5),
-    ],
+    [([0, 0, 0], [False, False, True]), ([90, 95, 99], [False, False, True]), ([0, 0, 100, 150, 300], [False] * 5)],
     ids=["at once", "at the same evaluation", "with progress in between"],
 )
 def test_only_deaths_without_progress_in_between_are_counted(came_to, gave_up):
