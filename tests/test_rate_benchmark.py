@@ -170,6 +170,10 @@ def test_a_rule_in_a_file_is_scored_by_one_command(table, tmp_path, capsys):
         ([dict(name="a", settings=SETTINGS, iterations=4, grid=[0.1, 1.0], iteration=3)], "iteration: no such setting"),
         ([dict(name="a", settings=SETTINGS, grid=[0.1, 1.0])], "lacks iterations"),
         (2 * [dict(name="a", settings=SETTINGS, iterations=4, grid=[0.1, 1.0])], "two have the same name: a, a"),
+        (
+            [dict(name="a", settings=SETTINGS, iterations=50, grid=[0.1, 1.0])],
+            "share=0.2 of iterations=50 is less than 20",
+        ),
         ([dict(name="a", settings=SETTINGS, iterations=4, grid=[1.0, 0.1])], "the lowest and the highest rate"),
         ([dict(name="a", settings=SETTINGS, iterations=4, grid=[0.1, 1.0], grid_seeds=1)], "two are needed"),
     ],

@@ -21,6 +21,7 @@ from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.range_test import suggest_bounds
 from modules.rate_finders.entrants import ENTRANTS, entered
+from modules.rate_finders.race import LEAST_BUDGET
 from modules.rate_finders.regret import BOUNDS, CHOSEN_HERE, Landscape
 from modules.rate_finders.rules import ROWS, RULES, share_of_lowest
 from modules.runs.files import RunFiles, atomic_write
@@ -92,6 +93,8 @@ class Task:
         steps = round(np.log(grid[1] / grid[0]) / np.log(grid_factor))
         self.rates = [float(f"{rate:.3g}") for rate in grid[0] * grid_factor ** np.arange(steps + 1)]
         self.budget = round(share * iterations)
+        if self.budget < LEAST_BUDGET:
+            raise RunError(f"{name}: share={share} of iterations={iterations} is less than {LEAST_BUDGET} iterations")
 
     @cached_property
     def data(self) -> tuple[str, int]:
