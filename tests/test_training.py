@@ -48,7 +48,9 @@ def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path, policy):
     assert not (parts / ".partial").exists()
 
 
-@pytest.mark.parametrize("changes", [dict(optimizer="adam"), dict(optimizer="rmsprop"), dict(bias_lr_mult=2.0)])
+@pytest.mark.parametrize(
+    "changes", [dict(optimizer=name) for name in ("adam", "adamw", "rmsprop")] + [dict(bias_lr_mult=2.0)]
+)
 def test_other_optimizers_resume_too(tmp_path, changes):
     spec = small(**changes)
     for folder in ("whole", "parts"):
