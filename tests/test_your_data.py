@@ -49,7 +49,7 @@ def ended(test_acc=math.nan, **accuracies):
 
 
 def said(runs, images=FIFTY):
-    return advice.answer(FOUND, runs, small(iterations=400), images, {"trainings": runs})
+    return advice.answer(FOUND, runs, small(iterations=400), images, {"races": [runs, runs], "trainings": [runs]})
 
 
 #: Final accuracies of constant, linear and cycle; which is advised, and what is said of the other two.
@@ -73,6 +73,8 @@ def test_each_outcome_has_its_advice(constant, linear, cycle, schedule, first, s
     assert [advice.compared(runs, arm, schedule, 50) for arm in others] == [first, second]
     text = said(runs, images)
     assert text.startswith(f"**{advice.IN_WORDS[schedule].format(RATES[schedule], RATES[schedule] / 4)}.**")
+    count = 400 * len(runs)
+    assert f"{3 * count:,} iterations (races {2 * count:,}, trainings {count:,}), " in text
     for arm, verdict in zip(others, (first, second), strict=True):
         assert f"{arm.capitalize()} at {RATES[arm]} {verdict}" in text
     assert ("not told apart" in text) == bool({first, second} & {advice.ALIKE, advice.ONE_RUN})
@@ -159,10 +161,9 @@ def landscape(names, best):
             rate = {**run.policy.settings(), "max_lr": None}["lr"] if "lr" in run.policy.settings() else 0
             rate = rate or run.policy.max_lr
             loss = 2.3 if run.kind == "untrained" else 0.5 + math.log(rate / here) ** 2 / 10
-            lost = loss > 2
-            rows.append(
-                about | dict(iteration=run.iterations, val_loss=loss, val_acc=0.5, diverged=lost and run.seed == 0)
-            )
+            lost = loss > 1.2 and run.kind != "untrained"  # with numbers to its end, or without
+            ends = dict(val_loss=1e4 if lost else loss, val_acc=0.5, diverged=lost and run.kind.startswith("linear"))
+            rows.append(about | ends | dict(iteration=run.iterations))
         trained.extend(specs)
         return pd.DataFrame(rows)
 
@@ -180,6 +181,8 @@ def test_the_search_finds_the_best_rate_of_each_schedule_within_its_budget(tmp_p
         assert race.rate == pytest.approx(best, rel=0.15), schedule
         assert race.low < best < race.high
         assert race.cost <= race.budget == 1000
+        assert race.tried.val_loss.isna().any()
+        assert race.tried.val_loss.max() < 2.3
     # One ramp for all; five rates and three, twice as long, for each schedule; none with a seed of a training.
     lengths = [run.iterations for run in trained]
     assert lengths[:2] == [333, 1]

@@ -1,6 +1,6 @@
 """What races and trainings on a user's own data say: the rate, the schedule, and how sure both are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -193,7 +193,7 @@ def answer(
     trained: pd.DataFrame,
     run: Spec,
     images: Images,
-    spent: Mapping[str, pd.DataFrame],
+    spent: Mapping[str, Sequence[pd.DataFrame]],
     groups: bool = False,
 ) -> str:
     """What to do, and how sure that is, as Markdown.
@@ -201,7 +201,7 @@ def answer(
     Args:
         found, trained, images: as for `results`.
         run: one of the trainings.
-        spent: all runs on the way, by what they were for; as `tables.read_runs` gives them.
+        spent: tables of all runs on the way, each as `tables.read_runs` gives it, by what they were for.
         groups: as for `in_torch`.
 
     Raises:
@@ -224,12 +224,14 @@ def answer(
     said.append(" ".join(["**How good that is.**", _reached(ends), *_judged_by(trained, arm, images)]))
     said.append(" ".join(["**How sure the schedule is.**", *_others(found, trained, arm, images.deciding)]))
     said.append(" ".join(filter(None, ["**What it is for.**", _used_for(race, run), race.note])))
-    last = {part: runs.groupby(["policy", "seed"]).tail(1) for part, runs in spent.items()}
+    last = {
+        part: pd.concat([runs.groupby(["policy", "seed"]).tail(1) for runs in lists]) for part, lists in spent.items()
+    }
     cost = {part: int(runs.iteration.sum()) for part, runs in last.items()}
     shown = ", ".join(f"{part} {count:,}" for part, count in cost.items())
     seconds = sum(runs.seconds.sum() for runs in last.values())
     took = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
-    said.append(f"**What it cost.** {sum(cost.values()):,} iterations ({shown}), {took} of one core.")
+    said.append(f"**What it cost.** {sum(cost.values()):,} iterations ({shown}), {took} if one after another.")
     return "\n\n".join(said)
 
 
