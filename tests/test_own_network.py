@@ -10,9 +10,10 @@ from toys import a_record, small
 
 from modules import models
 from modules.checks import RunError
+from modules.data.datasets import load
 from modules.models import own
 from modules.report.tables import read_runs
-from modules.runs import stacked
+from modules.runs import stacked, training
 from modules.runs.files import RunFiles
 from modules.runs.training import train
 from modules.study import cli
@@ -95,6 +96,28 @@ def net(channels, size, classes):
 """
 
 
+#: As torchvision's networks are trained further: weights from a file, a body that stays as it is, a new head.
+FURTHER = """
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def parameter_groups(self):
+        return [{"params": self[0].parameters()}, {"params": self[3].parameters(), "lr_mult": 10.0}]
+
+
+def net(channels, size, classes):
+    made = Net(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * (size - 2) ** 2, classes))
+    made[:2].load_state_dict(torch.load(Path(__file__).with_name("body.pt")))
+    made[:2].requires_grad_(False)
+    made[1].eval()
+    return made
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     (tmp_path / "beside.py").write_text("WIDTH = 4")
@@ -151,6 +174,42 @@ def test_being_tried_leaves_a_network_and_the_random_state_as_they_were(file):
     torch.set_rng_state(before)
     own._function(str(file), "net", own._checksum(str(file)))(3, 8, 10)
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_network_that_is_trained_further_keeps_its_weights_its_frozen_parts_and_the_ratios_of_its_groups(
+    tmp_path, file
+):
+    file.write_text(FURTHER)
+    body = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    body[1].running_mean.fill_(0.5)
+    torch.save(body.state_dict(), file.with_name("body.pt"))
+    adamw = dict(model=f"{file}:net", optimizer="adamw", weight_decay=0.1, pixels="standard")
+    run = small(dict(name="linear", lr=0.01), **adamw, keep_weights=True)
+    train(run, tmp_path)  # with four evaluations, after which it trains on
+    after = torch.load(tmp_path / "linear-seed1.weights.pt")
+    for name, value in body.state_dict().items():
+        assert torch.equal(after[name], value), name
+    network = training.build(run, load("digits"))
+    assert not torch.equal(after["3.weight"], network[3].weight)
+    optimizer = training.make_optimizer(run, network)
+    assert type(optimizer) is torch.optim.AdamW
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
+    assert run.policy.scheduler(optimizer, 24).get_last_lr() == pytest.approx([0.01, 0.1])
+
+
+def test_groups_that_no_optimizer_can_train_are_named_before_any_work(tmp_path, file):
+    for groups, message in (
+        ("5", "gave 5: a list of groups such as"),
+        ('[{"params": [self[3].weight]}]', r"once .not in them: '3.bias'"),
+        ('[{"params": [self[3].weight, self[3].bias, self[3].bias]}]', "is needed in its parameter_groups.. once"),
+        ('[{"params": self.parameters(), "lr": 1}]', "params, lr_mult and weight_decay are known, not lr"),
+        ('[{"params": self.parameters(), "lr_mult": -1}]', "lr_mult=-1 in its parameter_groups"),
+    ):
+        body, head = 'made[:2].load_state_dict(torch.load(Path(__file__).with_name("body.pt")))', FURTHER.index("[{")
+        file.write_text(FURTHER.replace(body, "").replace(FURTHER[head : FURTHER.index("\n", head)], groups))
+        with pytest.raises(RunError, match=message) as error:
+            train(small(model=f"{file}:net"), tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_a_changed_file_is_another_network(tmp_path, file):

@@ -57,6 +57,17 @@ def test_executed_notebooks_have_figures_and_say_nothing_of_the_machine(smoke):
         assert figures >= least[path.stem[:2]]
 
 
+def test_the_answer_stands_first_on_a_users_page(smoke):
+    """Before parameters and code, though it is known last."""
+    results, _ = smoke
+    first = next(cell for cell in nbformat.read(results / "notebooks" / "10_your_data.ipynb", 4).cells[1:])
+    answer, *pictures, table = (output.data for output in first.outputs)
+    assert "```python\niterations = " in answer["text/markdown"]
+    assert "**What it cost.**" in answer["text/markdown"]
+    assert ["image/png" in picture for picture in pictures] == [True, True]
+    assert "probably between" in table["text/html"]
+
+
 def test_a_notebook_executed_again_is_the_same_bytes(smoke):
     """Else who reproduces a published study cannot see what changed."""
     results, _ = smoke

@@ -40,6 +40,7 @@ RUNS = {
     "phases": small(PHASES, bias_lr_mult=2.0),
     **{f"{policy['name']}, climb and drop": small({**policy, **CLIMB_AND_DROP}) for policy in (*POLICIES[:2], PHASES)},
     "adam": small(optimizer="adam"),
+    "adamw": small(optimizer="adamw"),
     "rmsprop": small(optimizer="rmsprop"),
     "multipliers": small({**POLICIES[0], **CLIMB_AND_DROP}, bias_lr_mult=2.0),
     "schedule-free": small({**FIXED, "milestones": []}, optimizer="schedulefree", bias_lr_mult=2.0),

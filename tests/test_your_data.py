@@ -1,47 +1,55 @@
 """Notebook 10: a rate and a schedule for a user's own data, and what is said of them."""
 
-import numpy as np
+import math
+import shutil
+
 import pandas as pd
 import pytest
+import torch
 from test_datasets import photographs
-from toys import every, rates, sgd
+from toys import every, small
 
 from modules.checks import RunError
 from modules.data.datasets import DataError
 from modules.rate_finders.benchmark import SCHEDULES
-from modules.report import advice
-from modules.runs.spec import spec
+from modules.rate_finders.race import FoundRate, best_beside
+from modules.report import advice, tables
+from modules.report.advice import Images
+from modules.report.outcome import sentences
 from modules.runs.training import train
 from modules.statistics import AnalysisError
-from modules.study import design, experiments
+from modules.study import design
 
 RATES = dict(constant=0.01, linear=0.02, cycle=0.015)
-LR = np.geomspace(1e-6, 10, 400)
+FIFTY = Images(deciding=50, majority=0.34, tested=0)
+TINY = dict(dataset="digits-8x8", model="dense-8", epochs=1, budget=150, runs=1)
 
 
 def asked(tmp_path, **options):
-    declared = {name: parameter.default for name, parameter in design.declared("10_your_data").items()}
-    return experiments.your_data(**{**declared, "results_dir": str(tmp_path / "results"), **options})
+    """The variables of the notebook's design."""
+    return design.build("10_your_data", {"results_dir": str(tmp_path / "results"), **options})
 
 
-def ended(**accuracies):
+def raced(rate, schedule="linear"):
+    nothing = pd.DataFrame()
+    return FoundRate(rate, rate / 2, rate * 2, nothing, nothing, 2.3, 1.0, 900, 1000, 400, schedule, "A note.")
+
+
+FOUND = {schedule: raced(rate, schedule) for schedule, rate in RATES.items()}
+
+
+def ended(test_acc=math.nan, **accuracies):
     """Made-up trainings: final accuracies of each schedule's runs; None for one that diverged."""
     rows = [
-        dict(policy=arm, seed=seed, diverged=value is None, iteration=400, val_acc=value, test_acc=np.nan)
+        dict(policy=arm, seed=seed, diverged=value is None, iteration=400, val_acc=value, test_acc=test_acc, seconds=2)
         for arm, values in accuracies.items()
         for seed, value in enumerate(values, start=1)
     ]
     return pd.DataFrame(rows).astype({"val_acc": float})
 
 
-def ramps(*lowest, noise=0.0, ends=400):
-    """Made-up range tests whose loss is lowest at these rates."""
-    random = np.random.default_rng(0)
-    tables = []
-    for seed, rate in enumerate(lowest, start=1):
-        loss = np.minimum(2.3, 0.5 + np.log10(LR / rate) ** 2) + noise * random.normal(size=len(LR))
-        tables.append(pd.DataFrame(dict(lr=LR, seed=seed, train_loss=loss))[:ends])
-    return pd.concat(tables)
+def said(runs, images=FIFTY):
+    return advice.answer(FOUND, runs, small(iterations=400), images, {"races": [runs, runs], "trainings": [runs]})
 
 
 #: Final accuracies of constant, linear and cycle; which is advised, and what is said of the other two.
@@ -52,136 +60,231 @@ OUTCOMES = {
     "nothing is told apart": ([0.7, 0.9], [0.7, 0.8], [0.7, 0.95], "linear", advice.ALIKE, advice.ALIKE),
     "one image is no difference": ([0.9, 0.9], [0.9, 0.9], [0.92, 0.92], "linear", advice.ALIKE, advice.ALIKE),
     "linear diverges": ([0.9, 0.91], [None, 0.95], [0.9, 0.91], "cycle", advice.ALIKE, advice.DIVERGED),
+    "linear diverges always": ([0.9, 0.91], [None, None], [0.9, 0.91], "cycle", advice.ALIKE, advice.DIVERGED),
     "one run each": ([0.9], [0.8], [0.8], "linear", advice.ONE_RUN, advice.ONE_RUN),
 }
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)
-def test_each_outcome_has_its_advice(outcome):
-    *accuracies, schedule, first, second = outcome
-    runs = ended(**dict(zip(("constant", "linear", "cycle"), accuracies, strict=True)))
-    assert advice.advised(runs, 50) == schedule
-    others = [arm for arm in ("constant", "linear", "cycle") if arm != schedule]
+@every(("constant", "linear", "cycle", "schedule", "first", "second"), OUTCOMES.values(), ids=[*OUTCOMES])
+def test_each_outcome_has_its_advice(constant, linear, cycle, schedule, first, second, tmp_path):
+    runs = ended(constant=constant, linear=linear, cycle=cycle)
+    images = FIFTY._replace(majority=0.0)
+    others = [arm for arm in RATES if arm != schedule]
     assert [advice.compared(runs, arm, schedule, 50) for arm in others] == [first, second]
-    text = " ".join(advice.advice(runs, RATES, deciding=50, majority=0.34))
-    assert all(
-        f"{arm.capitalize()} at {RATES[arm]} {advice.compared(runs, arm, schedule, 50)}" in text for arm in others
-    )
+    text = said(runs, images)
+    assert text.startswith(f"**{advice.IN_WORDS[schedule].format(RATES[schedule], RATES[schedule] / 4)}.**")
+    count = 400 * len(runs)
+    assert f"{3 * count:,} iterations (races {2 * count:,}, trainings {count:,}), " in text
+    for arm, verdict in zip(others, (first, second), strict=True):
+        assert f"{arm.capitalize()} at {RATES[arm]} {verdict}" in text
+    assert ("not told apart" in text) == bool({first, second} & {advice.ALIKE, advice.ONE_RUN})
+    assert advice.summary(FOUND, runs, FIFTY).schedule[0] == schedule
+    tables.write(advice.results(FOUND, runs, FIFTY), tmp_path / "tables" / "your_data.csv")
+    (sentence,) = sentences(tmp_path)
+    assert sentence.startswith(f"Take the schedule {schedule} at a rate of {RATES[schedule]:#.3g} [")
 
 
-def test_an_accuracy_that_is_not_clear_of_the_largest_classs_share_is_said():
+def test_test_images_are_reported_and_choose_nothing():
+    given = dict(constant=[0.5, 0.52], linear=[0.8, 0.82], cycle=[0.6, 0.62])
+    runs = ended(**given)
+    runs["test_acc"] = runs.policy.map(dict(constant=0.9, linear=0.4, cycle=0.9)) + 0.01 * runs.seed
+    tested = FIFTY._replace(tested=200)
+    assert advice.advised(runs, 50) == "linear"
+    assert "Of 200 test images, which chose nothing: 41.50 %" in said(runs, tested)
+    table = advice.results(FOUND, runs, tested).set_index(["quantity", "policy"]).value
+    assert table["final_accuracy", "linear"] == pytest.approx(0.81)
+    assert table["accuracy", "linear"] == pytest.approx(0.415)
+    assert "These images also chose rate and schedule: expect a little less of new ones." in said(ended(**given))
+
+
+def test_an_accuracy_that_is_not_clear_of_the_largest_classs_share_is_said_first():
     runs = ended(constant=[0.3, 0.31, 0.32], linear=[0.33, 0.34, 0.35], cycle=[0.28, 0.29, 0.3])
-    plain = advice.advice(runs, RATES, deciding=50, majority=0.01)
-    assert len(advice.advice(runs, RATES, deciding=50, majority=0.34)) == len(plain) + 1
+    assert "learnt is not sure" not in said(runs, FIFTY._replace(majority=0.01))
+    assert said(runs).startswith("**That anything was learnt is not sure.**")
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cycle"])
-def test_the_schedule_in_torchs_words_is_the_one_that_was_trained(schedule):
-    from torch.optim.lr_scheduler import CyclicLR, LinearLR  # noqa: F401 - the advice names them
+class Grouped(torch.nn.Linear):
+    def parameter_groups(self):
+        return [{"params": [self.weight]}, {"params": [self.bias], "lr_mult": 10.0}]
 
-    iterations, rate = 400, 0.02
-    policy = SCHEDULES[schedule](rate, iterations)
-    optimizer = sgd()
-    ours = spec(dataset="digits", policy=policy, iterations=iterations, evaluate_every=1, seed=1).policy
-    expected = rates(ours.scheduler(optimizer, iterations), iterations)
-    optimizer = sgd()
-    optimizer.param_groups[0]["lr"] = rate
-    scheduler = eval(advice.IN_TORCH[schedule].format(rate, rate / 4))
-    assert rates(scheduler, iterations) == pytest.approx(expected)
+
+@every(
+    ("schedule", "optimizer", "model"),
+    [
+        (schedule, optimizer, model)
+        for schedule in SCHEDULES
+        for optimizer in advice.OPTIMIZERS
+        for model in (torch.nn.Linear(2, 2), Grouped(2, 2))
+    ],
+)
+def test_the_answer_in_torchs_words_is_what_was_trained(schedule, optimizer, model):
+    from modules.runs.training import make_optimizer
+
+    run = small(SCHEDULES[schedule](0.02, 40), optimizer=optimizer, weight_decay=0.1, iterations=40)
+    grouped = isinstance(model, Grouped)
+    theirs = {"torch": torch, "model": model}
+    exec(advice.in_torch(schedule, 0.02, run, grouped), theirs)
+    descent = make_optimizer(run, model)
+    scheduler = run.policy.scheduler(descent, 40)
+    mine = theirs["optimizer"]
+    assert type(mine) is type(descent)
+    for ours, own in zip(descent.param_groups, mine.param_groups, strict=True):
+        assert [ours.get(key) for key in ("momentum", "weight_decay", "betas")] == [
+            own.get(key) for key in ("momentum", "weight_decay", "betas")
+        ]
+    for _ in range(40):
+        assert [group["lr"] for group in mine.param_groups] == pytest.approx(scheduler.get_last_lr(), abs=1e-12)
+        for each in (descent, mine):
+            each.step()
+        scheduler.step()
+        theirs.get("scheduler", scheduler).step() if "scheduler" in theirs else None
 
 
 def test_no_schedule_is_advised_where_all_diverge():
-    with pytest.raises(AnalysisError, match="every schedule has runs that diverged: train with a tenth"):
+    with pytest.raises(AnalysisError, match="every schedule has runs that diverged at the rate of its races"):
         advice.advised(ended(constant=[None], linear=[None], cycle=[None]), 50)
 
 
-def test_the_rate_is_the_middle_of_the_range_tests_and_their_spread_is_shown():
-    table = advice.suggested(ramps(0.05, 0.2)).set_index("policy")
-    one = advice.suggested(ramps(0.1)).set_index("policy")
-    assert (table.value / one.value).to_numpy() == pytest.approx(1, rel=0.1)
-    assert (table.low < one.value).all()
-    assert (one.value < table.high).all()
-    assert one.low.isna().all()
-    assert one.value["constant"] < one.value["cycle"] < one.value["linear"] < 0.1
+def landscape(names, best):
+    """A `train` whose ramps end at 20 times, and whose losses are least at, the best rate of their length."""
+
+    def train(specs, folder):
+        rows = []
+        for run in specs:
+            about = dict(policy=run.kind, seed=run.seed, diverged=False)
+            here = best * best_beside(run.iterations, names["iterations"], scaled=False)
+            if run.kind == "ramp":
+                for number, lr in enumerate(run.policy.rates(run.iterations), start=1):
+                    loss = 2.3 - math.log1p(lr / here) if lr < 20 * here else math.nan
+                    rows += [about | dict(iteration=number, train_loss=loss)] if loss == loss else []
+                continue
+            rate = {**run.policy.settings(), "max_lr": None}["lr"] if "lr" in run.policy.settings() else 0
+            rate = rate or run.policy.max_lr
+            loss = 2.3 if run.kind == "untrained" else 0.5 + math.log(rate / here) ** 2 / 10
+            lost = rate > 2.5 * here and run.kind != "untrained"  # with numbers to its end, or without
+            ends = dict(val_loss=1e4 if lost else loss, val_acc=0.5, diverged=lost and run.kind.startswith("linear"))
+            rows.append(about | ends | dict(iteration=run.iterations))
+        trained.extend(specs)
+        return pd.DataFrame(rows)
+
+    trained = []
+    return train, trained
 
 
-def test_a_run_that_diverges_within_an_iteration_has_come_to_its_end():
-    """Its rows end where its loss is least; a ramp that was only too short must be told from it."""
-    falling = ramps(1e9).assign(train_loss=lambda found: 2 - np.exp(found.lr / 10))
-    with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
-        advice.suggested(falling[:300].assign(diverged=False))
-    table = advice.suggested(falling[:300].assign(diverged=True)).set_index("policy")
-    assert table.value["linear"] == pytest.approx(LR[299] / 5, rel=0.01)
+@every("best", [0.003, 0.03, 0.3])
+def test_the_search_finds_the_best_rate_of_each_schedule_within_its_budget(tmp_path, best):
+    names = asked(tmp_path, dataset="digits-8x8", model="dense-8", epochs=11)
+    train, trained = landscape(names, best)
+    found = names["search"](train)
+    assert names["iterations"] == 396
+    for schedule, race in found.items():
+        assert 2**-0.5 < race.rate / best < 2**0.5, schedule  # half a step of the ladder
+        assert race.low < best < race.high
+        assert race.cost <= race.budget == 1000
+        assert race.tried.val_loss.isna().any()
+        assert race.tried.val_loss.max() < 2.3
+    # One ramp for all; five rates and three, twice as long, for each schedule; none with a seed of a training.
+    lengths = [run.iterations for run in trained]
+    assert lengths[:2] == [333, 1]
+    assert len(lengths) == 2 + 3 * 8
+    assert max(lengths[2:17]) * 2 <= min(lengths[17:]) + 4
+    assert {run.seed for run in trained} == {0}
+    assert not {run.seed for run in names["trainings"](RATES)} & {0}
 
 
-@pytest.mark.parametrize(
-    ("made", "message"),
-    [
-        (ramps(1e9, 1e9, noise=0.05), "does not fall clear of its noise"),
-        (ramps(0.1, ends=30), "the loss was no number any more after 30 iterations"),
-    ],
-)
-def test_range_tests_without_a_rate_are_refused(made, message):
-    with pytest.raises(AnalysisError, match=message):
-        advice.suggested(made)
+def test_a_stop_loses_little_and_a_second_call_trains_nothing_again(tmp_path):
+    """Also for a search that was stopped between two races of one round."""
+    names = asked(tmp_path, **TINY)
+    done = []
+
+    def until(most):
+        def run_each(specs, folder):
+            for run in specs:
+                path = tmp_path / "results" / folder.rpartition("/")[2]
+                path.mkdir(parents=True, exist_ok=True)
+                if not (path / f"{run.name}.csv").exists():
+                    if len(done) == most:
+                        raise KeyboardInterrupt
+                    train(run, path)
+                    done.append(run.name)
+            return tables.read_runs(path, specs)
+
+        return run_each
+
+    with pytest.raises(KeyboardInterrupt):
+        names["search"](until(5))
+    assert asked(tmp_path, **TINY)["found"] is None
+    found = names["search"](until(100))
+    assert len(done) == len(set(done)) == 2 + 3 * 3
+    again = asked(tmp_path, **TINY)
+    assert again["found"] == found
+    assert again["rates"] == {schedule: race.rate for schedule, race in found.items()}
+    until(100)(again["trainings"](again["rates"]), "your_data")
+    asked(tmp_path, **TINY)
+    # Of other settings, or without the races that they come from, runs are refused before anything is trained.
+    for changed in (dict(epochs=2), dict(budget=200), dict(optimizer="adamw")):
+        with pytest.raises(RunError, match="seed0.csv is a complete run with other settings"):
+            asked(tmp_path, **{**TINY, **changed})
+    shutil.rmtree(tmp_path / "results" / "your_data_race1")
+    with pytest.raises(RunError, match="your_data holds runs at rates of other races: move it, or use another RES"):
+        asked(tmp_path, **TINY)
 
 
 def test_photographs_are_judged_on_those_held_out_and_other_data_on_validation_images(tmp_path):
     folder = photographs(tmp_path / "pets", cat=30, dog=10)
-    tests, trainings, about = asked(tmp_path, dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
-    assert {run.dataset for run in tests} == {"images-16"}
-    assert {(run.split, run.evaluation) for run in trainings(RATES)} == {("standard", "test")}
-    assert (about.deciding, about.majority) == (8, 0.75)
-    assert "cat: 24, dog: 8. The classes are unequal: always naming 'cat' is right in 75%." in about.said
-    tests, trainings, about = asked(tmp_path)
-    assert {(run.split, run.evaluation) for run in trainings(RATES)} == {("validation", "validation")}
-    assert about.deciding == 130
-    assert [run.seed for run in tests] == [1, 2, 3]
+    given = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
+    names = asked(tmp_path, **given)
+    runs = names["trainings"](RATES)
+    assert {(run.dataset, run.split, run.evaluation, run.test_at_end) for run in runs} == {
+        ("images-16", "standard", "test", False)
+    }
+    judges = advice.judged(names["images"], names["divided"])
+    assert judges == (8, 0.75, 0)
+    said = advice.described(names["images"], names["divided"], judges)
+    assert "cat: 24, dog: 8. The classes are unequal: always naming 'cat' is right in 75%." in said
+    names = asked(tmp_path)
+    runs = names["trainings"](RATES)
+    assert {(run.split, run.evaluation, run.test_at_end) for run in runs} == {("validation", "validation", True)}
+    assert [run.seed for run in runs[:3]] == [1, 2, 3]
+    assert advice.judged(names["images"], names["divided"])[::2] == (130, 500)
 
 
-def test_what_a_rate_is_good_for_and_what_was_left_out_is_said(tmp_path):
-    folder = photographs(tmp_path / "pets", cat=20, dog=20)
-    (folder / "cat" / "1.heic").touch()
-    given = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8, momentum=0.5)
-    said = asked(tmp_path, **given)[2].said
-    assert "1 files with other endings were passed over: 1 .heic." in said
-    assert "images have the same pixels as another, such as " in said
-    assert "sgd, momentum 0.5, weight decay 0.0005, batches of 8, augmentation none" in said
-    assert "400 iterations, 100 epochs" in said
-
-
-def test_a_folder_for_validation_decides_and_one_for_testing_is_left_alone(tmp_path):
+def test_a_folder_for_validation_decides_and_one_for_testing_is_read_once(tmp_path):
     folder = tmp_path / "pets"
     for part, count in (("train", 10), ("val", 4), ("test", 3)):
         photographs(folder / part, cat=count, dog=count)
-    given = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
-    _, trainings, about = asked(tmp_path, **given)
-    assert about.deciding == 8
-    assert {(run.split, run.evaluation, run.test_at_end) for run in trainings(RATES)} == {
-        ("validation", "validation", False)
-    }
-    assert "20 images train, 8 others decide" in about.said
-    assert "Those of the folder for validation decide, those of the one for testing are not read." in about.said
+    (folder / "train" / "cat" / "1.heic").touch()
+    names = asked(tmp_path, dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
+    runs = [names["ramp"], names["race"]("linear", 0.1, 0.1, 10), *names["trainings"](RATES)]
+    assert [run.test_at_end for run in runs] == [False] * 2 + [True] * 9
+    assert {run.evaluation for run in runs} == {"none", "validation"}
+    judges = advice.judged(names["images"], names["divided"])
+    assert judges[::2] == (8, 6)
+    said = advice.described(names["images"], names["divided"], judges)
+    assert "20 images train, 8 others decide" in said
+    assert "Those of the folder for validation decide." in said
+    assert "1 files with other endings were passed over: 1 .heic." in said
 
 
-def test_trainings_are_refused_when_the_data_have_changed_since_the_range_tests(tmp_path):
+def test_what_the_data_were_when_the_ramp_was_trained_they_must_still_be(tmp_path):
     folder = photographs(tmp_path / "pets", cat=10, dog=10)
-    options = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8, model="mlp", ramp=100, runs=1)
-    tests, trainings, _ = asked(tmp_path, **options)
+    options = dict(dataset="images", data_dir=str(folder), image_size=16, batch_size=8, model="mlp", runs=1)
+    names = asked(tmp_path, **options)
     ramps = tmp_path / "results" / "your_data_ramps"
     ramps.mkdir(parents=True)
-    train(tests[0], ramps, folder)
-    assert trainings(RATES)
+    train(names["untrained"], ramps, folder)
     next((folder / "cat").rglob("*.png")).unlink()
     with pytest.raises(RunError, match="your_data_ramps was trained on pets .*they have changed since; put them back"):
-        trainings(RATES)
+        asked(tmp_path, **options)
 
 
 def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp_path):
     folder = photographs(tmp_path / "pets", cat=20, dog=20)
     given = dict(dataset="images", data_dir=str(folder), image_size=16)
-    assert {run.iterations for run in asked(tmp_path, **given)[1](RATES)} == {400}
-    assert {run.iterations for run in asked(tmp_path, **given, epochs=7)[1](RATES)} == {7}
+    for options, iterations, spend in (({}, 400, 1000), (dict(epochs=7), 7, 1000), (dict(epochs=4000), 4000, 2000)):
+        names = asked(tmp_path, **given, **options)
+        assert {run.iterations for run in names["trainings"](RATES)} == {iterations}
+        assert names["spend"] == spend
 
 
 @every(
@@ -189,10 +292,12 @@ def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp
     [
         (dict(image_size=32), "image_size=32: of the data set images only, not of 'digits'"),
         (dict(dataset="images", image_size=4), "images-4: from 8 to 1024 pixels"),
-        (dict(ramp=20), "ramp=20: 100 iterations or more"),
+        (dict(budget=20), "budget=20: 140 iterations or more are needed"),
         (dict(epochs=0), "epochs=0: a whole number from 1"),
         (dict(batch_size=2000), "batch_size=2000 exceeds the 1167 training images"),
         (dict(model="net"), "unknown model 'net'"),
+        (dict(optimizer="adamax"), "optimizer='adamax'"),
+        (dict(optimizer="schedulefree"), "optimizer='schedulefree': it has no schedule"),
         (dict(settings={"evaluation": "test"}), "evaluation .* is decided by the notebook"),
         (dict(settings={"split": "folds"}), "split .* is decided by the notebook"),
     ],

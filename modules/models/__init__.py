@@ -141,7 +141,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Parameter groups for an optimizer; every policy multiplies a group's rate by its `lr_mult`.
 
-    With `multipliers="none"` and a `bias_lr_mult` of 1 there is a single group, in the module's own order.
+    With `multipliers="none"` and a `bias_lr_mult` of 1 there is a single group, in the module's own order. A module may
+    have a method `parameter_groups()` that gives others, such as a head at ten times the rate of the rest.
 
     Args:
         model: a network.
@@ -150,8 +151,13 @@ def parameter_groups(
         weight_decay: what the decay multipliers multiply.
 
     Raises:
-        ValueError: `caffe` for a network that Caffe has no file of, or together with `bias_lr_mult`.
+        ValueError: `caffe` for a network that Caffe has no file of, or together with `bias_lr_mult`; a module's groups
+            that are no groups of its parameters, or together with these.
     """
+    if callable(given := getattr(model, "parameter_groups", None)):
+        if multipliers != "none" or bias_lr_mult != 1.0:
+            raise ValueError("the network has parameter_groups of its own: leave multipliers and bias_lr_mult out")
+        return own.groups(model, given())
     named = list(model.named_parameters())
     if multipliers == "caffe":
         if not isinstance(model, CaffeNet) or bias_lr_mult != 1.0:

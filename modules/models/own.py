@@ -4,10 +4,14 @@ The function is called with `channels`, `size` (height and width in pixels) and 
 module from images `[N, channels, size, size]` to logits `[N, classes]`. A run's specification holds the file's checksum
 behind an `@`, so that a run is never taken for one of another version of the file. What the file imports at its top may
 lie beside it, and is not in the checksum.
+
+The module may have a method `parameter_groups()`: a list of `{"params": [...], "lr_mult": 10.0}`, where `lr_mult` and
+`weight_decay` may be left out. Modules that it puts into evaluation mode and parameters that take no gradient stay so.
 """
 
 import hashlib
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -81,6 +85,31 @@ def make(name: str, channels: int, size: int, classes: int) -> nn.Module:
     except Exception as error:  # whatever the user's code raises
         why = " ".join(str(error).split())
         raise ValueError(f"model: {found['file']}:{found['function']}: {type(error).__name__}: {why}") from error
+
+
+def groups(network: nn.Module, given: object) -> list[dict]:
+    """A network's own parameter groups, when an optimizer can train them.
+
+    Raises:
+        ValueError: they are none, or are not of this network's parameters, each once.
+    """
+    wrong = f"model: its parameter_groups() gave {short(given)}: "
+    if not isinstance(given, list) or not all(isinstance(group, dict) and "params" in group for group in given):
+        raise ValueError(f'{wrong}a list of groups such as {{"params": [...], "lr_mult": 10.0}} is needed')
+    for group in given:
+        if unknown := group.keys() - {"params", "lr_mult", "weight_decay"}:
+            raise ValueError(f"{wrong}params, lr_mult and weight_decay are known, not {', '.join(sorted(unknown))}")
+        for name in group.keys() - {"params"}:
+            value = group[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"model: {name}={short(value)} in its parameter_groups(): a number from 0 is needed")
+    found = [{**group, "params": list(group["params"])} for group in given]
+    trained = [id(parameter) for group in found for parameter in group["params"]]
+    missing = [name for name, each in network.named_parameters() if each.requires_grad and id(each) not in trained]
+    if missing or len(set(trained)) < len(trained) or set(trained) - set(map(id, network.parameters())):
+        lacking = f" (not in them: {short(missing[0])})" if missing else ""
+        raise ValueError(f"model: each of its parameters is needed in its parameter_groups() once{lacking}")
+    return found
 
 
 def _check_logits(logits: object, images: torch.Tensor, classes: int, when: str) -> None:

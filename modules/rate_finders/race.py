@@ -2,11 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -186,15 +186,21 @@ def find_rate(
     shared = dict(
         forward=forward, accumulate=accumulate, autocast=autocast, scaler=scaler, keep_ratios=keep_ratios
     )  # of ramp and races
-    length = max(LEAST_RAMP, int(budget * RAMP_SHARE))
-    if budget - length < LADDER[-1] * LEAST_RACE:  # there is no race
-        length = budget
-    curve = range_test(model, optimizer, loss_fn, batches, iterations=length, evaluate_every=1, **shared)
+    curve = range_test(model, optimizer, loss_fn, batches, iterations=ramp_length(budget), evaluate_every=1, **shared)
     trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
-    race = _Race(trials, curve, iterations, budget, BESIDE_A_RAMP.get(name, 1.0))
+    race = Race(curve, iterations, budget, name, trials.scaled)
     with tqdm(total=budget, initial=race.cost, desc="find_rate", unit="it", leave=False, disable=None) as bar:
-        race.run(bar.update)
-    return race.found(name)
+        if race.rounds:
+            race.start_loss = trials.untrained()
+        while asked := race.ask():
+            race.tell([trials.train(rate, asked.length, bar.update) for rate in asked.trained_at])
+    return race.found()
+
+
+def ramp_length(budget: int) -> int:
+    """How many iterations of a budget the ramp has: a third, or all of it where that leaves nothing for a race."""
+    length = max(LEAST_RAMP, int(budget * RAMP_SHARE))
+    return length if budget - length >= LADDER[-1] * LEAST_RACE else budget
 
 
 def _schedule(schedule: object) -> tuple[Callable[[Optimizer, int], LRScheduler], str]:
@@ -275,14 +281,18 @@ class Trials:
         with self._traceless():
             return validate(self.model, self.validation, self.measure)[0]
 
-    def train(self, rate: float, length: int, done: Callable[[int], object]) -> tuple[float, float]:
-        """Validation loss and accuracy after `length` iterations at a rate; NaN where the training diverged.
+    def train(self, rate: float, length: int, done: Callable[[int], object]) -> tuple[float, float, int]:
+        """Validation loss and accuracy after `length` iterations at a rate, and how many were trained.
+
+        Loss and accuracy are NaN where the training diverged.
 
         Args:
             rate: of the largest parameter group.
             length: iterations.
             done: called with 1 after each iteration.
         """
+        if not rate < LARGEST_RATE:
+            return math.nan, math.nan, 0
         with self._traceless():
             if not self.model.training:
                 self.model.train()
@@ -300,19 +310,19 @@ class Trials:
                 done(1)
                 if loss is not None and not math.isfinite(loss):
                     if lost:  # a single batch may be at fault, not two in a row
-                        return math.nan, math.nan
+                        return math.nan, math.nan, iteration + 1
                     lost = True
                 elif loss is not None:
                     optimizer_step(self.optimizer, self.scaler)
                     losses.append(loss)
                     lost = False
                     if losses[0] > 0 and len(losses) > 3 and sum(losses[-3:]) > 3 * HOPELESS * losses[0]:
-                        return math.nan, math.nan
+                        return math.nan, math.nan, iteration + 1
                 if iteration < length - 1:  # some schedulers refuse a step beyond their end
                     with _no_complaint() if iteration == 0 else nullcontext():
                         scheduler.step()
             val_loss, accuracy = validate(self.model, self.validation, self.measure)
-            return (val_loss, accuracy) if math.isfinite(val_loss) else (math.nan, math.nan)
+            return (val_loss, accuracy, length) if math.isfinite(val_loss) else (math.nan, math.nan, length)
 
 
 @contextmanager
@@ -323,19 +333,43 @@ def _no_complaint() -> Iterator[None]:
         yield
 
 
-class _Race:
-    """The ladder, round by round, within the budget.
+class Asked(NamedTuple):
+    """A round of a race.
 
-    Args:
-        trials: how a rate is tried.
-        ramp: the range test, a row an iteration.
-        iterations: of the training to come.
-        budget: of ramp and races.
-        beside: the schedule's factor, of `BESIDE_A_RAMP`.
+    Attributes:
+        number: of the round, from 1.
+        length: iterations of each training.
+        rates: for the whole training to come.
+        trained_at: the rates that these short trainings have in their place.
     """
 
-    def __init__(self, trials: Trials, ramp: pd.DataFrame, iterations: int, budget: int, beside: float) -> None:
-        self.trials, self.ramp, self.iterations, self.budget = trials, ramp, iterations, budget
+    number: int
+    length: int
+    rates: list[float]
+    trained_at: list[float]
+
+
+class Race:
+    """The ladder, round by round, within the budget: `ask` for a round, train it, `tell` how it ended.
+
+    Args:
+        ramp: the range test, a row an iteration, `lr` and `train_loss`; NaN from where it diverged.
+        iterations: of the training to come.
+        budget: of ramp and races.
+        schedule: what the schedule is called.
+        scaled: whether the optimizer divides its steps by the gradient's size, as Adam does.
+
+    Attributes:
+        rounds: how many rates each round has; none where the budget leaves nothing for a race.
+        start_loss: the validation loss before any training; set it before the first round is told.
+        cost: iterations trained so far.
+
+    Raises:
+        AnalysisError: the ramp's loss is nowhere finite.
+    """
+
+    def __init__(self, ramp: pd.DataFrame, iterations: int, budget: int, schedule: str, scaled: bool) -> None:
+        self.ramp, self.iterations, self.budget, self.schedule, self.scaled = ramp, iterations, budget, schedule, scaled
         finite = np.flatnonzero(np.isfinite(ramp.train_loss))
         if not len(finite):
             raise AnalysisError("the loss is not finite even at the lowest rates: look at the model and the batches")
@@ -343,11 +377,16 @@ class _Race:
         self.cost = min(len(ramp), int(finite[-1]) + 3)
         self.edge = edge(ramp.lr.to_numpy(), ramp.train_loss.to_numpy())
         end = self.edge or float(ramp.lr.iloc[-1])
-        below = 1 / BELOW_EDGE if trials.scaled else best_beside(iterations, len(ramp) / REACH, scaled=False)
-        self.centre = beside * end * below
+        below = 1 / BELOW_EDGE if scaled else best_beside(iterations, len(ramp) / REACH, scaled=False)
+        self.centre = BESIDE_A_RAMP.get(schedule, 1.0) * end * below
         self.rows: list[tuple] = []
         self.rate, self.length, self.learnt = self.centre, max(1, len(ramp) // REACH), False
         self.start_loss = math.nan
+        self.rounds = self._rounds()
+        factor = 2 if self.edge is not None else WIDE_FACTOR
+        first = self.rounds[0] if self.rounds else 0
+        self.ladder = [self.centre * float(factor) ** (1 - step) for step in range(first)]
+        self.asked: Asked | None = None
 
     def _rounds(self) -> tuple[int, ...]:
         """How many rates each round has. Where even one round would be too short, none; without an edge all of them."""
@@ -357,41 +396,42 @@ class _Race:
         shortest = {rounds: left // _shares_of_budget(rounds) for rounds in (LADDER, LADDER[1:])}
         return next((rounds for rounds, length in shortest.items() if length >= LEAST_RACE), ())
 
-    def run(self, done: Callable[[int], object]) -> None:
-        """Race, and keep `rate` up to date.
+    def ask(self) -> Asked | None:
+        """The next round; None when all are told.
+
+        Raises:
+            AnalysisError: the ramp shows no edge, and the budget is too small for a race.
+        """
+        number = self.asked.number + 1 if self.asked else 1
+        if number > len(self.rounds):
+            return None
+        length = min((self.budget - self.cost) // _shares_of_budget(self.rounds[number - 1 :]), self.iterations)
+        if length < 1:
+            raise AnalysisError(
+                f"the ramp shows no rate that is too large, and budget={self.budget} leaves nothing for a race: "
+                "give a larger budget"
+            )
+        beside = best_beside(length, self.iterations, self.scaled)
+        self.asked = Asked(number, length, self.ladder, [rate * beside for rate in self.ladder])
+        return self.asked
+
+    def tell(self, ends: Sequence[tuple[float, float, int]]) -> None:
+        """How the trainings that were asked for ended.
 
         Args:
-            done: called with 1 after each iteration.
+            ends: of each, in the order asked: validation loss, accuracy, both NaN where it diverged, and the iterations
+                that were trained.
+
+        Raises:
+            AnalysisError: every rate led to the very same loss.
         """
-        rounds = self._rounds()
-        if not rounds:
-            return
-
-        def counted(more: int) -> None:
-            self.cost += more
-            done(more)
-
-        self.start_loss = self.trials.untrained()
-        factor = 2 if self.edge is not None else WIDE_FACTOR
-        ladder = [self.centre * float(factor) ** (1 - step) for step in range(rounds[0])]
-        for number in range(1, len(rounds) + 1):
-            length = min((self.budget - self.cost) // _shares_of_budget(rounds[number - 1 :]), self.iterations)
-            if length < 1:
-                raise AnalysisError(
-                    f"the ramp shows no rate that is too large, and budget={self.budget} leaves nothing for a race: "
-                    "give a larger budget"
-                )
-            losses = []
-            for rate in ladder:
-                trained_at = rate * best_beside(length, self.iterations, self.trials.scaled)
-                if trained_at < LARGEST_RATE:
-                    val_loss, accuracy = self.trials.train(trained_at, length, counted)
-                else:
-                    val_loss = accuracy = math.nan
-                self.rows.append((number, length, rate, trained_at, val_loss, accuracy))
-                losses.append(val_loss)
-            self._judge(np.array(ladder), np.array(losses), length)
-            ladder = self._following(np.array(ladder), np.array(losses))
+        number, length, rates, trained_at = self.asked
+        for rate, at, (val_loss, accuracy, trained) in zip(rates, trained_at, ends, strict=True):
+            self.rows.append((number, length, rate, at, val_loss, accuracy))
+            self.cost += trained
+        losses = np.array([val_loss for val_loss, *_ in ends])
+        self._judge(np.array(rates), losses, length)
+        self.ladder = self._following(np.array(rates), losses)
 
     def _judge(self, rates: np.ndarray, losses: np.ndarray, length: int) -> None:
         """Take the round's rate for the answer, if the round tells anything.
@@ -419,7 +459,7 @@ class _Race:
             middle = rates.min() / 4
         return [float(middle * 2), float(middle), float(middle / 2)]
 
-    def found(self, schedule: str) -> FoundRate:
+    def found(self) -> FoundRate:
         """The answer."""
         columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
         factor = 2 * max(1.0, self.iterations / self.length) ** UNSURE
@@ -434,7 +474,7 @@ class _Race:
             cost=self.cost,
             budget=self.budget,
             iterations=self.iterations,
-            schedule=schedule,
+            schedule=self.schedule,
             note=self._note(),
         )
 

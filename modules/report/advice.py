@@ -1,15 +1,19 @@
-"""Advice from range tests and trainings on a user's own data: a rate for each schedule, and which schedule to take."""
+"""What races and trainings on a user's own data say: the rate, the schedule, and how sure both are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from modules.range_test import after_divergence, best_rate
-from modules.rate_finders.rules import DIVISORS, ROWS, in_rows, share_of_lowest
+from modules.data.datasets import Dataset
+from modules.data.splits import Split
+from modules.models import label
+from modules.rate_finders.race import FoundRate, best_beside
 from modules.report.formatting import show
-from modules.report.tables import final_accuracies, final_difference, mean_row, table_of
+from modules.report.tables import TABLE_COLUMNS, by_policy, final_accuracies, final_difference, mean_row, table_of
+from modules.runs.spec import Spec
 from modules.statistics import AnalysisError
 
 #: Of schedules that nothing tells apart the first is advised: it forgives a wrong rate most (notebook 9).
@@ -18,59 +22,107 @@ PREFERENCE = ("linear", "cycle", "constant")
 #: What is said of a schedule beside another.
 LOWER, ALIKE, DIVERGED, ONE_RUN = "ends lower", "is not told from it", "is no choice: runs diverged", "has one run"
 
-#: Each schedule in torch's own words, for a training of `iterations`; `{0}` is its rate, `{1}` a quarter of it.
-IN_TORCH = {
-    "constant": "no scheduler",
-    "linear": "LinearLR(optimizer, 1.0, 0.0, total_iters=iterations)",
-    "cycle": "CyclicLR(optimizer, {1:.3g}, {0:.3g}, step_size_up=iterations // 8, cycle_momentum=False)",
+IN_WORDS = {
+    "constant": "Hold the rate constant at {0:.3g}",
+    "linear": "Let the rate fall in a straight line from {0:.3g} to zero",
+    "cycle": "Let the rate cycle between {1:.3g} and {0:.3g}, four whole cycles",
 }
+#: Each schedule in torch's own words; `{0}` is a quarter of its rate.
+IN_TORCH = {
+    "linear": "LinearLR(optimizer, 1.0, 0.0, total_iters=iterations)",
+    "cycle": "CyclicLR(optimizer, {0}, {1}, step_size_up=iterations // 8, cycle_momentum=False)",
+}
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
 
 
-def suggested(ramps: pd.DataFrame) -> pd.DataFrame:
-    """The rate for each schedule, read off a few range tests.
+class Images(NamedTuple):
+    """What is known of the images that trainings are judged on.
+
+    Attributes:
+        deciding: how many choose rate and schedule.
+        majority: the largest class's share of them.
+        tested: how many others are read once, at the end, and choose nothing.
+    """
+
+    deciding: int
+    majority: float
+    tested: int
+
+
+def judged(data: Dataset, divided: Split) -> Images:
+    """The images of a data set that decide, and those that are only reported; a folder's held-out images decide."""
+    deciding = divided.validation_labels if len(divided.validation) else divided.test_labels
+    largest = np.bincount(divided.labels[divided.train], minlength=len(data.classes)).argmax()
+    return Images(len(deciding), float(np.mean(deciding == largest)), 0 if data.held_out else len(divided.test_labels))
+
+
+def described(data: Dataset, divided: Split, images: Images) -> str:
+    """What a data set's images are, how they are divided, whether the classes are unequal."""
+    counts = np.bincount(divided.labels[divided.train], minlength=len(data.classes))
+    size = f"{data.size} x {data.size} pixels, {'grey' if data.channels == 1 else 'in colour'}"
+    shown = ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts, strict=True))
+    said = f"{data.label}: {counts.sum():,} images train, {images.deciding:,} others decide; {size}. To train: {shown}."
+    if counts.max() > 2 * counts.min():
+        largest = data.classes[counts.argmax()]
+        said += f" The classes are unequal: always naming {largest!r} is right in {images.majority:.0%}."
+    if data.validation_labels is not None:
+        said += " Those of the folder for validation decide."
+    return " ".join([said, *data.notes])
+
+
+def results(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
+    """The rate of each schedule, where its trainings end, and by how much these differ, as a table of results.
 
     Args:
-        ramps: their runs, as `tables.read_runs` gives them, a row an iteration.
-
-    Returns:
-        A table of results. `value` is the geometric mean of what `suggest_rate`'s rule says of each range test; `low`
-        and `high` are the lowest and the highest of these, and no interval. Whether the loss falls at all is asked of
-        all range tests together, which is less noisy than one.
-
-    Raises:
-        AnalysisError: a loss that never falls clear of its noise, or does not rise again, or a range test without an
-            answer.
+        found: by schedule.
+        trained: the trainings, a policy for each schedule; as `tables.read_runs` gives them.
+        images: that they are judged on.
     """
-    losses = ramps.pivot(index="lr", columns="seed", values="train_loss").sort_index()
-    lr, curves = losses.index.to_numpy(), losses.to_numpy()
-    if len(lr) < ROWS:
-        raise AnalysisError(f"the loss was no number any more after {len(lr)} iterations, at a rate of {lr[-1]:.2g}")
-    if "diverged" in ramps and ramps.diverged[ramps.lr == lr[-1]].any():
-        lr, curves = after_divergence(lr, curves)
-    rows = [in_rows(lr, curve) for curve in curves.T]
-    best_rate(rows[0][0], np.stack([loss for _, loss in rows], axis=1))  # refuses what teaches nothing
+    chosen, best = deciding_only(trained), advised(trained, images.deciding)
+    rates = table_of(
+        {
+            "quantity": "lr",
+            "policy": schedule,
+            "value": race.rate,
+            "low": race.low,
+            "high": race.high,
+            "method": "race",
+            "note": "advised" if schedule == best else None,
+        }
+        for schedule, race in found.items()
+    )
+    parts = [rates, by_policy(chosen, ("iterations", "final_accuracy"))]
+    parts.append(table_of(final_difference(chosen, a, b) for a, b in combinations(PREFERENCE, 2)))
+    if images.tested:
+        tested = by_policy(trained, ("final_accuracy",))
+        parts.append(tested.assign(quantity="accuracy", note="of test images, which chose nothing"))
+    known = [part.dropna(axis=1, how="all") for part in parts]
+    return pd.concat(known, ignore_index=True).reindex(columns=TABLE_COLUMNS)
+
+
+def summary(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
+    """The schedules beside each other, for the eye, the advised one first; arguments as for `results`."""
+    chosen, best = deciding_only(trained), advised(trained, images.deciding)
     rows = []
-    for schedule in DIVISORS:
-        found = [share_of_lowest(lr, curve, schedule) for curve in curves.T]
-        if np.isnan(found).any():
-            raise AnalysisError("a range test gives no rate: its loss is no number from early on")
-        rows.append(
-            {
-                "quantity": "suggested_rate",
-                "policy": schedule,
-                "runs": len(found),
-                "value": float(f"{np.exp(np.log(found).mean()):.3g}"),
-                "low": min(found) if len(found) > 1 else np.nan,
-                "high": max(found) if len(found) > 1 else np.nan,
-                "method": "lowest and highest range test" if len(found) > 1 else None,
-            }
-        )
-    return table_of(rows)
+    for schedule in [best, *(other for other in PREFERENCE if other != best)]:
+        race, less = found[schedule], final_difference(chosen, schedule, best)
+        row = {
+            "schedule": schedule,
+            "rate": f"{race.rate:.3g}",
+            "probably between": f"{race.low:.2g} and {race.high:.2g}",
+        }
+        for name, runs in {"images that chose": chosen, **({"test images": trained} if images.tested else {})}.items():
+            end = mean_row(final_accuracies(runs, schedule), 0, 1)
+            row[f"accuracy, {name} [95 %]"] = show("final_accuracy", end["value"], end["low"], end["high"])
+        by = show("final_accuracy_difference", less["value"], less["low"], less["high"])
+        row[f"less {best}"] = "" if schedule == best else by
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def differences(trained: pd.DataFrame) -> pd.DataFrame:
-    """By how much the schedules' final accuracies differ, in pairs, as a table of results."""
-    return table_of([final_difference(trained, a, b) for a, b in combinations(PREFERENCE, 2)])
+def deciding_only(trained: pd.DataFrame) -> pd.DataFrame:
+    """The trainings without what test images say, which must choose nothing."""
+    return trained.assign(test_acc=np.nan)
 
 
 def advised(trained: pd.DataFrame, deciding: int) -> str:
@@ -83,9 +135,10 @@ def advised(trained: pd.DataFrame, deciding: int) -> str:
     Raises:
         AnalysisError: every schedule has runs that diverged.
     """
+    trained = deciding_only(trained)
     stable = [arm for arm in PREFERENCE if not trained[trained.policy == arm].diverged.any()]
     if not stable:
-        raise AnalysisError("every schedule has runs that diverged: train with a tenth of these rates")
+        raise AnalysisError("every schedule has runs that diverged at the rate of its races: give a larger budget")
     best = max(stable, key=lambda arm: final_accuracies(trained, arm).mean())
     return next(arm for arm in stable if arm == best or compared(trained, arm, best, deciding) != LOWER)
 
@@ -102,55 +155,121 @@ def compared(trained: pd.DataFrame, arm: str, best: str, deciding: int) -> str:
     """
     if trained[trained.policy == arm].diverged.any():
         return DIVERGED
-    high = final_difference(trained, arm, best)["high"]
+    high = final_difference(deciding_only(trained), arm, best)["high"]
     if np.isnan(high):
         return ONE_RUN
     return LOWER if round(high * deciding, 6) < -1 else ALIKE
 
 
-def advice(trained: pd.DataFrame, rates: Mapping[str, float], deciding: int, majority: float) -> list[str]:
-    """What to do, in a few paragraphs, with how sure it is.
+def in_torch(schedule: str, rate: float, run: Spec, groups: bool = False) -> str:
+    """Optimizer and scheduler of a training as torch's own lines.
 
     Args:
-        trained: the trainings, as for `advised`.
-        rates: the rate of each schedule.
-        deciding: as there.
-        majority: the share of the largest class among them.
+        schedule, rate: what is advised.
+        run: a training with it.
+        groups: whether the network has parameter groups of its own, whose rates keep their ratios.
+    """
+    parameters, given = "model.parameters()", [f"weight_decay={run.weight_decay:g}"]
+    if run.optimizer in ("sgd", "rmsprop") and run.momentum:
+        given.insert(0, f"momentum={run.momentum:g}")
+    low, high = f"{rate / 4:.4g}", f"{rate:.3g}"
+    lines = [f"iterations = {run.iterations}  # of {run.batch_size} images each"]
+    if groups:
+        times = f'{rate:.3g} * group.get("lr_mult", 1.0)'
+        parameters = "groups"
+        lines.append(f'groups = [group | {{"lr": {times}}} for group in model.parameter_groups()]')
+        high = '[group["lr"] for group in groups]'
+        low = '[group["lr"] / 4 for group in groups]'
+    given = ", ".join([parameters, f"lr={rate:.3g}", *given])
+    lines.append(f"optimizer = torch.optim.{OPTIMIZERS[run.optimizer]}({given})")
+    if schedule in IN_TORCH:
+        lines.append(f"scheduler = torch.optim.lr_scheduler.{IN_TORCH[schedule].format(low, high)}")
+        lines.append("# after every batch: optimizer.step(), then scheduler.step()")
+    return "\n".join(lines)
+
+
+def answer(
+    found: Mapping[str, FoundRate],
+    trained: pd.DataFrame,
+    run: Spec,
+    images: Images,
+    spent: Mapping[str, Sequence[pd.DataFrame]],
+    groups: bool = False,
+) -> str:
+    """What to do, and how sure that is, as Markdown.
+
+    Args:
+        found, trained, images: as for `results`.
+        run: one of the trainings.
+        spent: tables of all runs on the way, each as `tables.read_runs` gives it, by what they were for.
+        groups: as for `in_torch`.
 
     Raises:
         AnalysisError: as `advised`.
     """
-    arm = advised(trained, deciding)
-    what = {
-        "constant": "Hold the rate constant at {0:.3g}.",
-        "linear": "Let the rate fall in a straight line from {0:.3g} to zero.",
-        "cycle": "Let the rate cycle between {1:.3g} and {0:.3g}, four whole cycles.",
-    }[arm].format(rates[arm], rates[arm] / 4)
-    ends = final_accuracies(trained, arm)
+    arm = advised(trained, images.deciding)
+    race = found[arm]
+    said = []
+    ends = final_accuracies(deciding_only(trained), arm)
     reached = mean_row(ends, 0, 1)
-    count = f"{len(ends)} runs" if len(ends) > 1 else "One run"
-    alike = len(ends) > 1 and ends.nunique() == 1  # an interval without width would say too much
-    shown = show("final_accuracy", reached["value"], *(() if alike else (reached["low"], reached["high"])))
-    said = [
-        f"{what} {count}{' all' if alike else ''} ended at {shown} of {deciding:,} images that did not train; one of "
-        f"them is {100 / deciding:.2g} points."
-    ]
-    for other in (other for other in PREFERENCE if other != arm):
-        found, verdict = final_difference(trained, other, arm), compared(trained, other, arm, deciding)
-        by = show("final_accuracy_difference", found["value"], found["low"], found["high"])
-        said.append(f"{other.capitalize()} at {rates[other]:.3g} {verdict}{'' if verdict == DIVERGED else f': {by}'}.")
-    if not (reached["low"] if len(ends) > 1 else reached["value"]) > majority:
-        said.insert(
-            0,
-            f"That anything was learnt is not sure: always naming the largest class is right in {majority:.1%}, and "
-            "the accuracy is not clear of that. More runs may settle it; else look at the data and the network first.",
+    if not (reached["low"] if len(ends) > 1 else reached["value"]) > images.majority:
+        said.append(
+            f"**That anything was learnt is not sure.** Always naming the largest class is right in "
+            f"{images.majority:.1%}, and the accuracy is not clear of that. More runs may settle it; else look at the "
+            "data and the network first."
         )
-    code = IN_TORCH[arm].format(rates[arm], rates[arm] / 4)
-    steps = "" if arm == "constant" else ", a step after every batch; iterations is the number of all batches"
-    return [
-        *said,
-        "A difference is the schedule's accuracy less that of the advised one. Of schedules that are not told apart, "
-        "linear is advised before cycle, and cycle before constant: it forgives a wrong rate most (notebook 9).",
-        f"In torch: the optimizer at lr={rates[arm]:.3g}, {code}{steps}.",
-        "It is a start: try twice, half and a quarter of this rate before a training of days.",
-    ]
+    what = IN_WORDS[arm].format(race.rate, race.rate / 4)
+    said.append(f"**{what}.** The best rate for this is probably between {race.low:.2g} and {race.high:.2g}.")
+    said.append(f"```python\n{in_torch(arm, race.rate, run, groups)}\n```")
+    said.append(" ".join(["**How good that is.**", _reached(ends), *_judged_by(trained, arm, images)]))
+    said.append(" ".join(["**How sure the schedule is.**", *_others(found, trained, arm, images.deciding)]))
+    said.append(" ".join(filter(None, ["**What it is for.**", _used_for(race, run), race.note])))
+    last = {
+        part: pd.concat([runs.groupby(["policy", "seed"]).tail(1) for runs in lists]) for part, lists in spent.items()
+    }
+    cost = {part: int(runs.iteration.sum()) for part, runs in last.items()}
+    shown = ", ".join(f"{part} {count:,}" for part, count in cost.items())
+    seconds = sum(runs.seconds.sum() for runs in last.values())
+    took = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
+    said.append(f"**What it cost.** {sum(cost.values()):,} iterations ({shown}), {took} if one after another.")
+    return "\n\n".join(said)
+
+
+def _reached(ends: pd.Series) -> str:
+    alike = len(ends) > 1 and ends.nunique() == 1  # an interval without width would say too much
+    row = mean_row(ends, 0, 1)
+    shown = show("final_accuracy", row["value"], *(() if alike else (row["low"], row["high"])))
+    return f"{f'{len(ends)} runs' if len(ends) > 1 else 'One run'}{' all' if alike else ''} ended at {shown}"
+
+
+def _judged_by(trained: pd.DataFrame, arm: str, images: Images) -> list[str]:
+    said = [f"of {images.deciding:,} images that did not train; one of them is {100 / images.deciding:.2g} points."]
+    if images.tested:
+        tested = _reached(final_accuracies(trained, arm)).partition(" ended at ")[2]
+        return [*said, f"These images chose. Of {images.tested:,} test images, which chose nothing: {tested}."]
+    return [*said, "These images also chose rate and schedule: expect a little less of new ones."]
+
+
+def _others(found: Mapping[str, FoundRate], trained: pd.DataFrame, arm: str, deciding: int) -> list[str]:
+    said, alike = [], False
+    for other in (other for other in PREFERENCE if other != arm):
+        row = final_difference(deciding_only(trained), other, arm)
+        verdict = compared(trained, other, arm, deciding)
+        by = show("final_accuracy_difference", row["value"], row["low"], row["high"])
+        name = f"{other.capitalize()} at {found[other].rate:.3g}"
+        said.append(f"{name} {verdict}{'' if verdict == DIVERGED else f': {by}'}.")
+        alike = alike or verdict in (ALIKE, ONE_RUN)
+    if alike:
+        said.append(
+            "Of schedules that are not told apart, linear is advised before cycle, and cycle before constant: it "
+            "forgives a wrong rate most (notebook 9)."
+        )
+    return said
+
+
+def _used_for(race: FoundRate, run: Spec) -> str:
+    longer = best_beside(10 * run.iterations, run.iterations, scaled=run.optimizer != "sgd")
+    return (
+        f"{label(run.model)}, {run.iterations:,} iterations of {run.batch_size} images. A training ten times as long "
+        f"wants about {longer:.2g} of this rate; the parameter `epochs` finds it."
+    )

@@ -349,36 +349,6 @@ def _own_range_test(curve: pd.DataFrame, label: str, log: bool | None, rate: flo
     return figure
 
 
-def suggested_rates(ramps: pd.DataFrame, rates: pd.DataFrame, title: str) -> Figure:
-    """Training loss of a few range tests against the rate, and what they suggest for each schedule.
-
-    Args:
-        ramps: the range tests' runs, as `tables.read_runs` gives them, a row an iteration.
-        rates: as `advice.suggested` gives them.
-        title: the figure's title.
-    """
-    figure, axes = plt.subplots()
-    losses = ramps.pivot(index="lr", columns="seed", values="train_loss").sort_index()
-    smooth = losses.rolling(15, center=True, min_periods=1).mean()
-    start, lowest = losses.iloc[:20].mean().mean(), losses.min().min()
-    margin = 0.1 * (start - lowest)
-    kept = (smooth < start + 3 * margin).cummin()  # what follows a divergence says nothing
-    for number, seed in enumerate(losses):
-        axes.plot(losses.index, losses[seed].where(kept[seed]), color="0.35", linewidth=0.4, alpha=0.4)
-        name = None if number else "a range test, mean of 15 iterations"
-        axes.plot(losses.index, smooth[seed].where(kept[seed]), color="0.35", label=name)
-    for index, row in enumerate(rates.sort_values("policy").itertuples()):  # in the order of `accuracies`
-        axes.axvline(row.value, label=f"{row.policy}: {row.value:.3g}", color=COLOURS[index], linestyle=DASHES[index])
-        if not math.isnan(row.low):
-            axes.axvspan(row.low, row.high, color=COLOURS[index], alpha=0.12, linewidth=0)
-    axes.set(xlabel="learning rate", ylabel="training loss", title=title, xscale="log")
-    axes.set_ylim(lowest - margin, start + 3 * margin)
-    several = rates.low.notna().any()
-    legend_below(axes, 2, "stripes: lowest to highest range test" if several else None)
-    figure.tight_layout()
-    return figure
-
-
 def save(figure: Figure, path: str | Path) -> Image:
     """Write a figure, without the date and versions that would change its bytes, and close it.
 

@@ -20,7 +20,16 @@ KEYS = ("final_accuracy_difference", "regret", "best_lr", "max_lr", "final_accur
 def sentences(results: str | Path) -> list[str]:
     """What a study found, by its own tables: each sentence one number or two."""
     found = []
-    for name in ("headline", "policies", "mlp", "tournament", "rate_finders_summary", "best_lr", "range_test_bounds"):
+    for name in (
+        "headline",
+        "policies",
+        "mlp",
+        "tournament",
+        "rate_finders_summary",
+        "best_lr",
+        "range_test_bounds",
+        "your_data",
+    ):
         if (path := Path(results) / "tables" / f"{name}.csv").exists():
             found += _said(name, read_table(path))
     return found[:SENTENCES]
@@ -36,6 +45,12 @@ def _said(name: str, table: pd.DataFrame) -> Iterator[str]:
 
     if name == "range_test_bounds":
         yield f"The range test's bounds are {number('base_lr', '-')} and {number('max_lr', '-')}."
+        return
+    if name == "your_data":
+        for quantity, policy in rows:
+            if quantity == "lr" and rows[quantity, policy].note == "advised":
+                rate, end = number(quantity, policy), number(ENDS, policy)
+                yield f"Take the schedule {policy} at a rate of {rate}; with it trainings end at {end}."
         return
     if ("best_lr", "sweep") in rows:
         ends = [f"{policy} ends at {number(quantity, policy)}" for quantity, policy in rows if quantity == ENDS]

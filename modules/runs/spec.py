@@ -29,10 +29,10 @@ class Spec(Frozen):
         policy: one of `policies.POLICIES`, by its `name`.
         variant: what the run is called in tables and in its files' names, where the policy's name does not tell it from
             others; changes no result.
-        optimizer: `sgd` or `rmsprop` (with `momentum`), `adam` (whose `momentum` counts as 0: it has none), or
-            `schedulefree`, SGD without a schedule (Defazio et al., arXiv:2405.15682), warmed up over a twentieth of
-            the run.
-        weight_decay: L2 penalty.
+        optimizer: `sgd` or `rmsprop` (with `momentum`), `adam` or `adamw` (whose `momentum` counts as 0: they have
+            none), or `schedulefree`, SGD without a schedule (Defazio et al., arXiv:2405.15682), warmed up over a
+            twentieth of the run.
+        weight_decay: L2 penalty; of `adamw` decoupled from the gradient (Loshchilov and Hutter, ICLR 2019).
         bias_lr_mult, multipliers: of parameter groups, as in `models.parameter_groups`.
         batch_size: images an iteration.
         iterations: length of the run.
@@ -58,7 +58,7 @@ class Spec(Frozen):
     augment: Literal["none", "flip_crop"] = "none"
     policy: Policy
     variant: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,60}$")] | None = None
-    optimizer: Literal["sgd", "adam", "rmsprop", "schedulefree"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "schedulefree"] = "sgd"
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.004
     bias_lr_mult: Rate = 1.0
@@ -78,7 +78,7 @@ class Spec(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _adam_has_no_momentum(cls, settings):
-        if isinstance(settings, dict) and settings.get("optimizer") == "adam":
+        if isinstance(settings, dict) and settings.get("optimizer") in ("adam", "adamw"):
             return {**settings, "momentum": 0.0}
         return settings
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from modules import models
+from modules import models, snapshot
 from modules.checks import RunError
 from modules.data.batches import Data, batches, flip_crop
 from modules.data.datasets import Dataset, load
@@ -56,6 +56,8 @@ def plain_optimizer(spec: Spec, groups: list[dict]) -> Optimizer:
         return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, weight_decay=spec.weight_decay)
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)
     return torch.optim.RMSprop(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
@@ -129,13 +131,14 @@ def evaluate(model: nn.Module, data: Data, part: str = "test") -> tuple[float, T
     """Mean cross entropy over a part of the data, and which of its images are classified right; in float32.
 
     Args:
-        model: the network; left in training mode.
+        model: the network; its modes are left as they were, so a BatchNorm that is frozen stays so.
         data: the data.
         part: `test` or `validation`.
 
     Returns:
         The loss, and a boolean `[N]`.
     """
+    modes = snapshot.modes(model)
     model.eval()
     images, labels = data.part(part)
     loss = torch.zeros((), dtype=torch.float64, device=data.mean.device)
@@ -145,7 +148,7 @@ def evaluate(model: nn.Module, data: Data, part: str = "test") -> tuple[float, T
         logits = model(data.pixels(images[piece]))
         loss += F.cross_entropy(logits, labels[piece], reduction="sum")
         correct[piece] = logits.argmax(1) == labels[piece]
-    model.train()
+    snapshot.set_modes(modes)
     return loss.item() / len(labels), correct
 
 
@@ -290,6 +293,8 @@ class _State:
         draw_from(spec.seed, 0, device)
         torch.manual_seed(spec.seed)
         model = build(spec, dataset)
+        if not model.training:
+            model.train()
         self.spec, self.fingerprint = spec, dataset.fingerprint
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(spec, self.model)

@@ -46,7 +46,8 @@ def reproduce(study: str, results: Path | None, overrides: dict[str, object], on
         if len(comparison):
             write(comparison, results / "tables" / "comparison.csv")
         print(printable_lines(f"\n{report(comparison, results, published)}\n"))
-        print(f"All numbers: {results}/tables; every verdict: {results}/tables/comparison.csv")
+        verdicts = f"; every verdict: {results}/tables/comparison.csv" if len(comparison) else ""
+        print(f"All numbers: {results}/tables{verdicts}")
         print(f"Figures: {results}/figures; executed notebooks: {results}/notebooks")
         if len(plan) == 1:
             from modules.study.site import page  # a second to import, and nothing else here needs it

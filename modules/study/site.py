@@ -82,6 +82,9 @@ math[display="block"] { margin: 1rem 0; overflow-x: auto; }
 }
 """
 
+#: nbconvert has no style for code in an output's Markdown.
+CODE = ".jp-RenderedMarkdown pre { font-family: monospace; background: #f5f5f5; padding: 0.7em; margin-bottom: 1em; }"
+
 # A Markdown link or picture, or code, which is left alone.
 _LINK = re.compile(
     r"^```.*?^```|`[^`\n]+`|(?P<picture>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)", re.DOTALL | re.MULTILINE
@@ -179,6 +182,7 @@ def page(notebook: Path) -> Path:
     names = iter([output.metadata["image/png"]["alt"] for output in outputs if "image/png" in output.get("data", {})])
     # nbconvert has no other way to name a picture.
     body = re.sub(r'(?<=alt=")No description[^"]*', lambda found: html.escape(next(names, found[0])), body)
+    body = body.replace("</head>", f"<style>{CODE}</style></head>", 1)
     path = notebook.parent.parent / f"{notebook.stem}.html"
     path.write_text(body, encoding="utf-8")
     return path
