@@ -29,6 +29,14 @@ LEAST_RUNS = 5  # of fewer the bootstrap's interval is far too narrow
 FITTED_RESAMPLES = 2_000  # of more than eight runs; the ends of an interval are measured rates, so more say no more
 FITTED_TOGETHER = 64  # curves, which bounds the fit's memory
 CLEAR = 4  # standard deviations of its noise, by which a loss must fall and rise
+#: How far a loss must go beyond its own slow ups and downs. Of 100 random walks, or losses of sorted batches, some two
+#: are taken for a ramp, of random walks read in fifty rows six; of 100 ramps on digits and MNIST two are refused.
+BEYOND = 14
+WANDERS = (
+    "the loss falls no further than it wanders anyway: shuffle the batches, see that the weights are trained, or make "
+    "several range tests"
+)
+TOO_EARLY = "the loss is least near the ramp's start: let it start lower (min_lr)"
 NO_RISE = "the loss does not rise again by the last learning rate: let the ramp end higher (max_lr)"
 LEAST_ROWS_OF_A_RANGE = 5  # of fewer rows the range may be small by chance
 
@@ -490,7 +498,7 @@ def after_divergence(lr: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
         lr: of an exponential ramp, `[points]`, two or more.
         values: `[points]` or `[points, runs]`.
     """
-    lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
+    lr, values = _numbers(lr, "lr"), _numbers(values, "values")
     more = max(2, len(lr) // 10)
     further = lr[-1] * (lr[-1] / lr[-2]) ** np.arange(1, more + 1)
     return np.append(lr, further), np.append(values, np.full((more, *values.shape[1:]), np.nan), axis=0)
@@ -560,6 +568,8 @@ def suggest_bounds(
             that does not rise clear of its own noise, or that has no knee: it still rises at the last rate, or noise
             hides where the rise ends.
     """
+    if not isinstance(log, bool | np.bool_ | None):
+        raise AnalysisError(f"log={log!r}: True, False or None is needed")
     lr, accuracy = points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if np.isnan(accuracy).all():
         raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
@@ -690,7 +700,8 @@ def best_rate(
 
     Raises:
         AnalysisError: arrays that do not fit together, no point that all runs reached, a loss that does not fall clear
-            of its own noise, or one that does not rise again behind its least.
+            of its own noise or of its slow ups and downs (as of batches that are sorted, not shuffled), that is least
+            in the ramp's first tenth, or that does not rise again behind its least.
 
     Source: best_lr. The rate is a place to start. Where the loss rises steeply behind it, it is near the edge of
     divergence; with batch normalisation the loss can stay almost as low at many times that rate.
@@ -698,7 +709,7 @@ def best_rate(
     lr, loss = points_and_runs(lr, loss, "loss", skip_start, skip_end)
     if window is None:
         window = max(5, len(lr) // 20)
-    if not (isinstance(window, Integral) and window >= 1):
+    if not (isinstance(window, Integral) and not isinstance(window, bool) and window >= 1):
         raise AnalysisError(f"window={window!r}: at least one point is needed, as a whole number")
     if np.isnan(loss).any(axis=1).all():
         raise AnalysisError("no learning rate of the sweep was reached by every run: start it at a smaller one")
@@ -718,6 +729,7 @@ def best_rate(
     last = at > reached[-1] - max(1, window // 2)
     if not diverges and (last or not np.nanmax(whole[at:]) - whole[at] > clear):
         raise AnalysisError(NO_RISE)
+    _check_wandering(mean, diverges)
     interval = np.nan, np.nan
     if loss.shape[1] >= LEAST_RUNS:
         drawn = resamples(loss.shape[1])
@@ -725,6 +737,46 @@ def best_rate(
         interval = quantiles(lr[lowest], drawn.weights)
     smoothed = np.pad(first + whole, (skip_start, skip_end), constant_values=np.nan)
     return BestRate(float(lr[at]), *interval, smoothed)
+
+
+def _check_wandering(mean: np.ndarray, diverges: bool) -> None:
+    """Refuse a loss `[points]` that may fall and rise by chance alone, its noise being slow.
+
+    What neighbouring points have in common, no count of points averages away. There are two measures of it. One is how
+    far the loss goes the wrong way within its fall, or its rise. The other is how far a random walk drifts in that time
+    if its steps are the loss's own, before the least. Steps are measured at two scales, and the smaller counts: over a
+    tenth of the ramp by their median, as on most ramps nothing is learnt yet in most of them; over a twentieth by their
+    mean square, as a steady fall is little there. A walk's are the same at both. A move must exceed the drift, and its
+    square the product of both measures, times `BEYOND`. Divergence has no size: there the fall must be twice as clear.
+
+    Raises:
+        AnalysisError: it may.
+    """
+    there = np.isfinite(mean)
+    tenth, twentieth = max(3, len(mean) // 10), max(1, len(mean) // 20)
+    loss = _centred(mean[there, None], max(5, twentieth))[:, 0]
+    least = int(loss.argmin())
+    if least < tenth:
+        raise AnalysisError(TOO_EARLY)
+
+    def steps(scale: int) -> np.ndarray:
+        """Differences of neighbouring means of so many points, as steps of a walk from one point to the next."""
+        means = _centred(mean[there, None], scale)[: least + 1, 0]
+        return np.abs(means[scale:] - means[:-scale]) / math.sqrt((2 * scale + 1 / scale) / 3)
+
+    # A normal number's median size is 0.6745 of its deviation.
+    step = min(np.median(steps(tenth)) / 0.6745, math.sqrt((steps(twentieth) ** 2).mean()))
+    loss = np.minimum(loss, loss[0])  # whatever divergence does above
+
+    def clear(climb: np.ndarray, length: int, beyond: float) -> bool:
+        move, back = climb[length] - climb[0], (np.maximum.accumulate(climb) - climb).max()
+        drift = step * math.sqrt(max(tenth, length))
+        return move > drift and move**2 > beyond * back * drift
+
+    if not clear(loss[least::-1], least, 2 * BEYOND if diverges else BEYOND):  # a fall is a climb from behind
+        raise AnalysisError(TOO_EARLY if least < 2 * tenth else WANDERS)
+    if not (diverges or clear(loss[least:], int(loss[least:].argmax()), BEYOND)):
+        raise AnalysisError(NO_RISE)
 
 
 def _centred(values: np.ndarray, window: int) -> np.ndarray:
@@ -772,10 +824,7 @@ def points_and_runs(
     Raises:
         AnalysisError: anything else.
     """
-    try:
-        lr, values = np.asarray(lr, dtype=float), np.asarray(values, dtype=float)
-    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor that requires a gradient
-        raise AnalysisError(f"lr and {name} must be arrays of numbers") from None
+    lr, values = _numbers(lr, "lr"), _numbers(values, name)
     if not (lr.ndim == 1 and len(lr) and values.ndim in (1, 2) and len(values) == len(lr) and values.size):
         raise AnalysisError(
             f"lr [points] and {name} [points] or [points, runs] are needed, not {lr.shape} and {values.shape}"
@@ -783,13 +832,32 @@ def points_and_runs(
     if not (np.isfinite(lr).all() and (lr >= 0).all() and (np.diff(lr) > 0).all()):
         raise AnalysisError("a range test needs increasing positive learning rates")
     for side, skip in (("skip_start", skip_start), ("skip_end", skip_end)):
-        if not isinstance(skip, Integral) or skip < 0:
+        if not isinstance(skip, Integral) or isinstance(skip, bool) or skip < 0:
             raise AnalysisError(f"{side}={skip!r}: a whole number of points is needed, 0 or more")
     if skip_start + skip_end >= len(lr):
         raise AnalysisError(f"{skip_start=}, {skip_end=}: no point is left of {len(lr)}")
     kept = slice(skip_start, len(lr) - skip_end)
     values = np.where(np.isfinite(values), values, np.nan)
     return lr[kept], values[kept].reshape(len(lr[kept]), -1)
+
+
+def _numbers(values: object, name: str) -> np.ndarray:
+    """Values as floats; NaN where one is masked, or missing.
+
+    Raises:
+        AnalysisError: what are no real numbers.
+    """
+    try:
+        if isinstance(values, np.ma.MaskedArray):
+            values = values.astype(float).filled(np.nan)
+        elif isinstance(values, pd.Series | pd.DataFrame):
+            values = values.to_numpy(dtype=float, na_value=np.nan)
+        values = np.asarray(values)
+        if values.dtype.kind in "biufO":
+            return values.astype(float)
+    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor that requires a gradient
+        pass
+    raise AnalysisError(f"{name} must be an array of numbers")
 
 
 def without_holes(values: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -131,7 +133,7 @@ def test_single_lost_batches_end_no_ramp(seed, lost):
     holed = whole.copy()
     holed[[2 * row for row in lost if np.isfinite(whole[2 * row + 1])]] = np.nan
     for read in READERS.values():
-        assert read(LR, holed) == pytest.approx(read(LR, whole), rel=0.3)
+        assert read(LR, holed) == pytest.approx(read(LR, whole), rel=0.5)
     for name, rule in RULES.items():
         if rule.of == "loss":
             assert np.isfinite(rule(LR, holed)), name
@@ -143,6 +145,51 @@ def test_a_last_row_that_is_missing_is_a_lost_batch_too():
     for read in READERS.values():
         with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
             read(LR, falling)
+
+
+def autoregressive(memory, rng):
+    """Losses that hang together from batch to batch; with all the memory there is a random walk."""
+    losses = np.zeros(POINTS + 200)
+    for index, push in enumerate(rng.normal(size=len(losses) - 1), start=1):
+        losses[index] = memory * losses[index - 1] + push
+    return losses[200:]
+
+
+def by_class(epoch, rng):
+    """Batches of ten classes one after the other, again in each epoch, of a network that is not trained."""
+    return rng.normal(size=10)[np.arange(POINTS) % epoch * 10 // epoch] + 0.1 * rng.normal(size=POINTS)
+
+
+WANDERING = {
+    "memory 0.5": lambda rng: autoregressive(0.5, rng),
+    "memory 0.9": lambda rng: autoregressive(0.9, rng),
+    "memory 0.99": lambda rng: autoregressive(0.99, rng),
+    "random walk": lambda rng: autoregressive(1, rng),
+    "random walk in noise": lambda rng: autoregressive(1, rng) + 3 * rng.normal(size=POINTS),
+    "sorted, a short epoch": lambda rng: by_class(90, rng),
+    "sorted, an epoch of the ramp's length": lambda rng: by_class(POINTS, rng),
+}
+
+
+@every("end", [POINTS, 320])
+@every("read", [*READERS.values(), lambda *of: best_rate(*in_rows(*of)), lambda *of: best_rate(*of, window=1)])
+def test_losses_that_depend_on_the_order_of_batches_are_no_ramp(read, end):
+    """However they are read, but for a few; a few more where a divergence says that the rates became too large."""
+    taken = []
+    for made in WANDERING.values():
+        losses = [made(np.random.default_rng(seed)) for seed in range(50)]
+        losses = [np.where(np.arange(POINTS) < end, loss, np.nan) for loss in losses]
+        taken.append(np.mean([not isinstance(answer(read, LR, loss), str) for loss in losses]))
+    assert np.mean(taken) < (0.05 if end == POINTS else 0.16)
+    assert max(taken) <= (0.12 if end == POINTS else 0.3)
+
+
+@every("seed", range(20))
+def test_ramps_are_read_however_much_of_them_is_flat_and_however_they_end(seed):
+    for ended in (False, True):
+        for start in (0, 100, 150):
+            assert 1e-4 < best_rate(LR[start:], ramp(seed, ended)[start:]).lr < 1
+        assert 1e-4 < best_rate(*in_rows(LR, ramp(seed, ended))).lr < 1
 
 
 def still_falls(seed):
@@ -189,20 +236,20 @@ def test_a_loss_that_falls_and_then_stays_has_its_least_anywhere(seed):
 
 
 def test_no_rate_below_the_ramp_is_suggested():
-    early = np.interp(np.arange(POINTS), [0, 15, 400], [2, 0, 3])
-    assert suggest_rate(LR, early, "linear") > LR[0]
+    lr, early = np.geomspace(1e-3, 0.1, POINTS), np.interp(np.arange(POINTS), [0, 60, 120, 400], [2, 2, 0, 3])
+    assert suggest_rate(lr, early, "linear") > lr[0]
     with pytest.raises(AnalysisError, match=r"let it start lower \(min_lr\)"):
-        suggest_rate(LR, early, "constant")
+        suggest_rate(lr, early, "constant")
 
 
-@every("seed", range(10))
-def test_a_fall_of_three_times_the_noise_of_an_iteration_is_read(seed):
-    """As with batches of a few images; means of twenty iterations tell it from the noise."""
-    noise = np.random.default_rng(seed).normal(size=POINTS)
-    fall = np.interp(np.arange(POINTS), [0, 200, 330, 399], [3, 3, 0, 5])
-    rates = [read(LR, fall + noise) for read in READERS.values()]
-    assert rates[1] == pytest.approx(LR[325], rel=0.6)
-    assert rates[0] == pytest.approx(LR[345] / 5, rel=0.6)
+def test_a_fall_of_five_times_the_noise_of_an_iteration_is_read():
+    """As with batches of a few images; means of twenty iterations tell it from the noise, nearly always."""
+    fall = np.interp(np.arange(POINTS), [0, 200, 330, 399], [5, 5, 0, 7])
+    losses = [fall + np.random.default_rng(seed).normal(size=POINTS) for seed in range(20)]
+    for name, read in READERS.items():
+        rates = [rate for loss in losses if not isinstance(rate := answer(read, LR, loss), str)]
+        assert len(rates) >= 17
+        assert np.median(rates) == pytest.approx(LR[325] if name == "best_rate" else LR[345] / 5, rel=0.3)
 
 
 @every("points", [1, 2, 5, 20, 50, 99])
@@ -252,11 +299,49 @@ def test_rates_that_do_not_increase_or_lengths_that_differ_are_refused(read):
     for lr, losses in ((LR[1:], loss), (LR, np.stack([loss, loss])), (LR[:0], loss[:0]), (LR, loss[:, None, None])):
         with pytest.raises(AnalysisError, match=r"\[points, runs\] are needed"):
             read(lr, losses)
-    with pytest.raises(AnalysisError, match="must be arrays of numbers"):
-        read(["a"], ["b"])
     for name, rule in RULES.items():
         if rule.of == "loss":
             assert np.isnan(rule(LR[::-1], loss)), name
+
+
+MISSING = {
+    "a masked array": lambda values, lost: np.ma.masked_array(values, lost),
+    "masked rows of runs": lambda values, lost: np.ma.masked_array(values[:, None], lost[:, None]),
+    "a column that may be empty": lambda values, lost: pd.Series(values, dtype="Float64").mask(lost),
+    "None": lambda values, lost: [None if each else value for value, each in zip(values, lost, strict=True)],
+}
+
+
+@every("kind", MISSING)
+@every("read", [*READERS.values(), suggest_bounds, *(rule for rule in RULES.values() if rule.of == "loss")])
+def test_a_value_that_is_masked_or_missing_is_none(kind, read):
+    """What lies under a mask is no measurement, here a loss that would be the least; at the end it is a divergence."""
+    values = ramp(0, ended=False) if read is not suggest_bounds else np.interp(LR, [1e-3, 1], [0.1, 0.9])
+    for lost in (np.arange(POINTS) == 300, np.arange(POINTS) >= 380):
+        holed = np.where(lost, -50.0, values)
+        found, expected = (
+            answer(read, LR, each) for each in (MISSING[kind](holed, lost), np.where(lost, np.nan, holed))
+        )
+        assert str(found) == str(expected)
+
+
+@every(
+    "values", [LR + 1j, LR.astype(str), LR.astype("datetime64[s]"), ["a"] * POINTS, torch.ones(POINTS).requires_grad_()]
+)
+def test_what_are_no_real_numbers_are_refused(values):
+    for read in (*READERS.values(), suggest_bounds):
+        for arguments, name in (((values, ramp(0)), "lr"), ((LR, values), "loss|accuracy")):
+            with pytest.raises(AnalysisError, match=f"^({name}) must be an array of numbers$"):
+                read(*arguments)
+
+
+def test_a_setting_of_a_reader_that_makes_no_sense_is_refused():
+    for settings in (dict(window=True), dict(window=0), dict(window=2.5), dict(skip_start=True), dict(skip_end=-1)):
+        with pytest.raises(AnalysisError, match=f"^{next(iter(settings))}="):
+            best_rate(LR, ramp(0), **settings)
+    for log in ("no", 1, np.nan):
+        with pytest.raises(AnalysisError, match="^log=.*: True, False or None is needed$"):
+            suggest_bounds(LR, ramp(0), log=log)
 
 
 def test_the_benchmark_counts_the_rule_where_suggest_rate_refuses_too():
@@ -275,7 +360,6 @@ SEEDS = range(12)
 def test_fastai_s_rules_are_fastai_s(name, ended):
     """Their ramp is replayed through their own callbacks' arithmetic: recorder, stop and trimming."""
     schedule = pytest.importorskip("fastai.callback.schedule")
-    import torch
     from fastai.learner import AvgSmoothLoss
 
     for seed in SEEDS:
@@ -330,7 +414,6 @@ def test_lr_finder_s_rule_is_lr_finder_s(monkeypatch):
 
     for seed in SEEDS:
         raw = ramp(seed, ended=False)
-        import torch
 
         model = torch.nn.Linear(1, 1)
         finder = package.LRFinder(model, torch.optim.SGD(model.parameters(), lr=1e-6), torch.nn.MSELoss(), "cpu")

@@ -14,6 +14,7 @@ import pandas as pd
 from ..range_test import (
     CLEAR,
     NO_RISE,
+    TOO_EARLY,
     best_rate,
     diverged_as_chance,
     evaluated,
@@ -334,7 +335,7 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
         raise AnalysisError("the loss is no number from the ramp's first tenth on: let it start lower (min_lr)")
     best_rate(lr, loss)  # refuses a loss that does not fall, or does not rise again
     if at == len(lr) // 10 or share < lr[0]:
-        raise AnalysisError("the smoothed loss is least near the ramp's start: let it start lower (min_lr)")
+        raise AnalysisError(TOO_EARLY)
     if at == len(lr) - 6:
         raise AnalysisError(NO_RISE)
     if accuracy is not None:
