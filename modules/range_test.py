@@ -131,11 +131,11 @@ def range_test(
             return (forward(model, batch), None, None) if forward else measure_batch(model, loss_fn, batch)
 
     rows: list[tuple[int, float, float, float, float]] = []
-    used = snapshot.held(model, optimizer, loss_fn, forward, evaluate)
+    found = snapshot.reached((model, optimizer, loss_fn, forward, evaluate), (batches, validation))
     before: dict[str, object] = {}
     try:
         with ExitStack() as afterwards:
-            afterwards.callback(snapshot.random_states(batches, validation))
+            afterwards.callback(snapshot.random_states(found))
             forked = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
             afterwards.enter_context(torch.random.fork_rng(**forked))
             stream = endless(batches, iterations * accumulate)
@@ -143,8 +143,8 @@ def range_test(
                 first = next(stream)
                 _initialise(model, lambda: measure(first))
                 stream = chain([first], stream)
-            before = snapshot.fingerprint(used)
-            afterwards.callback(snapshot.contents([model, loss_fn], optimizer, scaler, used))
+            before = snapshot.fingerprint(found.stateful)
+            afterwards.callback(snapshot.contents([model, loss_fn], optimizer, scaler, found))
             if not model.training:
                 model.train()
             modes = snapshot.modes(model)  # a BatchNorm that was frozen stays so
@@ -189,7 +189,7 @@ def range_test(
             if skipped and not trained:
                 raise ValueError("no batch gave a loss: forward, or loss_fn, returned None each time")
     finally:
-        if before and (lost_paths := snapshot.differing(before, snapshot.fingerprint(used))):
+        if before and (lost_paths := snapshot.differing(before, snapshot.fingerprint(found.stateful))):
             warnings.warn(f"range_test could not put back {lost_paths}: make them anew before you train", stacklevel=2)
     ends = [*range(row_every, iterations, row_every), iterations]
     rows += [(end, lr_at(end - 1), math.nan, math.nan, math.nan) for end in ends[len(rows) :]]

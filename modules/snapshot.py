@@ -1,87 +1,187 @@
 """What a short training changes, kept and put back: modules, optimizers, gradients, random states."""
 
 import random
+import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-DEPTH = 5  # from a function to what it reads, to that object's own, and so on
-MOST_ENTRIES = 100  # of a list or a dictionary that is looked into: longer ones are data
-MOST_LOOKED_AT = 10_000
+MOST_ENTRIES = 100  # of a list or a dictionary that is looked into: longer ones are data, if they are not all tensors
+MOST_LOOKED_AT = 10_000  # objects
+MOST_BYTES = 2**30  # of tensors that belong to no module and no optimizer
+#: What these define remembers nothing of a training.
+LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "pandas", "scipy", "tqdm", "torchvision", "matplotlib"}
+ARRAYS = Tensor | np.ndarray
 
 
-def random_states(*loaders: object) -> Callable[[], None]:
-    """A function that puts numpy's, Python's and the loaders' random states back as they are now."""
+@dataclass
+class Reached:
+    """What some functions, modules, optimizers and loaders hold on to, themselves included.
+
+    Attributes:
+        stateful: what has a `state_dict()`. A module's submodules are part of it, and not listed.
+        generators: of random numbers, torch's, numpy's and Python's.
+        places: where tensors, arrays and lists of such lie that are no module's: a dictionary of names, and the name.
+        cells: the same, of the variables that a function has from around it.
+    """
+
+    stateful: list = field(default_factory=list)
+    generators: list = field(default_factory=list)
+    places: list[tuple[dict, str]] = field(default_factory=list)
+    cells: list = field(default_factory=list)
+
+
+def reached(roots: tuple, loaders: tuple = ()) -> Reached:
+    """All that can be seen to be used, however it is held.
+
+    Looked for in closures, in the globals that a function or an object's methods name, in arguments of `partial`, in
+    hooks, in attributes and in short lists and dictionaries. Numbers and texts stay as they are, such as a count of
+    calls; but an object that holds tensors, such as an average of weights, is put back with its numbers.
+
+    Args:
+        roots: functions, modules, optimizers, objects.
+        loaders: of batches; their own tensors are data, and are not put back.
+    """
+    found, seen = Reached(), {}
+    layer = [(value, True) for value in loaders] + [(value, False) for value in roots]
+    while layer:
+        below = []
+        for value, data in layer:
+            if id(value) in seen or len(seen) >= MOST_LOOKED_AT:
+                continue
+            seen[id(value)] = value
+            data = data or isinstance(value, DataLoader | Dataset | Sampler)
+            if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
+                found.generators.append(value)
+            elif hasattr(value, "state_dict") and not isinstance(value, type):
+                found.stateful.append(value)
+            if not data:
+                _note_tensors(value, found)
+            below += [(each, data) for each in _inside(value)]
+        layer = below
+    modules = [value for value in found.stateful if isinstance(value, nn.Module)]
+    inner = {id(part) for module in modules for part in list(module.modules())[1:]}
+    found.stateful = [value for value in found.stateful if id(value) not in inner]
+    return found
+
+
+def random_states(found: Reached) -> Callable[[], None]:
+    """A function that puts numpy's, Python's and all generators' random states back as they are now."""
     own, legacy = random.getstate(), np.random.get_state()
-    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [getattr(owner, "generator", None) for owner in owners]
-    states = [(found, found.get_state()) for found in generators if isinstance(found, torch.Generator)]
+    states = []
+    for generator in found.generators:
+        if isinstance(generator, np.random.Generator):
+            states.append((partial(setattr, generator.bit_generator, "state"), generator.bit_generator.state))
+        elif isinstance(generator, random.Random):
+            states.append((generator.setstate, generator.getstate()))
+        else:
+            states.append((generator.set_state, generator.get_state()))
 
     def restore() -> None:
         random.setstate(own)
         np.random.set_state(legacy)
-        for generator, state in states:
-            generator.set_state(state)
+        for put_back, state in states:
+            put_back(state)
 
     return restore
 
 
-def held(*roots: object) -> list:
-    """What has a `state_dict()` among all that some functions, modules and optimizers hold on to, themselves included.
+def _all_tensors(value: object) -> bool:
+    """Whether there is a tensor or an array, or a container of such alone."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | deque):
+        return bool(value) and all(map(_all_tensors, value))
+    return isinstance(value, ARRAYS)
 
-    Looked for in closures, in the globals that a function names, in arguments of `partial`, in a method's object, in
-    attributes and in short lists and dictionaries. A module's submodules are part of it, and not listed.
-    """
-    found, seen, layer = [], {}, list(roots)
-    for _ in range(DEPTH):
-        below = []
-        for value in layer:
-            if id(value) not in seen and len(seen) < MOST_LOOKED_AT:
-                seen[id(value)] = value
-                if hasattr(value, "state_dict") and not isinstance(value, type):
-                    found.append(value)
-                below += _inside(value)
-        layer = below
-    inner = {id(part) for module in found if isinstance(module, nn.Module) for part in list(module.modules())[1:]}
-    return [value for value in found if id(value) not in inner]
+
+def _note_tensors(value: object, found: Reached) -> None:
+    if isinstance(value, FunctionType):
+        if not _of_a_library(value):
+            own = value.__globals__
+            found.places += [(own, name) for name in _names(value.__code__) if _all_tensors(own.get(name))]
+            for cell in value.__closure__ or ():
+                with suppress(ValueError):  # a name that has no value yet
+                    found.cells += [cell] if _all_tensors(cell.cell_contents) else []
+    elif isinstance(value, dict):
+        found.places += [(value, name) for name, entry in list(value.items()) if _all_tensors(entry)]
+    elif not isinstance(value, Optimizer | type | ModuleType):
+        for part in value.modules() if isinstance(value, nn.Module) else [value]:
+            own = getattr(part, "__dict__", {})
+            tensors = [name for name, entry in own.items() if name not in _REGISTRIES and _all_tensors(entry)]
+            if tensors:
+                numbers = [name for name, entry in own.items() if type(entry) in (bool, int, float)]
+                found.places += [(own, name) for name in [*tensors, *numbers]]
+
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")  # of a module; `contents` knows them
+
+
+def _of_a_library(value: object) -> bool:
+    return (getattr(value, "__module__", None) or "").partition(".")[0] in LIBRARIES
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function's code uses, that of functions within it included."""
+    nested = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_names, nested))
+
+
+def _methods(kind: type) -> list:
+    """The functions of a class and those that it is made of, where these are no library's."""
+    own = [each for each in kind.__mro__ if not _of_a_library(each)]
+    members = [getattr(each, "__func__", each) for part in own for each in vars(part).values()]
+    members = [getattr(each, "fget", each) for each in members]
+    return [each for each in members if isinstance(each, FunctionType)]
 
 
 def _inside(value: object) -> list:
     """What one object holds on to."""
-    if value is None or isinstance(value, Tensor | ModuleType | BuiltinFunctionType | type | str | bytes | int | float):
+    if value is None or isinstance(value, ARRAYS | BuiltinFunctionType | ModuleType | str | bytes | int | float):
         return []
-    if isinstance(value, nn.Module):  # what it keeps out of its registries, such as a teacher in a list
-        return [entry for part in value.modules() for name, entry in vars(part).items() if not name.startswith("_")]
+    if isinstance(value, type):
+        return [] if _of_a_library(value) else list(vars(value).values())
+    if isinstance(value, nn.Module):  # what it keeps out of its registries, such as hooks, or a teacher in a list
+        inside = [entry for part in value.modules() for name, entry in vars(part).items() if name not in _REGISTRIES]
+        return inside + [method for kind in {type(part) for part in value.modules()} for method in _methods(kind)]
     if isinstance(value, dict):
         value = list(value.values())
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple | set | deque):
         return list(value) if len(value) <= MOST_ENTRIES else []
     if isinstance(value, MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, FunctionType):
-        if (value.__module__ or "").startswith("torch."):
+        if _of_a_library(value):
             return []
-        named = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        names = _names(value.__code__)
+        named = [value.__globals__[name] for name in names if name in value.__globals__]
+        for module in [each for each in named if isinstance(each, ModuleType)]:
+            if module.__name__.partition(".")[0] not in LIBRARIES:
+                named += [vars(module)[name] for name in names if name in vars(module)]
         for cell in value.__closure__ or ():
-            with suppress(ValueError):  # a name that has no value yet
+            with suppress(ValueError):
                 named.append(cell.cell_contents)
-        return [*named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    return list(getattr(value, "__dict__", {}).values())
+        return [*named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
+    slots = [getattr(value, name, None) for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(value, "__dict__", {}).values(), *slots, *_methods(type(value))]
 
 
 def contents(
-    trained: list, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, used: list
+    trained: list, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, found: Reached
 ) -> Callable[[], None]:
     """A function that puts modules, optimizers, scaler and gradients back as they are now.
 
@@ -92,8 +192,9 @@ def contents(
         trained: modules; what is none is passed over.
         optimizer: of their parameters.
         scaler: of the gradients.
-        used: what else may be changed, as `held` finds it. Copies of parameters that are not trained lie on the CPU.
+        found: what else may be changed. Copies of parameters that are not trained lie on the CPU.
     """
+    used = found.stateful
     optimizers = list({id(o): o for o in [optimizer, *used] if isinstance(o, Optimizer)}.values())
     others = [module for module in used if isinstance(module, nn.Module)]
     roots = [module for module in trained if isinstance(module, nn.Module)]
@@ -122,6 +223,10 @@ def contents(
         (optimizer.state, {parameter: _kept(values) for parameter, values in optimizer.state.items()})
         for optimizer in optimizers
     ]
+    known = {id(tensor) for tensor in [*own.values(), *read.values()]} | {
+        id(b) for part in parts for b in part.buffers()
+    }
+    loose = _loose(found, known)
     attributes = [(vars(optimizer), set(vars(optimizer)), _plain_attributes(optimizer)) for optimizer in optimizers]
     scale = deepcopy(scaler.state_dict()) if scaler else None
     gradients = [(parameter, parameter.grad) for parameter in (own | read).values()]
@@ -133,6 +238,8 @@ def contents(
             back()
         for part, name, back in buffers:
             part._buffers[name] = back()
+        for back in loose:
+            back()
         for part, values in extra:
             part.set_extra_state(values)
         set_modes(modes)
@@ -155,61 +262,110 @@ def contents(
     return restore
 
 
+def _loose(found: Reached, known: set[int]) -> list[Callable[[], object]]:
+    """Functions that put back the tensors that are no module's, where there are not too many.
+
+    Args:
+        found: where they lie.
+        known: ids of tensors that are put back anyway.
+    """
+    backs, left = [], MOST_BYTES
+
+    def kept(value: object) -> Callable[[], object] | None:
+        nonlocal left
+        left -= sum(each.nbytes for each in _tensors(value) if id(each) not in known)
+        return _kept(value, torch.device("cpu"), known) if left >= 0 else None
+
+    for place, name in {(id(place), name): (place, name) for place, name in found.places}.values():
+        if back := kept(place[name]):
+            backs.append(lambda place=place, name=name, back=back: place.__setitem__(name, back()))
+    for cell in {id(cell): cell for cell in found.cells}.values():
+        if back := kept(cell.cell_contents):
+            backs.append(lambda cell=cell, back=back: setattr(cell, "cell_contents", back()))
+    return backs
+
+
+def _tensors(value: object) -> list:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | deque):
+        return [tensor for each in value for tensor in _tensors(each)]
+    return [value] if isinstance(value, ARRAYS) else []
+
+
 def _plain_attributes(optimizer: Optimizer) -> dict[str, Callable[[], object]]:
     """An optimizer's own tensors, numbers and lists of such, such as slow weights and a count of steps."""
 
     def plain(value: object) -> bool:
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple | deque | set):
             return all(map(plain, value))
         if isinstance(value, dict):
             return all(map(plain, value.values()))
-        return value is None or isinstance(value, Tensor | bool | int | float | str)
+        return value is None or isinstance(value, ARRAYS | bool | int | float | complex | str)
 
     own = {name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")}
     return {name: _kept(value) for name, value in own.items() if plain(value)}
 
 
-def _kept(value: object, device: torch.device | None = None) -> Callable[[], object]:
+def _kept(value: object, device: torch.device | None = None, known: set[int] = frozenset()) -> Callable[[], object]:
     """A function that gives a value back with the contents it has now: the same tensors, lists and dictionaries.
 
     Args:
         value: anything.
         device: where a tensor's contents are kept; its own by default.
+        known: ids of tensors that somebody else puts back.
     """
+    if id(value) in known or (isinstance(value, Tensor) and (is_lazy(value) or value.is_meta)):
+        return lambda: value
     if isinstance(value, Tensor):
         kept = value.detach().to(device or value.device, copy=True)
 
-        def back() -> Tensor:
-            with torch.no_grad():
-                return value.copy_(kept)
+        def fill() -> None:
+            now = value.detach().to(kept.device)
+            if not ((now == kept) | ((now != now) & (kept != kept))).all():  # what did not change may be read-only
+                with torch.no_grad():
+                    value.copy_(kept)
+
+    elif isinstance(value, np.ndarray):
+        kept = value.copy()
+
+        def fill() -> None:
+            if value.flags.writeable:
+                value[...] = kept
 
     elif isinstance(value, dict):
-        entries = {key: _kept(entry) for key, entry in value.items()}
+        entries = {key: _kept(entry, device, known) for key, entry in value.items()}
 
-        def back() -> dict:
+        def fill() -> None:
             now = {key: entry() for key, entry in entries.items()}
             value.clear()
             value.update(now)
-            return value
 
-    elif type(value) is list:
-        items = [_kept(entry) for entry in value]
+    elif type(value) in (list, deque):
+        items = [_kept(entry, device, known) for entry in value]
 
-        def back() -> list:
-            value[:] = [entry() for entry in items]
-            return value
+        def fill() -> None:
+            now = [entry() for entry in items]
+            value.clear()
+            value.extend(now)
+
+    elif type(value) is set:
+        kept = set(value)
+
+        def fill() -> None:
+            value.clear()
+            value.update(kept)
 
     elif type(value) is tuple:
-        items = [_kept(entry) for entry in value]
-
-        def back() -> tuple:
-            return tuple(entry() for entry in items)
-
+        items = [_kept(entry, device, known) for entry in value]
+        return lambda: tuple(entry() for entry in items)
     else:
         copied = deepcopy(value)
+        return lambda: copied
 
-        def back() -> object:
-            return copied
+    def back() -> object:
+        fill()
+        return value
 
     return back
 

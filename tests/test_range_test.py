@@ -4,7 +4,7 @@ import functools
 import random
 import subprocess
 import sys
-from collections import Counter, namedtuple
+from collections import Counter, OrderedDict, deque, namedtuple
 from copy import deepcopy
 from itertools import product
 
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import every
 
+from modules import snapshot
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
@@ -855,31 +856,198 @@ class Taught(torch.nn.Module):
         return self.first(inputs) + self.kept[0](inputs).detach()
 
 
-@every("where", ["global", "closure", "partial", "default", "method", "object", "list", "hook"])
-def test_a_second_network_that_is_used_is_put_back_too(where):
+class Names(torch.nn.Module):
+    """A loss that names a global in its method."""
+
+    def forward(self, outputs, labels):
+        return with_second(outputs, labels)
+
+
+class Object:
+    """The same, of no module."""
+
+    loss = Names.forward
+
+    def __call__(self, outputs, labels):
+        return self.loss(outputs, labels)
+
+
+class Average:
+    """An average of the weights that is no module and has no `state_dict()`."""
+
+    def __init__(self, model, anew):
+        self.shadow, self.updates, self.anew = [p.detach().clone() for p in model.parameters()], 0, anew
+
+    def update(self, model):
+        self.updates += 1
+        with torch.no_grad():
+            pairs = list(zip(self.shadow, model.parameters(), strict=True))
+            if self.anew:
+                self.shadow = [old + (new - old) / self.updates for old, new in pairs]
+            for old, new in pairs:
+                old.lerp_(new, 0.1)
+
+
+WAYS = {
+    "global": lambda second: with_second,
+    "closure": lambda second: lambda outputs, labels: with_second(outputs, labels, second),
+    "partial": lambda second: functools.partial(with_second, second=second),
+    "default": lambda second: lambda outputs, labels, second=second: with_second(outputs, labels, second),
+    "within a function": lambda second: lambda *of: sum(with_second(*each, SECOND) for each in [of]),
+    "a module's method": lambda second: Names(),
+    "an object's method": lambda second: Object(),
+    "a class": lambda second: lambda *of: with_second(*of, type("Holder", (), {"second": second}).second),
+}
+
+
+@every(
+    "way", [*WAYS, "method", "object", "list", "step hook", "module hook", "average", "average made anew", "collate"]
+)
+def test_a_second_network_that_is_used_is_put_back_too(way):
     """With its optimizer, where it has one: a teacher, an adversary, an average of the weights."""
     model, optimizer, batches, _ = problem()
-    second = SECOND if where == "global" else network()
+    second, average = network(), Average(model, way == "average made anew")
     adversary = Adversary(second)
-    loss_fn = {
-        "global": with_second,
-        "closure": lambda outputs, labels: with_second(outputs, labels, second),
-        "partial": functools.partial(with_second, second=second),
-        "default": lambda outputs, labels, second=second: with_second(outputs, labels, second),
-        "method": adversary.__call__,
-        "object": adversary,
-    }.get(where, CROSS_ENTROPY)
-    if where == "list":
+    loss_fn = WAYS.get(way, lambda second: CROSS_ENTROPY)(second)
+    if way in ("method", "object"):
+        loss_fn = adversary if way == "object" else adversary.__call__
+    elif way == "list":
         model = Taught(model, second)
-    elif where == "hook":
+    elif way == "step hook":
         second = torch.optim.swa_utils.AveragedModel(model)
         optimizer.register_step_post_hook(lambda *_: second.update_parameters(model))
-    changed = []
-    optimizer.register_step_post_hook(lambda *_: changed.append(str(second.state_dict()) != before[0]))
-    before = str(second.state_dict()), str(adversary.optimizer.state_dict())
+    elif way == "module hook":
+        second = torch.optim.swa_utils.AveragedModel(model)
+        model.register_forward_hook(lambda *_: second.update_parameters(model))
+    elif way.startswith("average"):
+        optimizer.register_step_post_hook(lambda *_: average.update(model))
+    elif way == "collate":
+        batches = torch.utils.data.DataLoader(batches, collate_fn=lambda each: (second[1](second[0](each[0][0])), 0))
+        model, optimizer = torch.nn.Linear(4, 4), None
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss_fn = lambda outputs, _: outputs.square().mean()  # noqa: E731
+
+    def state():
+        return str((second.state_dict(), SECOND.state_dict(), adversary.optimizer.state_dict(), vars(average)))
+
+    changed, before, shadow = [], state(), average.shadow
+    optimizer.register_step_post_hook(lambda *_: changed.append(state() != before))
     range_test(model, optimizer, loss_fn, batches, iterations=30)
     assert any(changed)
-    assert (str(second.state_dict()), str(adversary.optimizer.state_dict())) == before
+    assert state() == before
+    assert average.shadow is shadow
+
+
+class Noisy(torch.nn.Module):
+    """A layer that adds noise of its own generators."""
+
+    def __init__(self):
+        super().__init__()
+        self.generators = torch.Generator(), np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+
+    def forward(self, inputs):
+        ours, numpy_s, legacy, python_s = self.generators
+        return inputs + torch.rand(1, generator=ours) + numpy_s.random() + legacy.rand() + python_s.random()
+
+
+class Drawn(torch.utils.data.Dataset):
+    """A data set that draws its images."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng(0)
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.tensor(self.generator.normal(size=10), dtype=torch.float32), index % 4
+
+
+class Wrapped:
+    """A loader around another."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@every("where", ["loader", "sampler", "batch sampler", "wrapped", "dataset", "layer"])
+def test_generators_of_random_numbers_are_put_back_wherever_they_are(where):
+    """So what is drawn after the test is what would have been drawn without it, and all races see the same batches."""
+    generator = torch.Generator().manual_seed(0)
+    utils, (_, _, pairs, _) = torch.utils.data, problem()
+    points = (
+        Drawn() if where == "dataset" else utils.TensorDataset(*(torch.cat(each) for each in zip(*pairs, strict=True)))
+    )
+    sampler = utils.RandomSampler(points, generator=generator)
+    loader = {
+        "sampler": lambda: utils.DataLoader(points, 20, sampler=sampler),
+        "batch sampler": lambda: utils.DataLoader(points, batch_sampler=utils.BatchSampler(sampler, 20, False)),
+        "wrapped": lambda: Wrapped(utils.DataLoader(points, 20, shuffle=True, generator=generator)),
+    }.get(where, lambda: utils.DataLoader(points, 20, shuffle=True, generator=generator))()
+    noise = Noisy()
+    model = torch.nn.Sequential(*([noise] if where == "layer" else []), torch.nn.Linear(10, 4))
+
+    def drawn():
+        owners = (generator, noise.generators[0])
+        states = [each.get_state().tolist() for each in owners]
+        others = noise.generators[1].bit_generator.state, str(noise.generators[2].get_state())
+        own = points.generator.bit_generator.state if where == "dataset" else None
+        return deepcopy((states, others, noise.generators[3].getstate(), own))
+
+    before, during = drawn(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: during.append(drawn() != before))
+    range_test(model, optimizer, CROSS_ENTROPY, loader, iterations=10)
+    assert all(during)
+    assert drawn() == before
+
+
+def test_what_an_optimizer_keeps_in_attributes_is_put_back():
+    class Keeper(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=0.1)
+            self.kept = np.zeros(2), deque([1, 2], maxlen=2), {1}, {"a": [torch.zeros(1)]}, OrderedDict(a=1)
+            self.array, self.queue, self.seen, self.tensors, self.ordered = self.kept
+
+        def step(self, closure=None):
+            super().step()
+            self.array += 1
+            self.queue.append(len(self.seen))
+            self.seen.add(len(self.seen))
+            self.tensors["a"][0] += 1
+            self.tensors["b"] = torch.ones(1)
+            self.ordered["a"] += 1
+
+    model, _, batches, _ = problem()
+    optimizer = Keeper(model.parameters())
+    before = str(optimizer.kept)
+    range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=5)
+    assert str(optimizer.kept) == before
+    assert [*map(id, optimizer.kept[:4])] == [
+        *map(id, (optimizer.array, optimizer.queue, optimizer.seen, optimizer.tensors))
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array")
+def test_more_tensors_than_are_kept_and_what_did_not_change_are_not_touched(monkeypatch):
+    """Data may be large, and lie in memory that cannot be written."""
+    model, optimizer, batches, _ = problem()
+    data = np.ones(4)
+    data.flags.writeable = False
+    read_only, large = torch.from_numpy(data), torch.zeros(1000)
+
+    def loss_fn(outputs, labels):
+        large.add_(read_only.sum())
+        return CROSS_ENTROPY(outputs, labels)
+
+    range_test(model, optimizer, loss_fn, batches, iterations=5)
+    assert large.sum() == 0
+    monkeypatch.setattr(snapshot, "MOST_BYTES", 1000)
+    range_test(model, optimizer, loss_fn, batches, iterations=5)
+    assert large.sum() > 0
 
 
 def test_what_could_not_be_put_back_is_named():
@@ -887,15 +1055,15 @@ def test_what_could_not_be_put_back_is_named():
         """What only it can put back."""
 
         def __init__(self):
-            self.seen = torch.zeros(2)
+            self.seen = iter(range(100))
 
         def state_dict(self):
-            return {"seen": self.seen, "count": len(self.seen)}
+            return {"seen": str(self.seen.__reduce__())}
 
     memory = Memory()
 
     def loss_fn(outputs, labels):
-        memory.seen += 1
+        next(memory.seen)
         return CROSS_ENTROPY(outputs, labels)
 
     model, optimizer, batches, _ = problem()

@@ -256,7 +256,8 @@ class Trials:
         self.shares = group_shares(optimizer, keep_ratios)
         #: Whether steps are divided by the gradient's size.
         self.scaled = any({"betas", "eps"} & group.keys() for group in optimizer.param_groups)
-        self.used = snapshot.held(model, optimizer, loss_fn, forward, make_scheduler)
+        used = (model, optimizer, loss_fn, forward, make_scheduler)
+        self.reached = snapshot.reached(used, (batches, validation))
 
     def measure(self, batch: object) -> tuple[Tensor | None, object, object]:
         batch = to_device(batch, self.device)
@@ -271,9 +272,11 @@ class Trials:
         cpu = self.device.type == "cpu"
         forked = dict(devices=[]) if cpu else dict(devices=[self.device], device_type=self.device.type)
         with ExitStack() as afterwards:
-            afterwards.callback(snapshot.random_states(self.batches, self.validation))
+            afterwards.callback(snapshot.random_states(self.reached))
             afterwards.enter_context(torch.random.fork_rng(**forked))
-            afterwards.callback(snapshot.contents([self.model, self.loss_fn], self.optimizer, self.scaler, self.used))
+            afterwards.callback(
+                snapshot.contents([self.model, self.loss_fn], self.optimizer, self.scaler, self.reached)
+            )
             yield
 
     def untrained(self) -> float:
