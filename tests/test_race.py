@@ -362,6 +362,21 @@ def test_the_edge_of_a_ramp_is_where_its_loss_exceeds_its_start():
     assert edge(lr, falls - 5) == pytest.approx(edge(lr, falls), rel=0.3)  # a loss below zero
 
 
+@pytest.mark.parametrize("constant", [-1.2, 1000.0, -1000.0])
+def test_a_constant_added_to_the_loss_changes_no_rate(constant):
+    usual, toy = Toy().find(300, budget=240), Toy()
+    moved = find_rate(
+        toy.model,
+        toy.optimizer,
+        lambda *of: toy.loss(*of).double() + constant,
+        toy.batches,
+        toy.validation,
+        iterations=300,
+        budget=240,
+    )
+    assert (moved.rate, moved.edge, moved.cost, moved.note) == (usual.rate, usual.edge, usual.cost, usual.note)
+
+
 def test_the_lowest_point_is_between_the_rates_that_were_tried():
     tried = np.array([0.4, 0.1, 0.2])
 

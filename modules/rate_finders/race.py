@@ -47,10 +47,13 @@ FLAT_START = 80  # iterations: in shorter trainings it falls faster, as all that
 REACH = 6  # a ramp of n iterations ends, on average, at the best rate for n / REACH iterations
 BELOW_EDGE = 20  # for Adam and its like: their ramps end at this many times the best rate, whatever their length
 BESIDE_A_RAMP = {"constant": 0.6, "linear": 1.2, "cycle": 0.9}  # a rate that stays must be lower than one that falls
-DIVERGED = 0.05  # by this share a ramp's loss must exceed what it was at its start, and clear of its noise
+# The next four are shares of what the ramp's loss falls by, so that a constant that is added to it changes nothing.
+DIVERGED = 0.08  # by this a ramp's loss must exceed what it was at its start, and clear of its noise
+GONE = 1.5  # further up a ramp's loss is not looked at
+LEARNT = 0.05  # a training that gains less than this tells nothing
+HOPELESS = 15  # a training whose loss is above its first by this, as a mean of three iterations, is ended
+OF_NOISE = 30  # standard deviations of a single loss at the start: a ramp's loss counts as falling by that at least
 CLEAR = 3  # standard deviations
-LEARNT = 0.97  # a loss above this share of the untrained network's tells nothing
-HOPELESS = 10  # times the first loss, as a mean of three iterations: such a training is ended
 LEAST_BUDGET = 20  # iterations
 UNSURE = 0.25  # by how much `POWER` may be off, on the same tasks
 
@@ -189,6 +192,7 @@ def find_rate(
     curve = range_test(model, optimizer, loss_fn, batches, iterations=ramp_length(budget), evaluate_every=1, **shared)
     trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
     race = Race(curve, iterations, budget, name, trials.scaled)
+    trials.fall = race.fall
     with tqdm(total=budget, initial=race.cost, desc="find_rate", unit="it", leave=False, disable=None) as bar:
         if race.rounds:
             race.start_loss = trials.untrained()
@@ -258,6 +262,8 @@ class Trials:
         self.scaled = any({"betas", "eps"} & group.keys() for group in optimizer.param_groups)
         used = (model, optimizer, loss_fn, forward, make_scheduler)
         self.reached = snapshot.reached(used, (batches, validation))
+        #: What the loss of a ramp falls by; without one, a training is hopeless at ten times its first loss.
+        self.fall: float | None = None
 
     def measure(self, batch: object) -> tuple[Tensor | None, object, object]:
         batch = to_device(batch, self.device)
@@ -300,7 +306,7 @@ class Trials:
             if not self.model.training:
                 self.model.train()
             modes = snapshot.modes(self.model)  # a BatchNorm that was frozen stays so
-            set_lr(self.optimizer, [rate * share for share in self.shares])
+            set_lr(self.optimizer, [rate * share for share in self.shares], stacklevel=0)
             scheduler = self.make_scheduler(self.optimizer, length)
             stream = endless(self.batches, length * self.accumulate)
             losses: list[float] = []
@@ -319,7 +325,8 @@ class Trials:
                     optimizer_step(self.optimizer, self.scaler)
                     losses.append(loss)
                     lost = False
-                    if losses[0] > 0 and len(losses) > 3 and sum(losses[-3:]) > 3 * HOPELESS * losses[0]:
+                    hopeless = 9 * losses[0] if self.fall is None else HOPELESS * self.fall
+                    if hopeless > 0 and len(losses) > 3 and sum(losses[-3:]) / 3 - losses[0] > hopeless:
                         return math.nan, math.nan, iteration + 1
                 if iteration < length - 1:  # some schedulers refuse a step beyond their end
                     with _no_complaint() if iteration == 0 else nullcontext():
@@ -366,6 +373,7 @@ class Race:
         rounds: how many rates each round has; none where the budget leaves nothing for a race.
         start_loss: the validation loss before any training; set it before the first round is told.
         cost: iterations trained so far.
+        fall: what the ramp's loss falls by.
 
     Raises:
         AnalysisError: the ramp's loss is nowhere finite.
@@ -379,6 +387,7 @@ class Race:
         # The two iterations that ended the ramp were computed, too.
         self.cost = min(len(ramp), int(finite[-1]) + 3)
         self.edge = edge(ramp.lr.to_numpy(), ramp.train_loss.to_numpy())
+        self.fall = _Start.of(ramp.train_loss.to_numpy()).fall
         end = self.edge or float(ramp.lr.iloc[-1])
         below = 1 / BELOW_EDGE if scaled else best_beside(iterations, len(ramp) / REACH, scaled=False)
         self.centre = BESIDE_A_RAMP.get(schedule, 1.0) * end * below
@@ -436,6 +445,10 @@ class Race:
         self._judge(np.array(rates), losses, length)
         self.ladder = self._following(np.array(rates), losses)
 
+    def _below(self, loss: float) -> bool:
+        """Whether a validation loss is so far below the one at the start that something was learnt."""
+        return not math.isfinite(self.start_loss) or self.start_loss - loss > LEARNT * self.fall
+
     def _judge(self, rates: np.ndarray, losses: np.ndarray, length: int) -> None:
         """Take the round's rate for the answer, if the round tells anything.
 
@@ -447,7 +460,7 @@ class Race:
                 f"every rate ended at the validation loss {losses[0]:.4g}: the schedule sets rates of its own, "
                 "whatever the optimizer has (OneCycleLR's max_lr does), or the loss does not depend on the weights"
             )
-        self.learnt = bool(np.isfinite(losses).any()) and _below(np.nanmin(losses), self.start_loss)
+        self.learnt = bool(np.isfinite(losses).any()) and self._below(np.nanmin(losses))
         if self.learnt:
             self.rate, self.length = lowest_point(rates, losses), length
 
@@ -485,7 +498,7 @@ class Race:
         said = []
         if not self.rows:
             said.append("The budget is too small for a race: the ramp alone says it.")
-        elif not any(_below(row[4], self.start_loss) for row in self.rows):
+        elif not any(self._below(row[4]) for row in self.rows):
             said.append("The races were too short to learn anything, so the ramp alone says it: give a larger budget.")
         if self.edge is None:
             said.append("The ramp shows no rate that is too large.")
@@ -506,35 +519,57 @@ def best_beside(length: float, other: float, scaled: bool) -> float:
     return (other / length) ** POWER * (1 + flat / length) / (1 + flat / other)
 
 
-def _below(loss: float, start: float) -> bool:
-    """Whether a loss is so far below the one at the start that something was learnt."""
-    return not math.isfinite(start) or start - loss > (1 - LEARNT) * abs(start)
-
-
 def _shares_of_budget(rounds: tuple[int, ...]) -> int:
     """How many trainings of the first round's length all rounds cost, each twice as long as the one before."""
     return sum(count * 2**number for number, count in enumerate(rounds))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a ramp `[points]` says of its loss before it diverges, NaN from there on; no constant added to it counts.
+
+    Attributes:
+        level: the mean of its first third, before which hardly anything is learnt.
+        window: points of the mean that smooths it.
+        clear: how much more than the noise of such a mean.
+        fall: from the level to the least such mean, or `OF_NOISE` deviations of a single loss, whatever is more, as a
+            short ramp may learn next to nothing: the size of what a training changes.
+    """
+
+    level: float
+    window: int
+    clear: float
+    fall: float
+
+    @classmethod
+    def of(cls, loss: np.ndarray) -> "_Start":
+        first, window = loss[np.isfinite(loss)][: max(3, len(loss) // 3)], max(1, len(loss) // 12)
+        level, noise = float(first.mean()), float(first.std()) / math.sqrt(window)
+        fallen = np.convolve(np.fmin(loss - level, 0.0), np.ones(window) / window, "valid")
+        return cls(level, window, CLEAR * noise, max(-float(fallen.min()), OF_NOISE * float(first.std())))
 
 
 def edge(lr: np.ndarray, loss: np.ndarray) -> float | None:
     """The rate at which a ramp diverges: behind its least the loss is above where it started.
 
     That is surer than where the loss is least, which noise moves. Where the loss never gets there, it is the rate at
-    which it has lost half of what it had gained; None, where it did not do that either.
+    which it has lost half of what it had gained; None, where it did not do that either. Differences alone count.
 
     Args:
         lr, loss: of every iteration, `[points]`; NaN from where it diverged.
     """
-    first, window = loss[: max(3, len(loss) // 3)], max(1, len(loss) // 12)
-    start, noise = np.nanmean(first), np.nanstd(first) / math.sqrt(window)
-    gone = start + abs(start)
+    if not np.isfinite(loss).any():
+        return None
+    loss = loss - loss[np.isfinite(loss)][0]  # so that a constant changes no rounding
+    start = _Start.of(loss)
+    clear = max(DIVERGED * start.fall, start.clear)
+    gone = start.level + GONE * start.fall
     loss = np.minimum(np.where(np.isfinite(loss), loss, gone), gone)
-    smooth = np.convolve(loss, np.ones(window) / window, "valid")
-    middle = lr[window // 2 :][: len(smooth)]
+    smooth = np.convolve(loss, np.ones(start.window) / start.window, "valid")
+    middle = lr[start.window // 2 :][: len(smooth)]
     least = int(smooth.argmin())
-    clear = max(DIVERGED * abs(start), CLEAR * noise)
-    half = [(start + smooth[least]) / 2] if start - smooth[least] > clear else []
-    for limit in (start + clear, *half):
+    half = [(start.level + smooth[least]) / 2] if start.level - smooth[least] > clear else []
+    for limit in (start.level + clear, *half):
         beyond = np.flatnonzero(smooth[least:] > limit)
         if len(beyond):
             return float(middle[least + beyond[0]])
@@ -555,8 +590,6 @@ def lowest_point(rates: np.ndarray, losses: np.ndarray) -> float:
     x, y = np.log(rates[order]), np.where(np.isfinite(losses[order]), losses[order], np.inf)
     at = int(y.argmin())
     if 0 < at < len(x) - 1 and np.isfinite(y[at - 1 : at + 2]).all():
-        if y.min() > 0:
-            y = np.log(y)
         bend, slope, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
         if bend > 0:
             low, high = (x[at - 1] - x[at]) / 2, (x[at + 1] - x[at]) / 2
