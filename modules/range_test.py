@@ -104,7 +104,8 @@ def range_test(
         One row every `evaluate_every` iterations and one at the end: `iteration`, `lr` (before any multiplier),
         `train_loss` (mean since the last row), `val_loss` (NaN without `validation`), `accuracy` (NaN without
         `validation` or `evaluate`). An iteration whose loss is not finite, or None, changes nothing and counts nowhere:
-        its loss is NaN where it has a row of its own. From the first of two in a row that are not finite, a validation
+        its loss is NaN where it has a row of its own; from the last batch on that is not skipped, the loss of that one.
+        From the first of two in a row that are not finite, a validation
         that is not finite, or `stop_factor` on, the run has diverged, and the rest is NaN. `rules.suggest_rate` and
         `best_rate` take rate and loss, `suggest_bounds` rate and accuracy.
 
@@ -149,7 +150,8 @@ def range_test(
                 model.train()
             modes = snapshot.modes(model)  # a BatchNorm that was frozen stays so
             row, stretch, means = _Mean(), _Mean(), []  # the losses since the last row, and since the last evaluation
-            lost = trained = skipped = False  # whether the last loss was not finite; some loss was, or was not, given
+            lost = skipped = False  # whether the last loss was not finite; a batch was skipped
+            given = 0  # the last iteration with a loss
             for iteration in tqdm(range(1, iterations + 1), "range test", unit="it", leave=False, disable=None):
                 lr = lr_at(iteration - 1)
                 if not lr * max(ratios) < LARGEST_RATE:
@@ -159,7 +161,7 @@ def range_test(
                 snapshot.set_modes(modes)
                 optimizer.zero_grad()
                 loss = backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler, model)
-                trained, skipped = trained or loss is not None, skipped or loss is None
+                given, skipped = (given, True) if loss is None else (iteration, skipped)
                 if loss is None:  # no divergence: the batch is passed over
                     pass
                 elif math.isfinite(loss):
@@ -186,7 +188,12 @@ def range_test(
                     rows.append((iteration, lr, row.taken(), val_loss, accuracy))
                 if evaluates and stop_factor and climbed(means, stop_factor):
                     break
-            if skipped and not trained:
+            else:  # skipped to the end: the ramp has not diverged, and nothing has changed since
+                ends = [0, *(row[0] for row in rows)]
+                for index in range(len(rows)):
+                    if 0 < given <= ends[index]:
+                        rows[index] = (*rows[index][:2], rows[index - 1][2], *rows[index][3:])
+            if skipped and not given:
                 raise ValueError("no batch gave a loss: forward, or loss_fn, returned None each time")
     finally:
         if before and (lost_paths := snapshot.differing(before, snapshot.fingerprint(found.stateful))):
@@ -219,12 +226,7 @@ def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> N
     number = rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
     if not (isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf):
         raise ValueError(f"rate must be a number above 0, not {rate!r}")
-    set_lr(optimizer, [float(number) * share for share in group_shares(optimizer, keep_ratios)])
-    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-        warnings.warn(
-            "a scheduler that was made before goes on from its own rates: make it anew for the rate set now",
-            stacklevel=2,
-        )
+    set_lr(optimizer, [float(number) * share for share in group_shares(optimizer, keep_ratios)], stacklevel=3)
 
 
 def check_given(

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from numbers import Real
+from numbers import Integral, Real
 from types import FunctionType, MethodType
 
 from torch import Tensor
@@ -112,16 +112,20 @@ def _is_plain(value) -> bool:
     return value is None or type(value) in (bool, int, float, str, Tensor)
 
 
-def set_lr(optimizer: Optimizer, lr: PerGroup) -> None:
+def set_lr(optimizer: Optimizer, lr: PerGroup, stacklevel: int = 2) -> None:
     """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none).
 
     Args:
         optimizer: changed in place.
         lr: one rate, or one for each group; 0 or more.
+        stacklevel: as of `warnings.warn`; 0 for no warning.
 
     Raises:
         TypeError: `optimizer` is none of torch's.
         ValueError: a rate is negative or no number, or there are not as many as groups. Nothing is changed then.
+
+    Warns:
+        UserWarning: a scheduler was made for this optimizer before. It goes on from the rates it was made with.
     """
     _check_optimizer(optimizer)
     groups = optimizer.param_groups
@@ -131,6 +135,11 @@ def set_lr(optimizer: Optimizer, lr: PerGroup) -> None:
         group["initial_lr"] = rate
         group["lr"] = _filled(group["lr"], rate)
     optimizer._initial_lr_set = rates if _has_scheduler(optimizer) else None
+    if stacklevel and _has_scheduler(optimizer):
+        warnings.warn(
+            "a scheduler that was made before goes on from its own rates: make it anew for the rate set now",
+            stacklevel=stacklevel,
+        )
 
 
 def _has_scheduler(optimizer: Optimizer) -> bool:
@@ -152,7 +161,7 @@ def _starting_at(optimizer: Optimizer, lr: PerGroup) -> Iterator[None]:
     # What set_lr, or one of ours, has set belongs to nobody else: ours keep what they start from.
     another = _has_scheduler(optimizer) and before != getattr(optimizer, "_initial_lr_set", None)
     kept = [another and ("min_lr" in group or group["lr"] == group.get("initial_lr")) for group in groups]
-    set_lr(optimizer, lr)
+    set_lr(optimizer, lr, stacklevel=0)
     optimizer._initial_lr_set = [group["initial_lr"] for group in groups]
     yield
     for group, initial_lr, keep in zip(groups, before, kept, strict=True):
@@ -164,6 +173,9 @@ class _PolicyLR(LRScheduler):
     """A learning rate that is one formula of the iteration, `lr_at(t)`, times the `lr_mult` of each parameter group."""
 
     def __init__(self, optimizer: Optimizer, last_epoch: int, initial_lr: float | list[float]) -> None:
+        _check_optimizer(optimizer)
+        if not (isinstance(last_epoch, Integral) and not isinstance(last_epoch, bool) and last_epoch >= -1):
+            raise ValueError(f"last_epoch must be a whole number from -1 on, not {last_epoch!r}")
         with _starting_at(optimizer, initial_lr):
             super().__init__(optimizer, last_epoch)
 
@@ -333,7 +345,10 @@ class CyclicLR(_PolicyLR):
             done = t - (cycle - 1) * whole
             height = max(0.0, min(done / self.step_size, (whole - done) / self.step_size_down))
         if self._scale_fn is not None:
-            return height, self._scale_fn(cycle if self.scale_mode == "cycle" else t)
+            scale = _plain(self._scale_fn(at := cycle if self.scale_mode == "cycle" else t))
+            if not (isinstance(scale, Real) and math.isfinite(scale)):
+                raise ValueError(f"scale_fn must give a finite number, not {scale!r} for {at!r}")
+            return height, scale
         if self.mode == "triangular2":
             return height, math.ldexp(1.0, 1 - cycle)
         return height, self.gamma**t if self.mode.startswith("exp_range") else 1.0
@@ -566,6 +581,16 @@ class RangeTestLR(_PolicyLR):
         if self.ramp == "linear":
             return self.min_lr + (self.max_lr - self.min_lr) * part
         return self.min_lr * (self.max_lr / self.min_lr) ** part
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore the ramp and where it is.
+
+        Raises:
+            ValueError: the state is of another scheduler. Nothing is changed then.
+        """
+        if missing := {"min_lr", "max_lr", "iterations", "ramp", "last_epoch"} - state_dict.keys():
+            raise ValueError(f"the state is of another scheduler: it has no {', '.join(sorted(missing))}")
+        super().load_state_dict(state_dict)
 
 
 def decay(optimizer: Optimizer, base_lr: float, max_lr: float, step_size: float) -> LambdaLR:

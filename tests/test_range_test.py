@@ -1086,7 +1086,26 @@ def test_single_lost_batches_and_batches_without_a_loss_leave_holes_and_no_diver
         return None if index in skipped else loss * (float("nan") if index in lost else 1)
 
     table = range_test(model, optimizer, None, batches, iterations=30, forward=forward)
-    assert set(np.flatnonzero(table.train_loss.isna())) == lost | skipped
+    at_the_end = set(range(max(set(range(30)) - skipped) + 1, 30))
+    assert set(np.flatnonzero(table.train_loss.isna())) == lost | (skipped - at_the_end)
+
+
+def test_batches_that_are_skipped_to_the_end_are_no_divergence():
+    """The readers take what is missing at the end for one: here the loss falls until then, and never rises."""
+    model, optimizer, batches, _ = problem()
+    calls = iter(range(400))
+
+    def forward(model, batch):
+        return CROSS_ENTROPY(model(batch[0]), batch[1]) if next(calls) < 320 else None
+
+    for row_every in (1, 8):
+        calls = iter(range(400))
+        table = range_test(
+            model, optimizer, None, batches, max_lr=1.0, iterations=400, evaluate_every=row_every, forward=forward
+        )
+        assert table.train_loss.notna().all()
+        with pytest.raises(AnalysisError, match="does not rise again"):
+            best_rate(table.lr, table.train_loss)
 
 
 def test_a_batch_without_a_loss_is_left_out_of_its_iteration_and_of_the_validation():

@@ -296,6 +296,50 @@ def test_a_rate_that_cannot_be_set_changes_no_group(lr, message):
     assert optimizer.param_groups[0] == before[0]
 
 
+def test_a_rate_set_under_a_scheduler_is_told_and_one_set_before_is_not():
+    """It holds until the next step, at the most: OneCycleLR, for one, has rates of its own."""
+    optimizer = sgd()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        set_lr(optimizer, 0.1)
+        CyclicLR(optimizer, 0.1, 0.2, 4)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=10)
+    with pytest.warns(UserWarning, match="a scheduler that was made before goes on from its own rates") as told:
+        set_lr(optimizer, 0.1)
+    assert told[0].filename == __file__
+
+
+@every("last_epoch", [-5, -2, 3.5, True, "1", None, float("nan")])
+@every("make", [CyclicLR, lambda optimizer, **given: RangeTestLR(optimizer, 0.1, 0.2, 5, **given)])
+def test_what_is_no_iteration_to_go_on_from_is_refused(make, last_epoch):
+    optimizer = sgd()
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(ValueError, match="^last_epoch must be a whole number from -1 on, not "):
+        make(optimizer, last_epoch=last_epoch)
+    assert optimizer.param_groups[0] == before
+
+
+@every("factor", [float("nan"), float("inf"), None, "1"])
+def test_a_scale_function_that_gives_no_number_is_told_before_its_rate_is_used(factor):
+    scheduler = CyclicLR(sgd(), 0.1, 0.2, 2, scale_fn=lambda cycle: 1 if cycle < 2 else factor)
+    with pytest.raises(ValueError, match="^scale_fn must give a finite number, not .* for 2$"):
+        rates(scheduler, 10)
+    assert scheduler.optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
+
+
+def test_a_ramp_does_not_go_on_from_another_scheduler_s_state():
+    ramp = RangeTestLR(sgd(), 0.1, 0.2, 5)
+    rates(ramp, 3)
+    again = RangeTestLR(sgd(), 0.5, 0.6, 7)
+    before = again.state_dict()
+    for other in (CyclicLR(sgd()), exponential(sgd(), 0.1, 0.9), fixed(sgd())):
+        with pytest.raises(ValueError, match="^the state is of another scheduler: it has no "):
+            again.load_state_dict(other.state_dict())
+        assert again.state_dict() == before
+    again.load_state_dict(ramp.state_dict())
+    assert rates(again, 4)[1:] == rates(ramp, 4)[1:]  # as torch's: the optimizer's own state has the present rate
+
+
 def test_reset_starts_a_new_first_cycle_and_history_goes_on():
     scheduler = CyclicLR(sgd(), 0.001, 0.008, 10, mode="triangular2")
     first = rates(scheduler, 25)
