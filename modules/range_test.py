@@ -189,10 +189,11 @@ def range_test(
                 if evaluates and stop_factor and climbed(means, stop_factor):
                     break
             else:  # skipped to the end: the ramp has not diverged, and nothing has changed since
-                ends = [0, *(row[0] for row in rows)]
+                ends = [0, *(end for end, *_ in rows)]
+                last_loss = next((loss for _, _, loss, *_ in reversed(rows) if math.isfinite(loss)), math.nan)
                 for index in range(len(rows)):
-                    if 0 < given <= ends[index]:
-                        rows[index] = (*rows[index][:2], rows[index - 1][2], *rows[index][3:])
+                    if given <= ends[index]:
+                        rows[index] = (*rows[index][:2], last_loss, *rows[index][3:])
             if skipped and not given:
                 raise ValueError("no batch gave a loss: forward, or loss_fn, returned None each time")
     finally:
