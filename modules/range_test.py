@@ -771,14 +771,17 @@ def _check_wandering(mean: np.ndarray, diverges: bool) -> None:
     step = min(np.median(steps(tenth)) / 0.6745, math.sqrt((steps(twentieth) ** 2).mean()))
     loss = np.minimum(loss, loss[0])  # whatever divergence does above
 
-    def clear(climb: np.ndarray, length: int, beyond: float) -> bool:
+    late = steps(twentieth)[-2 * tenth :]  # the rise is beside a bottom: large steps of a steep fall do not concern it
+    late = min(step, math.sqrt((late**2).mean()))
+
+    def clear(climb: np.ndarray, length: int, beyond: float, step: float) -> bool:
         move, back = climb[length] - climb[0], (np.maximum.accumulate(climb) - climb).max()
         drift = step * math.sqrt(max(tenth, length))
         return move > drift and move**2 > beyond * back * drift
 
-    if not clear(loss[least::-1], least, 2 * BEYOND if diverges else BEYOND):  # a fall is a climb from behind
+    if not clear(loss[least::-1], least, 2 * BEYOND if diverges else BEYOND, step):  # a fall is a climb from behind
         raise AnalysisError(TOO_EARLY if least < 2 * tenth else WANDERS)
-    if not (diverges or clear(loss[least:], int(loss[least:].argmax()), BEYOND)):
+    if not (diverges or clear(loss[least:], int(loss[least:].argmax()), BEYOND, late)):
         raise AnalysisError(NO_RISE)
 
 
