@@ -151,9 +151,8 @@ def same_data(folder: str | Path, dataset: str, data_dir: str | Path | None = No
         folder: their experiment's; it need not exist.
         dataset, data_dir: the data of the runs that build on them, as for `datasets.load`.
     """
-    fingerprint = load(dataset, data_dir).fingerprint
     for run in complete_runs(folder)[:1]:  # they are all of one kind, or cannot be read as a table
-        known = run.read()[1]["data"]
+        known, fingerprint = run.read()[1]["data"], load(dataset, data_dir).fingerprint
         if known["fingerprint"] != fingerprint:
             raise RunError(
                 f"{folder} was trained on {known['label']}, fingerprint {known['fingerprint'][:12]}, and these data "
