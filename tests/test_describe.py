@@ -36,7 +36,6 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
-from toys import every
 
 from modules import schedulers as ours
 from modules.describe import describe
@@ -65,7 +64,7 @@ def steps(optimizer, scheduler, count):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of a chain
-@every("name", WHOLE)
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_middle(name):
     optimizer = fresh_optimizer()
     scheduler = WHOLE[name](optimizer)
@@ -81,7 +80,7 @@ def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_mid
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@every(("name", "done"), list(product(WHOLE, (0, 3))))
+@pytest.mark.parametrize(("name", "done"), list(product(WHOLE, (0, 3))))
 def test_what_is_yours_stays_as_it_was(name, done):
     optimizer = torch.optim.SGD(fresh_optimizer().param_groups, lr=0.02, momentum=0.9)
     scheduler = WHOLE[name](optimizer)
@@ -299,7 +298,7 @@ REPORTED = {
 }
 
 
-@every("name", REPORTED)
+@pytest.mark.parametrize("name", REPORTED)
 def test_what_others_reported_is_said(name):
     make, iterations, expected = REPORTED[name]
     optimizer = alone()
@@ -309,7 +308,7 @@ def test_what_others_reported_is_said(name):
         assert re.search(pattern, said)
 
 
-@every(
+@pytest.mark.parametrize(
     ("make", "iterations"),
     [
         (lambda o: OneCycleLR(o, 0.1, total_steps=100), 100),
@@ -403,7 +402,7 @@ def test_phases_cover_the_run_and_go_where_they_say(rates):
         assert phase.what not in ("jumps up", "drops") or phase.stop == phase.start + 1
 
 
-@every(
+@pytest.mark.parametrize(
     ("make", "iterations", "expected"),
     [
         (lambda o: MultiStepLR(o, [4, 8]), 11, "stays, drops, stays, drops, stays"),
