@@ -13,7 +13,7 @@ import pytest
 
 from modules.checks import RunError
 from modules.data import datasets
-from modules.report import tables
+from modules.report import advice, tables
 from modules.runs import parallel
 from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
@@ -108,7 +108,7 @@ def test_published_runs_are_packed_and_as_they_were_written():
             except RunError as error:
                 damaged.append(str(error))
     assert damaged == []
-    assert count > 6000
+    assert count > 5000
     assert not list((ROOT / "results" / "published").glob("*/*/*-seed*"))
 
 
@@ -139,6 +139,8 @@ POOLED = {"cifar10-jpeg": "policies", "cifar10-jpeg-quick": "caffe-quick", "fash
 def arms_table(folder, table):
     """What the runs of an experiment give in place of its table."""
     runs = tables.read_runs(folder)
+    if folder.name == "your_data":  # its choice is made without test images
+        runs = advice.deciding_only(runs)
     made = [tables.by_policy(runs, (quantity,)) for quantity in BY_POLICY if quantity in set(table.quantity)]
     keys = {name: key for key, name in tables.METHODS.items()}
     for row in table[table.quantity == "final_accuracy_difference"].itertuples():

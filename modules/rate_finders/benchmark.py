@@ -226,6 +226,10 @@ class Task:
     def answers(self) -> pd.DataFrame:
         """What every rule answers on every ramp, and every entrant: columns as `regret.regrets` takes them."""
         rows = []
+        for found in self.searched().itertuples():
+            one = len(ENTRANTS[found.entrant].schedules) == 1
+            rate = found.rate or math.nan
+            rows.append((found.entrant, found.seed, None if one else found.schedule, rate, found.accuracy))
         for seed in self.seeds:
             read = {of: self.read_ramp(seed, of) for of in ("loss", "accuracy")}
             rows += [(name, seed, None, rule(*read[rule.of]), math.nan) for name, rule in RULES.items()]
@@ -240,10 +244,6 @@ class Task:
                 rows.append((BOUNDS, seed, "cycle", run.policy.max_lr, self._accuracy(run)))
             else:
                 rows.append((BOUNDS, seed, "cycle", math.nan, math.nan))
-        for found in self.searched().itertuples():
-            one = len(ENTRANTS[found.entrant].schedules) == 1
-            rate = found.rate or math.nan
-            rows.append((found.entrant, found.seed, None if one else found.schedule, rate, found.accuracy))
         return pd.DataFrame(rows, columns=["rule", "seed", "only", "rate", "accuracy"]).assign(task=self.name)
 
 
