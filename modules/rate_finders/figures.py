@@ -120,6 +120,7 @@ def race(found: FoundRate) -> Figure:
     right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
     right.xaxis.set_minor_locator(NullLocator())
     right.set(title=f"races, {found.schedule}")
-    right.legend(frameon=False, fontsize="small")
+    # Below: above a race that diverged stands a word.
+    right.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.36), ncols=2)
     figure.tight_layout()
     return figure
