@@ -67,6 +67,7 @@ def test_a_worker_that_dask_gave_up_is_replaced():
     with parallel._local_cluster(1) as started, Client(started.scheduler_address) as client:
         client.wait_for_workers(1, timeout=60)
         (before,) = client.scheduler_info()["workers"]
+        until(lambda: 0 in started.workers, 60)  # which knows of it a moment after the scheduler
         started.sync(started.workers[0].close)
         until(lambda: client.scheduler_info()["workers"].keys() - {before}, 60)
 
