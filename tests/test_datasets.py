@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import make_images, small
+from toys import every, make_images, small
 
 from modules import models
 from modules.checks import RunError
@@ -389,7 +389,7 @@ def test_files_of_another_data_set_are_not_taken_for_it(tmp_path, offline):
         load("fashion-mnist", tmp_path)
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "damaged", "message"),
     [
         ("t10k-labels-idx1-ubyte", lambda whole: idx(np.full(6, 77, dtype=np.uint8)), "labels in test go to 77, of 10"),

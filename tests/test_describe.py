@@ -36,6 +36,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
+from toys import every
 
 from modules import schedulers as ours
 from modules.describe import describe
@@ -64,7 +65,7 @@ def steps(optimizer, scheduler, count):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's first step of a chain
-@pytest.mark.parametrize("name", WHOLE)
+@every("name", WHOLE)
 def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_middle(name):
     optimizer = fresh_optimizer()
     scheduler = WHOLE[name](optimizer)
@@ -80,7 +81,7 @@ def test_the_rates_are_those_that_its_steps_give_from_the_start_and_from_the_mid
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize(("name", "done"), list(product(WHOLE, (0, 3))))
+@every(("name", "done"), list(product(WHOLE, (0, 3))))
 def test_what_is_yours_stays_as_it_was(name, done):
     optimizer = torch.optim.SGD(fresh_optimizer().param_groups, lr=0.02, momentum=0.9)
     scheduler = WHOLE[name](optimizer)
@@ -298,7 +299,7 @@ REPORTED = {
 }
 
 
-@pytest.mark.parametrize("name", REPORTED)
+@every("name", REPORTED)
 def test_what_others_reported_is_said(name):
     make, iterations, expected = REPORTED[name]
     optimizer = alone()
@@ -308,7 +309,7 @@ def test_what_others_reported_is_said(name):
         assert re.search(pattern, said)
 
 
-@pytest.mark.parametrize(
+@every(
     ("make", "iterations"),
     [
         (lambda o: OneCycleLR(o, 0.1, total_steps=100), 100),
@@ -402,7 +403,7 @@ def test_phases_cover_the_run_and_go_where_they_say(rates):
         assert phase.what not in ("jumps up", "drops") or phase.stop == phase.start + 1
 
 
-@pytest.mark.parametrize(
+@every(
     ("make", "iterations", "expected"),
     [
         (lambda o: MultiStepLR(o, [4, 8]), 11, "stays, drops, stays, drops, stays"),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from test_policies import Staircase
-from toys import make_images, small
+from toys import every, make_images, small
 
 from modules import models, policies
 from modules.checks import RunError
@@ -118,7 +118,7 @@ def test_the_headline_waits_for_the_range_test_and_checks_the_rest_before(asked,
     assert headline(asked)[1].policy.max_lr == 0.008
 
 
-@pytest.mark.parametrize(
+@every(
     ("changes", "message"),
     [
         (dict(base_lr=0.1), "give both bounds or neither: base_lr=0.1, max_lr=None"),
@@ -208,7 +208,7 @@ def test_policies_side_by_side(asked):
     assert (parts["policies_range_test"][0].iterations, parts["policies_range_test"][0].pooling) == (60, "caffe")
 
 
-@pytest.mark.parametrize(
+@every(
     ("changes", "message"),
     [
         (dict(policies=[]), r"policies=\[\]: at least one"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toys import make_images
+from toys import every, make_images
 
 from modules.data.datasets import load
 from modules.data.folders import SHADOWS, find_images
@@ -53,7 +53,7 @@ def outcome(folder):
     return sorted(found.files), found.classes, found.held_out
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "expected"),
     [
         (("train", "test"), ["train", "test"]),
@@ -122,7 +122,7 @@ def test_folders_that_hold_the_same_folders_are_never_classes_whatever_they_are_
         assert found.classes == CLASSES or (not shared and "count for that class" in found.notes[0])
 
 
-@pytest.mark.parametrize(
+@every(
     ("places", "message"),
     [
         (["train_cats", "train_dogs", "test_cats", "test_dogs"], "look like parts of a data set: name them train and"),
@@ -183,7 +183,7 @@ def test_folders_that_are_no_classes_are_refused_with_what_to_do(tmp_path, place
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@every(
     "classes",
     [
         ("exam", "test"),
@@ -240,7 +240,7 @@ def test_masks_among_the_images_of_a_class_are_refused_and_pictures_or_masks_alo
         assert re.search(f"{part}/cat: .* look like pictures and what belongs to each of them", outcome(folder))
 
 
-@pytest.mark.parametrize(
+@every(
     ("files", "note"),
     [
         (
@@ -280,16 +280,14 @@ def test_a_long_name_takes_no_time(tmp_path):
     assert outcome(tree(tmp_path, "dataset" * 36, "other"))[1] == ("dataset" * 36, "other")
 
 
-@pytest.mark.parametrize(
-    "places", [["cat/images", "dog/images", "dog/beach"], ["cat", "cat/beach", "dog", "dog/beach"]]
-)
+@every("places", [["cat/images", "dog/images", "dog/beach"], ["cat", "cat/beach", "dog", "dog/beach"]])
 def test_classes_may_hold_folders_of_their_own(tmp_path, places):
     found = outcome(tree(tmp_path, *places))
     assert found == (["test", "train"], CLASSES, True)
 
 
-@pytest.mark.parametrize(("names", "said"), [("abcdefg", True), ("1234567", False)])
-@pytest.mark.parametrize("places", [["train", "test"], ["."]])
+@every(("names", "said"), [("abcdefg", True), ("1234567", False)])
+@every("places", [["train", "test"], ["."]])
 def test_files_of_the_same_names_in_every_class_are_said_unless_they_are_numbered(tmp_path, names, said, places):
     for place in places:
         for kind in ("photo", "drawing"):
@@ -314,7 +312,7 @@ def test_endings_that_are_not_taken_are_named(tmp_path):
         find_images(folder)
 
 
-@pytest.mark.parametrize("target", [".", "..", "../..", "../../test", "../dog", "../../test/cat", "itself"])
+@every("target", [".", "..", "../..", "../../test", "../dog", "../../test/cat", "itself"])
 def test_links_back_into_the_data_set_add_no_image(tmp_path, target):
     folder = parts(tmp_path / "data", "train", "test")
     for name in ("one", "two"):
@@ -393,7 +391,7 @@ def test_images_that_are_all_the_same_are_refused_and_dark_ones_are_said(tmp_pat
         load("images", folder)
 
 
-@pytest.mark.parametrize("place", [("train/birds",), ("test",), ("train/cat/more",)])
+@every("place", [("train/birds",), ("test",), ("train/cat/more",)])
 def test_a_link_to_what_is_not_there_is_refused_by_name(tmp_path, place):
     parts(tmp_path, "train")
     (tmp_path / place[0]).symlink_to(tmp_path / "nowhere")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from toys import FIXED
+from toys import FIXED, every
 
 from modules.models import build, parameter_groups, pretrained
 from modules.models.caffe import LocalResponseNorm
@@ -14,7 +14,7 @@ from modules.runs.stacked import why_not
 from modules.runs.training import make_optimizer, step
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "options", "count"),
     [
         ("cifar10_quick", {}, 116_906),
@@ -34,10 +34,8 @@ def test_parameter_counts(name, options, count):
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar10_quick", "cifar10_full", "cifar10_full_sigmoid_bn", "lenet", "mlp", "wide_resnet-10-1"]
-)
-@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
+@every("name", ["cifar10_quick", "cifar10_full", "cifar10_full_sigmoid_bn", "lenet", "mlp", "wide_resnet-10-1"])
+@every(("channels", "size"), [(1, 28), (3, 32)])
 def test_logits_for_any_images(name, channels, size):
     assert build(name, channels, size, classes=7)(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
@@ -137,7 +135,7 @@ def test_caffe_multipliers_are_for_caffe_networks():
             parameter_groups(model, factor, "caffe")
 
 
-@pytest.mark.parametrize(
+@every(
     ("arguments", "message"),
     [
         (dict(name="alexnet"), "'alexnet'"),

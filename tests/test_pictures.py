@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from toys import every
 
 from modules.data import pictures
 from modules.data.pictures import DataError, read_pictures
@@ -78,8 +79,8 @@ def drawing(mode):
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-@pytest.mark.parametrize("size", [None, 16])
-@pytest.mark.parametrize(
+@every("size", [None, 16])
+@every(
     ("mode", "suffix"),
     [("LA", "png"), ("RGBA", "png"), ("P", "png"), ("L", "png"), ("RGB", "png"), ("RGBA", "webp")],
 )
@@ -103,7 +104,7 @@ def test_half_transparent_is_half_way_to_white_and_opaque_is_as_it_was(tmp_path)
     assert set(np.unique(read(tmp_path / "half.png"))) == {127}
 
 
-@pytest.mark.parametrize(("bits", "clear"), [(bits, clear) for bits in (1, 2, 4) for clear in range(2**bits)])
+@every(("bits", "clear"), [(bits, clear) for bits in (1, 2, 4) for clear in range(2**bits)])
 def test_a_clear_value_of_a_grey_png_of_few_bits_is_white(tmp_path, bits, clear):
     values = np.arange(16) % 2**bits
     row = np.packbits([int(bit) for value in values for bit in f"{value:0{bits}b}"]).tobytes()
@@ -121,9 +122,9 @@ def sideways(how, orientation):
     return chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="%d"/>' % orientation)
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 2), (6, 4, 3), (6, 4, 4)])
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("how", "where"), [("exif", "before"), ("exif", "after"), ("xmp", "before")])
+@every("shape", [(6, 4), (6, 4, 2), (6, 4, 3), (6, 4, 4)])
+@every("orientation", range(1, 9))
+@every(("how", "where"), [("exif", "before"), ("exif", "after"), ("xmp", "before")])
 def test_pictures_of_16_bits_are_turned_upright_as_those_of_8_are(tmp_path, how, where, orientation, shape):
     values = np.random.default_rng(0).integers(0, 256, shape)
     if shape[2:] in [(2,), (4,)]:
@@ -162,8 +163,8 @@ def test_a_picture_that_is_hidden_by_its_transparency_is_refused_and_an_empty_on
         read(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
+@every("channels", [1, 3])
+@every(("bits", "peak"), [(8, 255), (10, 1000), (12, 4095), (14, 5000), (16, 50_000)])
 def test_values_in_16_bits_are_scaled_by_the_bits_they_need(tmp_path, bits, peak, channels):
     values = np.linspace(0, peak, 256).reshape(16, 16).round().astype(np.uint16)
     dark = values // 2
@@ -242,8 +243,8 @@ def test_a_jpeg_whose_end_is_lost_is_refused_and_a_whole_one_never_is(shape, noi
                 read(path, size)
 
 
-@pytest.mark.parametrize("end", [b"", "zeros"])
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", dict(lossless=True)), ("WEBP", {}), ("GIF", {})])
+@every("end", [b"", "zeros"])
+@every(("kind", "options"), [("PNG", {}), ("WEBP", dict(lossless=True)), ("WEBP", {}), ("GIF", {})])
 def test_other_pictures_whose_end_is_lost_are_refused(tmp_path, kind, options, end):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encoded(pixels, kind, **options)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import every
 
 from modules import snapshot
 from modules.data.batches import Data, batches
@@ -70,8 +71,8 @@ def test_what_was_exchanged_or_left_out_is_said():
         range_test(model, optimizer, loss, data)
 
 
-@pytest.mark.parametrize("after", AFTER)
-@pytest.mark.parametrize("seed", range(5))
+@every("after", AFTER)
+@every("seed", range(5))
 def test_known_knees_are_found_in_noise_of_five_runs(after, seed):
     """Noise of two points a run is what the CIFAR-10 range tests show."""
     rng = np.random.default_rng(seed)
@@ -160,7 +161,7 @@ def test_more_noise_gives_wider_intervals():
     assert widths[0] < widths[1]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@every("seed", range(10))
 def test_noise_alone_has_no_bounds(seed):
     rng = np.random.default_rng(seed)
     with pytest.raises(AnalysisError, match="does not rise"):
@@ -578,7 +579,7 @@ class Named(torch.nn.Module):
 Pair = namedtuple("Pair", "inputs labels")
 
 
-@pytest.mark.parametrize(
+@every(
     ("shape", "forward"),
     [
         (lambda x, y: (x[:, :5], x[:, 5:], y), None),
@@ -677,7 +678,7 @@ def test_lazy_modules_are_initialised_by_the_first_batch():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(
+@every(
     ("groups", "keep", "expected"),
     [
         ([dict(lr=0.1), dict(lr=0.01)], True, [1, 0.1]),
@@ -751,7 +752,7 @@ def test_at_the_start_of_a_warm_up_groups_have_the_ratios_of_their_initial_rates
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.04])
 
 
-@pytest.mark.parametrize("rate", [float("nan"), 0.0, -1, float("inf"), None, "0.1", True, torch.ones(2)])
+@every("rate", [float("nan"), 0.0, -1, float("inf"), None, "0.1", True, torch.ones(2)])
 def test_what_is_no_rate_is_not_applied(rate):
     optimizer = problem()[1]
     with pytest.raises(ValueError, match="rate must be a number above 0, not "):
@@ -899,7 +900,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
+@every(
     "way", [*WAYS, "method", "object", "list", "step hook", "module hook", "average", "average made anew", "collate"]
 )
 def test_a_second_network_that_is_used_is_put_back_too(way):
@@ -972,7 +973,7 @@ class Wrapped:
         return iter(self.loader)
 
 
-@pytest.mark.parametrize("where", ["loader", "sampler", "batch sampler", "wrapped", "dataset", "layer"])
+@every("where", ["loader", "sampler", "batch sampler", "wrapped", "dataset", "layer"])
 def test_generators_of_random_numbers_are_put_back_wherever_they_are(where):
     """So what is drawn after the test is what would have been drawn without it, and all races see the same batches."""
     generator = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from toys import every
 
 from modules.checks import RunError
 from modules.rate_finders import benchmark, entrants, frozen, regret
@@ -162,7 +163,7 @@ def test_a_rule_in_a_file_is_scored_by_one_command(table, tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+@every(
     ("entries", "message"),
     [
         ([], "a list of tasks is needed"),

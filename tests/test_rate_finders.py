@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from toys import every
 
 from modules.range_test import best_rate, suggest_bounds
 from modules.rate_finders.rules import (
@@ -46,7 +47,7 @@ def curve(of, seed):
     return lr, accuracy + np.random.default_rng(seed).normal(0, 0.01, len(lr))
 
 
-@pytest.mark.parametrize("name", RULES)
+@every("name", RULES)
 def test_every_rule_gives_a_rate_of_the_ramp_or_no_answer(name):
     rule = RULES[name]
     lr, values = curve(rule.of, 0)
@@ -56,7 +57,7 @@ def test_every_rule_gives_a_rate_of_the_ramp_or_no_answer(name):
         assert np.isnan(rate) or lr[0] / 10 <= rate <= lr[-1]
 
 
-@pytest.mark.parametrize("name", RULES)
+@every("name", RULES)
 def test_a_ramp_ten_times_higher_gives_a_rate_ten_times_higher(name):
     lr, values = curve(RULES[name].of, 1)
     assert RULES[name](10 * lr, values) == pytest.approx(10 * RULES[name](lr, values))
@@ -170,10 +171,8 @@ WANDERING = {
 }
 
 
-@pytest.mark.parametrize("end", [POINTS, 320])
-@pytest.mark.parametrize(
-    "read", [*READERS.values(), lambda *of: best_rate(*in_rows(*of)), lambda *of: best_rate(*of, window=1)]
-)
+@every("end", [POINTS, 320])
+@every("read", [*READERS.values(), lambda *of: best_rate(*in_rows(*of)), lambda *of: best_rate(*of, window=1)])
 def test_losses_that_depend_on_the_order_of_batches_are_no_ramp(read, end):
     """However they are read, but for a few; a few more where a divergence says that the rates became too large."""
     taken = []
@@ -185,7 +184,7 @@ def test_losses_that_depend_on_the_order_of_batches_are_no_ramp(read, end):
     assert max(taken) <= (0.12 if end == POINTS else 0.3)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@every("seed", range(20))
 def test_ramps_are_read_however_much_of_them_is_flat_and_however_they_end(seed):
     for ended in (False, True):
         for start in (0, 100, 150):
@@ -218,7 +217,7 @@ NOTHING_LEARNT = {
 }
 
 
-@pytest.mark.parametrize("kind", NOTHING_LEARNT)
+@every("kind", NOTHING_LEARNT)
 def test_a_curve_that_teaches_nothing_is_refused_with_what_to_do(kind):
     made, message = NOTHING_LEARNT[kind]
     for seed in range(20):
@@ -226,7 +225,7 @@ def test_a_curve_that_teaches_nothing_is_refused_with_what_to_do(kind):
             suggest_rate(LR, made(seed), "linear")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@every("seed", range(20))
 def test_a_loss_that_falls_and_then_stays_has_its_least_anywhere(seed):
     loss = np.interp(np.arange(POINTS), [0, 200, 300], [2, 2, 1]) + 0.05 * np.random.default_rng(seed).normal(
         size=POINTS
@@ -253,7 +252,7 @@ def test_a_fall_of_five_times_the_noise_of_an_iteration_is_read():
         assert np.median(rates) == pytest.approx(LR[325] if name == "best_rate" else LR[345] / 5, rel=0.3)
 
 
-@pytest.mark.parametrize("points", [1, 2, 5, 20, 50, 99])
+@every("points", [1, 2, 5, 20, 50, 99])
 def test_a_ramp_that_is_too_short_is_refused(points):
     lr = np.geomspace(1e-6, 10, points)
     with pytest.raises(AnalysisError, match=f"100 iterations or more is needed, each with its row, not {points} rows"):
@@ -313,10 +312,8 @@ MISSING = {
 }
 
 
-@pytest.mark.parametrize("kind", MISSING)
-@pytest.mark.parametrize(
-    "read", [*READERS.values(), suggest_bounds, *(rule for rule in RULES.values() if rule.of == "loss")]
-)
+@every("kind", MISSING)
+@every("read", [*READERS.values(), suggest_bounds, *(rule for rule in RULES.values() if rule.of == "loss")])
 def test_a_value_that_is_masked_or_missing_is_none(kind, read):
     """What lies under a mask is no measurement, here a loss that would be the least; at the end it is a divergence."""
     values = ramp(0, ended=False) if read is not suggest_bounds else np.interp(LR, [1e-3, 1], [0.1, 0.9])
@@ -328,7 +325,7 @@ def test_a_value_that_is_masked_or_missing_is_none(kind, read):
         assert str(found) == str(expected)
 
 
-@pytest.mark.parametrize(
+@every(
     "values", [LR + 1j, LR.astype(str), LR.astype("datetime64[s]"), ["a"] * POINTS, torch.ones(POINTS).requires_grad_()]
 )
 def test_what_are_no_real_numbers_are_refused(values):
@@ -358,8 +355,8 @@ def test_the_benchmark_counts_the_rule_where_suggest_rate_refuses_too():
 SEEDS = range(12)
 
 
-@pytest.mark.parametrize("ended", [False, True])
-@pytest.mark.parametrize("name", ["valley", "slide", "steep", "minimum"])
+@every("ended", [False, True])
+@every("name", ["valley", "slide", "steep", "minimum"])
 def test_fastai_s_rules_are_fastai_s(name, ended):
     """Their ramp is replayed through their own callbacks' arithmetic: recorder, stop and trimming."""
     schedule = pytest.importorskip("fastai.callback.schedule")

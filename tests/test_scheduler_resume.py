@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as theirs
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, SequentialLR
+from toys import every
 
 from modules import schedulers as ours
 
@@ -234,7 +235,7 @@ def own_rates(trace):
     return [[lr for lr, _ in row] for row in trace[:MILESTONE]]
 
 
-@pytest.mark.parametrize("first", sorted(TORCH.keys() - {"LinearLR", "ConstantLR"}))
+@every("first", sorted(TORCH.keys() - {"LinearLR", "ConstantLR"}))
 def test_a_scheduler_made_before_ours_starts_at_its_own_rate(first):
     """As it does before torch's own, which set no initial rate."""
     expected = own_rates(sequence_seen(TORCH[first], TORCH["torch's CyclicLR"]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import rates, sgd
+from toys import every, rates, sgd
 
 from modules.schedulers import SCALE_FUNCTIONS, CyclicLR, RangeTestLR, decay, exponential, fixed, set_lr
 
@@ -166,7 +166,7 @@ def test_a_group_added_midway_to_bounds_of_groups_needs_bounds_of_its_own():
     assert rates(scheduler, 3, group=1) == [0.5, 0.625, 0.75]
 
 
-@pytest.mark.parametrize(
+@every(
     "make",
     [
         CyclicLR,
@@ -309,8 +309,8 @@ def test_a_rate_set_under_a_scheduler_is_told_and_one_set_before_is_not():
     assert told[0].filename == __file__
 
 
-@pytest.mark.parametrize("last_epoch", [-5, -2, 3.5, True, "1", None, float("nan")])
-@pytest.mark.parametrize("make", [CyclicLR, lambda optimizer, **given: RangeTestLR(optimizer, 0.1, 0.2, 5, **given)])
+@every("last_epoch", [-5, -2, 3.5, True, "1", None, float("nan")])
+@every("make", [CyclicLR, lambda optimizer, **given: RangeTestLR(optimizer, 0.1, 0.2, 5, **given)])
 def test_what_is_no_iteration_to_go_on_from_is_refused(make, last_epoch):
     optimizer = sgd()
     before = dict(optimizer.param_groups[0])
@@ -319,7 +319,7 @@ def test_what_is_no_iteration_to_go_on_from_is_refused(make, last_epoch):
     assert optimizer.param_groups[0] == before
 
 
-@pytest.mark.parametrize("factor", [float("nan"), float("inf"), None, "1"])
+@every("factor", [float("nan"), float("inf"), None, "1"])
 def test_a_scale_function_that_gives_no_number_is_told_before_its_rate_is_used(factor):
     scheduler = CyclicLR(sgd(), 0.1, 0.2, 2, scale_fn=lambda cycle: 1 if cycle < 2 else factor)
     with pytest.raises(ValueError, match="^scale_fn must give a finite number, not .* for 2$"):
@@ -350,7 +350,7 @@ def test_reset_starts_a_new_first_cycle_and_history_goes_on():
     assert scheduler.history["lr"] == pytest.approx(first + second)
 
 
-@pytest.mark.parametrize(
+@every(
     ("arguments", "message"),
     [
         (dict(base_lr=0.02, max_lr=0.01), "base_lr=0.02, max_lr=0.01"),

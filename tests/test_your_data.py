@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from test_datasets import photographs
-from toys import small
+from toys import every, small
 
 from modules.checks import RunError
 from modules.data.datasets import DataError
@@ -65,9 +65,7 @@ OUTCOMES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("constant", "linear", "cycle", "schedule", "first", "second"), OUTCOMES.values(), ids=[*OUTCOMES]
-)
+@every(("constant", "linear", "cycle", "schedule", "first", "second"), OUTCOMES.values(), ids=[*OUTCOMES])
 def test_each_outcome_has_its_advice(constant, linear, cycle, schedule, first, second, tmp_path):
     runs = ended(constant=constant, linear=linear, cycle=cycle)
     images = FIFTY._replace(majority=0.0)
@@ -110,7 +108,7 @@ class Grouped(torch.nn.Linear):
         return [{"params": [self.weight]}, {"params": [self.bias], "lr_mult": 10.0}]
 
 
-@pytest.mark.parametrize(
+@every(
     ("schedule", "optimizer", "model"),
     [
         (schedule, optimizer, model)
@@ -173,7 +171,7 @@ def landscape(names, best):
     return train, trained
 
 
-@pytest.mark.parametrize("best", [0.003, 0.03, 0.3])
+@every("best", [0.003, 0.03, 0.3])
 def test_the_search_finds_the_best_rate_of_each_schedule_within_its_budget(tmp_path, best):
     names = asked(tmp_path, dataset="digits-8x8", model="dense-8", epochs=11)
     train, trained = landscape(names, best)
@@ -289,7 +287,7 @@ def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp
         assert names["spend"] == spend
 
 
-@pytest.mark.parametrize(
+@every(
     ("options", "message"),
     [
         (dict(image_size=32), "image_size=32: of the data set images only, not of 'digits'"),

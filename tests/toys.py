@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -20,6 +21,8 @@ def make_images(folder, count=4, size=16, classes=("cat", "dog")):
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
 
+
+every = pytest.mark.parametrize
 
 TRIANGULAR = dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=6)
 FIXED = dict(name="fixed", lr=0.02, milestones=(10, 20))
