@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, a_record, small
+from toys import FIXED, a_record, every, small
 
 from modules.checks import RunError
 from modules.report.crossing import best_mean_row, crossing, factor_at, factor_curve, headline, in_words
@@ -346,7 +346,7 @@ def test_accuracy_on_test_images_comes_from_the_record_where_rows_are_of_others(
     assert (rows["final_accuracy"], rows["best_accuracy"]) == (0.4, 0.5)
 
 
-@pytest.mark.parametrize(
+@every(
     ("compare", "message"),
     [
         (["a"], "two variants of a, b, c are needed, not 'a'"),

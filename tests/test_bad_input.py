@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toys import TRIANGULAR, make_images, small
+from toys import TRIANGULAR, every, make_images, small
 
 from modules.checks import RunError
 from modules.data.datasets import load
@@ -197,7 +197,7 @@ def drop_class(folder):
     (folder / "test" / "dog").rmdir()
 
 
-@pytest.mark.parametrize(
+@every(
     ("damage", "message"),
     [
         (lambda folder: first(folder).write_bytes(b""), "0.png cannot be read as an image"),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, every, small
 
 from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
 from modules.report.formatting import ACCURACY, known, latex, read_reference, readable, show
@@ -133,7 +133,7 @@ def crossed(folder, rows, run, shares):
     return folder
 
 
-@pytest.mark.parametrize(
+@every(
     ("shares", "value", "verdict"),
     [
         ({19000: 0.01, 20000: 0.98, 21000: 0.01}, 20000, "equivalent"),
@@ -334,7 +334,7 @@ def test_nothing_published_and_itself(tmp_path):
     assert set(readable(compare(ours, tmp_path / "none")).published) == {"-"}
 
 
-@pytest.mark.parametrize(
+@every(
     ("arguments", "text"),
     [
         (("final_accuracy", 0.7512, 0.74, 0.7625), "75.12 % [74.00, 76.25]"),

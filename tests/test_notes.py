@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, a_record, small
+from toys import FIXED, a_record, every, small
 
 from modules.report import notes, quoted
 from modules.report.formatting import known
@@ -85,7 +85,7 @@ def test_runs_of_others_are_an_arm_like_any(results, arms):
     assert notes.difference("x", arms["slow"], theirs)["value"] == pytest.approx(0.44 - 0.52)
 
 
-@pytest.mark.parametrize(
+@every(
     ("find", "value"),
     [
         (lambda slow, fast, third: notes.lowest_run("x", slow.at(5)), 0.10),
@@ -178,7 +178,7 @@ def test_numbers_beside_another_study_are_read_in_its_folder(tmp_path):
     assert rows["caffe_quick reaches fixed"]["value"] > 0
 
 
-@pytest.mark.parametrize("name", quoted.QUOTED)
+@every("name", quoted.QUOTED)
 def test_what_is_not_in_a_folder_is_said_alike_wherever_it_lies(tmp_path, name):
     found = []
     for folder in (tmp_path / "here" / "mine", tmp_path / "else" / "where" / "mine"):

@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from toys import every
 
 from modules.checks import RunError
 from modules.data import datasets
@@ -71,7 +72,7 @@ def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, o
         assert {run.name: run for run in specs} == found
 
 
-@pytest.mark.parametrize(("study", "published"), [entry[:2] for entry in STUDIES])
+@every(("study", "published"), [entry[:2] for entry in STUDIES])
 def test_conclusions_are_filled_from_the_published_tables(tmp_path, study, published):
     made = parameters.read_study(study)
     assert set(made["conclusions"]) <= set(made["notebooks"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from toys import make_images
+from toys import every, make_images
 
 from modules.study import design, documents, parameters
 from modules.study.parameters import PUBLISHED
@@ -131,7 +131,7 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
     assert "+3.08 points" in documents.filled(gap)
 
 
-@pytest.mark.parametrize(
+@every(
     ("old", "new", "message"),
     [
         ("cifar10-jpeg/", "nosuch/", "results/published/nosuch/tables/headline.csv, which does not exist"),

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from toys import FIXED, TRIANGULAR, small
+from toys import FIXED, TRIANGULAR, every, small
 
 from modules.checks import RunError, did_you_mean, positive, seeds
 from modules.runs.spec import Spec, differences
 
 
-@pytest.mark.parametrize(
+@every(
     ("changes", "message"),
     [
         (dict(dataset="cifar100"), "unknown dataset 'cifar100'"),
@@ -74,7 +74,7 @@ def test_near_names_are_suggested():
     assert did_you_mean("zzz", ["step_size", "gamma"]) == ""
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1", None])
+@every("value", [0, -1.0, float("nan"), float("inf"), True, "1", None])
 def test_a_number_above_zero_is_needed(value):
     with pytest.raises(RunError, match="rate=.*: a number above 0 is needed"):
         positive("rate", value)

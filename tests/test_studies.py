@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from toys import every
 
 from modules.study import design, parameters
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@every("name", NOTEBOOKS)
 def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
     path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, 4)
@@ -25,7 +26,7 @@ def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
         assert len(parameter["help"]) >= 10, parameter
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@every("name", NOTEBOOKS)
 def test_what_a_notebook_imports_exists(name):
     """Long before the notebook gets there."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
@@ -37,7 +38,7 @@ def test_what_a_notebook_imports_exists(name):
                         importlib.import_module(f"{node.module}.{one.name}")
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@every("name", NOTEBOOKS)
 def test_a_notebook_has_a_design_that_holds_its_parameters_to_their_types(name):
     assert len([cell for cell in design.code_cells(name) if "design" in cell.tags]) == 1
     for key, parameter in design.declared(name).items():
@@ -47,19 +48,19 @@ def test_a_notebook_has_a_design_that_holds_its_parameters_to_their_types(name):
         design.build(name, {key: object()})
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@every("name", NOTEBOOKS)
 def test_papermill_reads_the_parameters_that_a_design_is_held_to(name):
     """It warns of parameters that it does not find, and lists them."""
     assert set(papermill.inspect_notebook(f"{ROOT}/notebooks/{name}.ipynb")) == set(design.declared(name))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@every("name", NOTEBOOKS)
 def test_no_line_of_code_is_longer_than_a_readers_screen(name):
     lines = [line for cell in design.code_cells(name) for line in cell.code.splitlines()]
     assert [line for line in lines if len(line) > 100] == []
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@every("name", NOTEBOOKS)
 def test_a_source_notebook_leads_to_an_executed_copy(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
@@ -81,7 +82,7 @@ def test_every_study_is_whole_and_known_to_its_notebooks():
     assert {notebook.partition("-")[0] for notebook in both} == set(NOTEBOOKS)
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "kinds", "result"),
     [
         ("None", ("str", "None"), None),

@@ -1,9 +1,9 @@
 """Small things for tests: images made on the spot, specs that train in a second."""
 
+import inspect
 import io
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -22,7 +22,38 @@ def make_images(folder, count=4, size=16, classes=("cat", "dog")):
     return folder
 
 
-every = pytest.mark.parametrize
+def every(names, cases, ids=None):
+    """As `pytest.mark.parametrize`, but one test of one behaviour, which names every case that fails.
+
+    Each case has a `tmp_path` of its own; other fixtures it shares with the rest.
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    cases = list(cases)
+
+    def decorate(test):
+        signature = inspect.signature(test)
+        assert set(names) <= set(signature.parameters)
+
+        def all_cases(**fixtures):
+            failed = []
+            for number, case in enumerate(cases):
+                given = fixtures | dict(zip(names, case if len(names) > 1 else [case], strict=True))
+                if "tmp_path" in fixtures:
+                    given["tmp_path"] = fixtures["tmp_path"] / str(number)
+                    given["tmp_path"].mkdir()
+                try:
+                    test(**given)
+                except Exception as error:
+                    failed.append(f"{ids[number] if ids else case}: {type(error).__name__}: {error}")
+            assert not failed, "\n".join([f"{len(failed)} of {len(cases)} cases", *failed])
+
+        others = [each for name, each in signature.parameters.items() if name not in names]
+        all_cases.__name__, all_cases.__doc__ = test.__name__, test.__doc__
+        all_cases.__signature__ = signature.replace(parameters=others)
+        return all_cases
+
+    return decorate
+
 
 TRIANGULAR = dict(name="triangular", base_lr=0.01, max_lr=0.1, step_size=6)
 FIXED = dict(name="fixed", lr=0.02, milestones=(10, 20))
