@@ -23,7 +23,7 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def write_png(path, width, height, bits, colour, rows, before=b"", after=b""):
+def write_png(path, width, height, bits, colour, rows, before=b"", after=b"", interlaced=0):
     """A PNG made by hand, for what Pillow does not write.
 
     Args:
@@ -31,10 +31,11 @@ def write_png(path, width, height, bits, colour, rows, before=b"", after=b""):
         bits, colour: of a channel; PNG's number for grey (0), grey with alpha (4), RGB (2) or RGB with alpha (6).
         rows: the bytes of each row.
         before, after: more chunks, before and after the pixels.
+        interlaced: whether the rows are those of seven passes.
     """
     pack = zlib.compressobj()
     pixels = b"".join(pack.compress(b"\0" + row) for row in rows) + pack.flush()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b""))
     return path
 
@@ -158,9 +159,11 @@ def test_a_picture_that_is_hidden_by_its_transparency_is_refused_and_an_empty_on
     Image.fromarray(pixels).save(tmp_path / "empty.png")
     assert (read(tmp_path / "empty.png") == 255).all()
     pixels[:8, :, :3] = 200
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="a.png is transparent all over, with a picture below: save it without"):
-        read(tmp_path / "a.png")
+    for alpha in (0, 1, np.arange(16) % 2):  # 1 of 255 is meant as 1 of 1
+        pixels[..., 3] = alpha
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        with pytest.raises(DataError, match="a.png is transparent all over, with a picture below: save it without"):
+            read(tmp_path / "a.png")
 
 
 @every("channels", [1, 3])
@@ -255,6 +258,108 @@ def test_other_pictures_whose_end_is_lost_are_refused(tmp_path, kind, options, e
     path.write_bytes(whole[:cut] + (bytes(len(whole) - cut) if end else b""))
     with pytest.raises(DataError, match="is damaged|cannot be read"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1000, 1000, 3), {}),
+        ((64, 64, 3), dict(lossless=True, exif=Image.Exif().tobytes() + bytes(500))),
+        ((64, 64, 3), dict(xmp=b"<x/>" + bytes(500))),
+    ],
+)
+def test_a_whole_webp_that_ends_in_zeros_is_read_and_a_cut_one_is_not(tmp_path, shape, options):
+    pixels = np.full(shape, 255, dtype=np.uint8)
+    pixels[20:40, 20:40] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
+    whole = encoded(pixels, "WEBP", **options)
+    assert whole.endswith(bytes(64))
+    path = tmp_path / "a.webp"
+    path.write_bytes(whole)
+    assert read(path).shape == shape
+    path.write_bytes(whole[:-8])
+    with pytest.raises(DataError, match="is damaged|cannot be read"):
+        read(path)
+
+
+def png_pixels(content):
+    """Where a PNG's packed pixels are; it has them in one chunk."""
+    start = content.index(b"IDAT") + 4
+    return start, start + int.from_bytes(content[start - 8 : start - 4], "big")
+
+
+@given(
+    shape=st.sampled_from([(20, 24), (20, 24, 2), (20, 24, 3), (20, 24, 4)]),
+    bits=st.sampled_from([8, 16]),
+    where=st.floats(0, 1, exclude_max=True),
+    harm=st.sampled_from(["flip", "flip with a right checksum", "zeros", "no end"]),
+)
+@settings(max_examples=40)
+def test_a_png_is_refused_wherever_it_is_damaged_and_however_many_bits_it_has(shape, bits, where, harm):
+    """In one process: the decoder of 16 bits would end it."""
+    values = np.random.default_rng(0).integers(0, 2**bits, shape)
+    if shape[2:] in [(2,), (4,)]:
+        values[..., -1] = 2**bits - 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = any_png(values, Path(folder) / "a.png", bits)
+        read(path)
+        content = bytearray(path.read_bytes())
+        start, stop = png_pixels(content)
+        at = start + int(where * (stop - start))
+        if harm.startswith("flip"):
+            content[at] ^= 16
+        elif harm == "zeros":
+            content[at:] = bytes(len(content) - at)
+        else:
+            del content[at:]
+        if harm == "flip with a right checksum":
+            content[stop : stop + 4] = struct.pack(">I", zlib.crc32(content[start - 4 : stop]))
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="is damaged|cannot be read"):
+            read(path)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("rows", [0, 8, 15])
+def test_a_png_that_has_fewer_rows_than_it_says_is_refused(tmp_path, bits, rows):
+    row = bytes(range(16)) * (bits // 8)
+    path = write_png(tmp_path / "a.png", 16, 16, bits, 0, [row] * rows)
+    with pytest.raises(DataError, match="a.png is damaged: its end is lost"):
+        read(path)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (1, 1), (3, 5)])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_whole_png_of_any_depth_is_taken_interlaced_too(tmp_path, bits, shape):
+    height, width = shape
+    rows = [bytes((width * bits + 7) // 8)] * height
+    assert read(write_png(tmp_path / "a.png", width, height, bits, 0, rows)).shape == shape
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    sizes = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, y, dx, dy in passes]
+    rows = [bytes((columns * bits + 7) // 8) for columns, count in sizes if columns for _ in range(count)]
+    path = write_png(tmp_path / "a.png", width, height, bits, 0, rows, interlaced=1)
+    assert read(path).shape == shape
+    write_png(path, width, height, bits, 0, rows[:-1], interlaced=1)
+    with pytest.raises(DataError, match="a.png is damaged: its end is lost"):
+        read(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "I;16", "I;16B", "CMYK", "RGB"])
+def test_a_tiff_under_another_name_is_turned_upright_whatever_its_mode(tmp_path, mode, orientation):
+    from PIL import ImageOps
+
+    grey = np.random.default_rng(0).integers(0, 256, (6, 4), dtype=np.uint8)
+    if mode.startswith("I;16"):
+        image = Image.frombytes(mode, (4, 6), (grey.astype(">u2" if mode.endswith("B") else "<u2") * 257).tobytes())
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    path = tmp_path / "a.png"
+    image.save(path, "TIFF", tiffinfo={0x0112: orientation})
+    plain = Image.fromarray(grey)
+    plain.getexif()[0x0112] = orientation
+    found = read(path)
+    expected = np.asarray(ImageOps.exif_transpose(plain))
+    np.testing.assert_array_equal(found if found.ndim == 2 else found[..., 0], expected)
 
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path):

@@ -2,7 +2,9 @@
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,12 @@ GREY = 128  # what a decoder fills in where a JPEG ends too early
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG's segment or end; the others belong to pixels
 #: What stands for pixels of a JPEG, whatever they are, and the marks at which a decoder starts anew between them.
 MORE_PIXELS = b"".join(bytes(range(1, 255)) + bytes([0xFF, 0xD0 + number]) for number in range(8)) * 2
+#: Of PNG: how a file starts, channels by colour type, and first column and row and steps of interlaced passes.
+PNG_START = b"\x89PNG\r\n\x1a\n"
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+BLOCK = 2**20  # bytes that are unpacked at once
+PIXELS_A_ZERO = 16  # of WebP: plain pictures may end in zero bytes, but in fewer than one for so many pixels
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 MIXED = 8  # times the largest value of one picture, in another: of the same depth they would hardly be
 
@@ -133,21 +141,24 @@ def _pixels(path: Path, size: int | None, levels: int | None) -> np.ndarray:
         Unusable: it cannot be read.
         Deep: it has 16 bits a channel, and `levels` is None.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()
     try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        content = path.read_bytes()  # not by its path: of a file Pillow maps pixels that lie as in memory, unturned
+        with Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             _check(image, size)
             if size is not None:
                 _draft(image, size)
                 if image.width * image.height > MAX_PIXELS:
                     raise Unusable(f"is {image.width} x {image.height} pixels, too many to decode: make it smaller")
-            _check_whole(path, image, size)
-            upright = _in_8_bits(path, image, levels)
+            _check_whole(content, image, size)
+            upright = _in_8_bits(content, image, levels)
             return np.asarray(upright if size is None else _square(upright, size))
     except (Unusable, Deep):
         raise
+    except UnidentifiedImageError as error:
+        raise Unusable("cannot be read as an image: its content is none of a known kind") from error
     except Exception as error:  # decoders raise whatever the damage leads to
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise Unusable(f"cannot be read as an image: {shown(why)}") from error
@@ -173,22 +184,51 @@ def _draft(image: "Image", size: int) -> None:
     image.draft(None, (2 * size, 2 * size))
 
 
-def _check_whole(path: Path, image: "Image", size: int | None) -> None:
-    """Raise Unusable when the end of a file is lost, and a decoder would make up the rest without a word.
+def _check_whole(content: bytes, image: "Image", size: int | None) -> None:
+    """Raise Unusable when a part of a file is lost, and a decoder would make it up without a word.
 
     A progressive JPEG that ends between two of its scans is taken: it shows all of the picture, with less detail.
     """
     if image.format == "WEBP":
-        content = path.read_bytes()
-        lost = content[: 8 + int.from_bytes(content[4:8], "little")].endswith(bytes(64))  # no compressed data do
+        size_said = 8 + int.from_bytes(content[4:8], "little")
+        zeros = 0 if {"exif", "xmp"} & image.info.keys() else len(content) - len(content.rstrip(b"\0"))
+        lost = len(content) < size_said or zeros * PIXELS_A_ZERO > image.width * image.height
     elif image.format in ("JPEG", "MPO"):
-        content = path.read_bytes()
         end = _end_of_jpeg(content)
         lost = end is None or (_may_be_made_up(image) and _reads_on(content, end, image, size))
     else:  # Pillow refuses what is cut off
-        lost = False
+        lost = image.format == "PNG" and not _has_all_rows(content)
     if lost:
         raise Unusable("is damaged: its end is lost")
+
+
+def _has_all_rows(content: bytes) -> bool:
+    """Whether a PNG's chunks are whole up to its end, and its pixels as many as it says.
+
+    Raises:
+        zlib.error: the pixels cannot be unpacked.
+        Unusable: a chunk is damaged.
+    """
+    at, packed = len(PNG_START), []
+    while (kind := content[at + 4 : at + 8]) != b"IEND":
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        if end + 4 > len(content):
+            return False
+        if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise Unusable(f"is damaged: the checksum of its part {shown(kind.decode('latin-1'))} is wrong")
+        if kind == b"IDAT":
+            packed.append(content[at + 8 : end])
+        at = end + 4
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, len(PNG_START) + 8)
+    missing = 0
+    for x, y, step_x, step_y in ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -((x - width) // step_x), -((y - height) // step_y)
+        missing += rows * (1 + (columns * bits * CHANNELS[colour] + 7) // 8) if columns > 0 else 0
+    unpack, rest = zlib.decompressobj(), b"".join(packed)
+    while missing > 0 and (some := unpack.decompress(rest, min(missing, BLOCK))):
+        missing -= len(some)
+        rest = unpack.unconsumed_tail
+    return missing <= 0
 
 
 def _end_of_jpeg(content: bytes) -> int | None:
@@ -224,12 +264,12 @@ def _reads_on(content: bytes, end: int, image: "Image", size: int | None) -> boo
         return longer.tobytes() != image.tobytes()
 
 
-def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
+def _in_8_bits(content: bytes, image: "Image", levels: int | None) -> "Image":
     """The picture upright, in mode L or RGB; what is transparent shows white."""
     from PIL import Image, ImageOps
 
     if image.mode.startswith("I;16") or (image.format == "PNG" and str(image.tile[0][3]).endswith(";16B")):
-        values = _deep_values(path, image)
+        values = _deep_values(content, image)
         if levels is None:
             raise Deep(int(values.max()))
         # Pillow would cut off what exceeds 255.
@@ -243,13 +283,13 @@ def _in_8_bits(path: Path, image: "Image", levels: int | None) -> "Image":
     mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
-        if colours.getextrema()[3] == (0, 0) and colours.convert("RGB").getcolors(1) is None:
+        if colours.getextrema()[3][1] <= 1 and colours.getcolors(1) is None:  # 1 of 255: meant as 1 of 1
             raise Unusable("is transparent all over, with a picture below: save it without transparency")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
     return upright.convert(mode)
 
 
-def _deep_values(path: Path, image: "Image") -> np.ndarray:
+def _deep_values(content: bytes, image: "Image") -> np.ndarray:
     """Values of a picture of 16 bits a channel, upright, `[H, W]` or `[H, W, 3]`."""
     from PIL import Image, ImageOps
 
@@ -258,8 +298,7 @@ def _deep_values(path: Path, image: "Image") -> np.ndarray:
     import torch
     from torchvision.io import decode_image  # Pillow keeps 8 bits of coloured pictures' 16
 
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    values = decode_image(content).numpy().transpose(1, 2, 0)
+    values = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8)).numpy().transpose(1, 2, 0)
     alpha = values.shape[2] in (2, 4)
     if "transparency" in image.info or (alpha and (values[..., -1] < 2**16 - 1).any()):
         raise Unusable("has 16 bits a channel and is transparent: save it with 8, or without transparency")
