@@ -15,7 +15,7 @@ from toys import every, make_images
 
 from modules.data.datasets import load
 from modules.data.folders import SHADOWS, find_images
-from modules.data.names import MASKS, PART_NAMES, SAYS_NOTHING
+from modules.data.names import MASKS, PART_NAMES, SAYS_NOTHING, same_but_for_spelling
 from modules.data.pictures import DataError
 
 CLASSES = ("cat", "dog")
@@ -200,6 +200,43 @@ def test_folders_that_are_no_classes_are_refused_with_what_to_do(tmp_path, place
 )
 def test_classes_may_be_called_anything_within_a_training_folder(tmp_path, classes):
     assert outcome(tree(tmp_path, *(f"train/{name}" for name in classes)))[1] == tuple(sorted(classes))
+
+
+PLACES = st.lists(st.integers(0, 99).map(str), min_size=2, max_size=4)
+
+
+@given(
+    one=PLACES, other=PLACES, sign=st.sampled_from("_- "), between=st.sampled_from("_- "), word=st.sampled_from("v ")
+)
+def test_names_of_numbers_are_one_when_the_numbers_are_whatever_stands_between(one, other, sign, between, word):
+    names = {f"{word}{sign.join(one)}".strip(), f"{word}{between.join(other)}".strip()}
+    assert bool(same_but_for_spelling(names)) == (one == other and len(names) == 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("golden-retriever", "golden_retriever", True),
+        ("golden\u2011retriever", "Golden Retriever", True),
+        ("cat", "cat\u200b", True),
+        ("\ufeffcat", "cat", True),
+        ("user1", "user_1", True),
+        ("v1_0", "v10", False),
+        ("A", "A-", False),
+        ("at -5", "at 5", False),
+    ],
+)
+def test_what_stands_between_words_is_spelling_and_what_tells_numbers_apart_is_not(one, other, same):
+    assert bool(same_but_for_spelling([one, other])) == same
+
+
+@pytest.mark.parametrize("word", ["labeled", "labelled", "sorted", "tagged", "annotated"])
+@pytest.mark.parametrize("prefix", ["un", "Non-"])
+def test_a_class_without_a_label_is_one_beside_its_opposite_alone(tmp_path, word, prefix):
+    name = f"{prefix}{word}"
+    found = outcome(tree(tmp_path, "cat", "dog", name))
+    assert f"{name} is called like images without a class: move them away, or rename the folder" in found
+    assert name in outcome(tree(tmp_path, word.replace("ll", "l")))[1]
 
 
 @pytest.mark.parametrize("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone")])

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -319,8 +318,10 @@ def _check_names(train: Path, classes: Sequence[str]) -> None:
             f"{shown(train)}: {shown(pair[0])!r} and {shown(pair[1])!r} are one name in two spellings: put the images "
             "of one class into one folder, or give each class a name of its own"
         )
-    if unsorted := [name for name in classes if re.fullmatch(names.UNSORTED, name.lower())]:
-        raise DataError(f"{shown(train / unsorted[0])} is called like images without a class: move them away")
+    if unsorted := names.unsorted(classes):
+        raise DataError(
+            f"{shown(train / unsorted)} is called like images without a class: move them away, or rename the folder"
+        )
 
 
 def _check_below(place: Path, below: dict[str, list[Path]], top: bool) -> None:

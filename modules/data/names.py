@@ -20,7 +20,7 @@ MASKS = (
     "trimaps?|rois?|overlays?|heatmaps?"
 )
 PLAIN = f"{SAYS_NOTHING}|inputs?|originals?|sources?|raw|jpegs?|jpgs?|pngs?|rgb|sat"
-UNSORTED = r"(un|non?)[\W_]*(labell?ed|annotated|tagged|sorted)"
+UNSORTED = r"(?:un|non?)[\W_]*(labell?ed|annotated|tagged|sorted)"
 
 
 def part(name: str) -> str | None:
@@ -101,14 +101,30 @@ def named_after_another(paths: Sequence[PurePath]) -> list[tuple[PurePath, PureP
 
 
 def same_but_for_spelling(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that differ only in capitals, spaces, underscores or how accents are stored; single letters do not."""
+    """Two names that differ only in capitals, what stands between words, signs of no width or how accents are stored.
+
+    Single letters do not. What stands between two digits counts, as in `2021_1_11` and `2021_11_1`, but not which sign
+    it is; and so does a hyphen that is not between two words, as in `A-` or `at -5`.
+    """
     seen: dict[str, str] = {}
     for name in names:
-        plain = re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name).casefold())
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        plain = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")  # of no width
+        plain = re.sub(r"(?<=[^\W_])[-\u2010-\u2015](?=[^\W_])", "_", plain)
+        plain = re.sub(r"(?<=\d)[\s_]+(?=\d)", "\0", plain)
+        plain = re.sub(r"[\s_]+", "", plain)
         other = seen.setdefault(plain if len(name) > 1 else name, name)
         if other != name:
             return other, name
     return None
+
+
+def unsorted(names: Iterable[str]) -> str | None:
+    """A name for images without a class, `unlabelled`, where no other is its opposite, as `labeled` is."""
+    names = sorted(names)
+    said = {name.lower().replace("ll", "l") for name in names}
+    found = ((name, re.fullmatch(UNSORTED, name.lower())) for name in names)
+    return next((name for name, match in found if match and match[1].replace("ll", "l") not in said), None)
 
 
 def numbered_alike(names: Iterable[str]) -> bool:
