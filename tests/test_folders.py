@@ -277,6 +277,72 @@ def test_masks_among_the_images_of_a_class_are_refused_and_pictures_or_masks_alo
         assert re.search(f"{part}/cat: .* look like pictures and what belongs to each of them", outcome(folder))
 
 
+@pytest.mark.parametrize(
+    ("classes", "word"),
+    [
+        ("photos heatmaps tables charts", "heatmaps"),
+        ("photo label form letter", "label"),
+        ("original overlay", "overlay"),
+        ("source target", "target"),
+        ("input output", "output"),
+        ("cat cat_masks", "cat_masks"),
+        ("fotos masken", "masken"),
+        ("fotos mascaras", "mascaras"),
+    ],
+)
+@pytest.mark.parametrize("missing", [0, 1])
+def test_two_classes_are_called_pictures_and_masks_where_their_files_pair_up_and_else_that_is_said(
+    tmp_path, classes, word, missing
+):
+    classes = classes.split()
+    plain = classes[0] in ("photos", "photo", "original", "source", "input")
+    for place, same in (("same", True), ("other", False)):
+        for number, name in enumerate(classes):
+            other = 0 if same and name in (classes[0], word) else 100 * (number + 1)
+            touched(tmp_path / place / name, *(f"{other + each}.png" for each in range(COUNT)))
+    for number in range(missing):
+        (tmp_path / "same" / word / f"{number}.png").unlink()
+    note = f"The classes {classes[0]} and {word} are called like pictures and their masks: if they are, move the masks"
+    if plain:
+        assert "such as masks: a folder for each class is needed; if they are classes, rename" in outcome(
+            tmp_path / "same"
+        )
+        assert note in find_images(tmp_path / "other").notes[0]
+    else:
+        assert note in find_images(tmp_path / "same").notes[0]
+        assert find_images(tmp_path / "other").notes == ()
+
+
+def test_numbers_that_every_class_has_do_not_pair_two_of_them_up(tmp_path):
+    found = find_images(tree(tmp_path, "photo", "label", "form", "letter"))
+    assert found.classes == ("form", "label", "letter", "photo")
+    assert "The classes photo and label are called like" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("pair", "files", "refused"),
+    [
+        (("mustang_{}", "mustang_gt_{}"), 6, False),
+        (("{}", "output{}"), 6, False),
+        (("bottle{}", "bottle{}_label"), 6, False),
+        (("{}", "{}_mask"), 24, True),
+        (("{}", "{}_mask"), 25, False),
+    ],
+)
+def test_a_few_files_that_are_called_like_masks_are_said_and_no_reason_to_refuse_a_folder(
+    tmp_path, pair, files, refused
+):
+    pairs = 3 if files > 6 else 1
+    folder = tree(tmp_path, "dog")
+    touched(folder / "cat", *(f"x{number}.png" for number in range(files)))
+    touched(folder / "cat", *(f"{name.format(900 + number)}.png" for number in range(pairs) for name in pair))
+    if refused:
+        assert "leave only the pictures there, or rename them if they are" in outcome(folder)
+    else:
+        mask, picture = (name.format(900) for name in (pair[1], pair[0]))
+        assert f"cat/{mask}.png is called like a mask of {picture}.png: is it one?" in find_images(folder).notes
+
+
 @every(
     ("files", "note"),
     [

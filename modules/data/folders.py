@@ -162,7 +162,10 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
                 digest.update(os.fsencode(f"{part} {label} {str(path).removeprefix(str(data_dir))} {numbers}\n"))
         _check_below(place, {name: below[part, name] for name in classes}, place == data_dir)
     notes = _notes({(places[part] / name).relative_to(data_dir): paths for (part, name), paths in below.items()})
-    if name := _in_every_class([below["train", name] for name in classes]):
+    trained = {name: below["train", name] for name in classes}
+    if said := _like_masks(trained):
+        notes.append(said)
+    elif name := _in_every_class(list(trained.values())):
         notes.append(
             f"Every class holds files of the same names, such as {name}: do they belong together, as masks do?"
         )
@@ -307,12 +310,7 @@ def _classes(data_dir: Path, places: dict[str, Path]) -> tuple[str, ...]:
 
 
 def _check_names(train: Path, classes: Sequence[str]) -> None:
-    """Raise DataError when folders are called like what is no class, or like one class twice."""
-    if pair := names.masks_among(classes):
-        raise DataError(
-            f"{shown(train)}: {shown(pair[0])} and {shown(pair[1])} look like pictures and what belongs to each of "
-            "them, not like classes: a folder for each class is needed"
-        )
+    """Raise DataError when folders are called like images without a class, or like one class twice."""
     if pair := names.same_but_for_spelling(classes):
         raise DataError(
             f"{shown(train)}: {shown(pair[0])!r} and {shown(pair[1])!r} are one name in two spellings: put the images "
@@ -332,6 +330,11 @@ def _check_below(place: Path, below: dict[str, list[Path]], top: bool) -> None:
         below: of each, its images' paths.
         top: no folder beside them is named as one for training, testing or validation.
     """
+    if (pair := names.masks_among(below)) and _belong_together(*pair, below):
+        raise DataError(
+            f"{shown(place)}: {shown(pair[0])} and {shown(pair[1])} look like pictures and what belongs to each of "
+            "them, such as masks: a folder for each class is needed; if they are classes, rename their files"
+        )
     inner = {name: {each for path in paths for each in path.parts[:-1]} for name, paths in below.items()}
     for name, folders in inner.items():
         where = shown(place / name)
@@ -347,11 +350,12 @@ def _check_below(place: Path, below: dict[str, list[Path]], top: bool) -> None:
                 f"{where} holds a folder {shown(other[0])}, which is another class's name: move it there, or call it "
                 "something else"
             )
-        pair = names.masks_among(folders) or names.picture_and_mask(below[name])
+        pairs = names.pictures_and_masks(below[name])
+        pair = names.masks_among(folders) or (names.many(len(pairs), len(below[name])) and pairs[0])
         if pair:
             raise DataError(
                 f"{where}: {shown(pair[0])} and {shown(pair[1])} look like pictures and what belongs to each of them, "
-                "such as masks: leave only the pictures there"
+                "such as masks: leave only the pictures there, or rename them if they are"
             )
     # A part holds folders and no images of its own; a class may hold both, and then a folder that others hold too.
     bare = [inner[name] for name, paths in below.items() if all(len(path.parts) > 1 for path in paths)]
@@ -365,6 +369,20 @@ def _check_below(place: Path, below: dict[str, list[Path]], top: bool) -> None:
             f"{shown(place)}: its folders {_some(list(below))} hold the same folders ({_some(shared)}), like parts of "
             f"a data set: name them train and test (or val); if they are classes, {shown(advice)}"
         )
+
+
+def _belong_together(one: str, other: str, below: dict[str, list[Path]]) -> bool:
+    """Whether the files of two classes are called like each other, and not as those of every other class are too."""
+
+    def alike(a: str, b: str) -> bool:
+        pairs = {path.stem for path in below[a]} & {path.stem for path in below[b]}
+        return names.many(len(pairs), min(len(below[a]), len(below[b])))
+
+    both = [Path(called) / path for called, name in (("images", one), ("masks", other)) for path in below[name]]
+    fewer = min(len(below[one]), len(below[other]))
+    return names.many(len(names.pictures_and_masks(both)), fewer) and not any(
+        alike(one, name) for name in below if not (names.of_masks(name) or names.says_nothing(name))
+    )
 
 
 def _shared(folders: Iterable[set[str]]) -> list[str]:
@@ -383,6 +401,10 @@ def _notes(below: dict[Path, list[Path]]) -> list[str]:
     inner = {place / path.parts[0]: None for place, paths in below.items() for path in paths if len(path.parts) > 1}
     if folders := [folder for folder in inner if not names.says_nothing(folder.name)]:
         said.append(f"Images in folders below a class count for that class: {_some(sorted(folders))}.")
+    for place, paths in below.items():
+        if pairs := names.pictures_and_masks(paths):  # too few to refuse them
+            picture, mask = pairs[0]
+            said.append(f"{shown(place / mask)} is called like a mask of {shown(picture.name)}: is it one?")
     after = [(place / a, place / b) for place, paths in below.items() for a, b in names.named_after_another(paths)]
     if after and len(after) * SPOKEN_OF >= sum(map(len, below.values())):
         said.append(
@@ -390,6 +412,23 @@ def _notes(below: dict[Path, list[Path]]) -> list[str]:
             f"{shown(after[0][1].name)}: do they belong together, as masks or changed copies do?"
         )
     return said
+
+
+def _like_masks(below: dict[str, list[Path]]) -> str | None:
+    """What the names of classes and their files say of masks; None where they say nothing.
+
+    Args:
+        below: of each class, its images' paths.
+    """
+    stems = {name: {path.stem for path in paths} for name, paths in below.items()}
+    masks = [name for name in below if names.of_masks(name)]
+    pairs = [(a, b) for a in below if a not in masks for b in masks if stems[b] <= stems[a]]
+    if pair := names.masks_among(below) or next(iter(pairs), None):
+        return (
+            f"The classes {shown(pair[0])} and {shown(pair[1])} are called like pictures and their masks: if they are, "
+            "move the masks away."
+        )
+    return None
 
 
 def _in_every_class(below: Sequence[Sequence[Path]]) -> str | None:

@@ -16,9 +16,10 @@ PART_NAMES = {
 PART_OF = {word: part for part, words in PART_NAMES.items() for word in words.split("|")}
 SAYS_NOTHING = "datasets?|data|sets?|images?|imgs?|pictures?|pics?|photos?|samples?|examples?|splits?|parts?|files?|dir"
 MASKS = (
-    "masks?|labels?|annotations?|annots?|segmentations?|segm?|groundtruths?|gts?|truths?|targets?|outputs?|depths?|"
-    "trimaps?|rois?|overlays?|heatmaps?"
+    "masks?|masken?|mascaras?|masques?|labels?|annotations?|annots?|segmentations?|segm?|groundtruths?|gts?|truths?|"
+    "targets?|outputs?|depths?|trimaps?|rois?|overlays?|heatmaps?"
 )
+FEWEST, ONE_OF = 3, 10  # so many pairs of picture and mask are refused, where they are one of so many files
 PLAIN = f"{SAYS_NOTHING}|inputs?|originals?|sources?|raw|jpegs?|jpgs?|pngs?|rgb|sat"
 UNSORTED = r"(?:un|non?)[\W_]*(labell?ed|annotated|tagged|sorted)"
 
@@ -54,18 +55,28 @@ def masks_among(names: Iterable[str]) -> tuple[str, str] | None:
     """Two folders of which one is called pictures and one what belongs to each of them: `images` and `masks`."""
     names = sorted(names)
     plain = [name for name in names if says_nothing(name)]
-    masks = [name for name in names if name not in plain and any(re.fullmatch(MASKS, word) for word in _words(name))]
+    masks = [name for name in names if name not in plain and of_masks(name)]
     return (plain[0], masks[0]) if plain and masks else None
 
 
-def picture_and_mask(paths: Sequence[PurePath]) -> tuple[PurePath, PurePath] | None:
-    """A picture and its mask among the files of one class: `1.png` and `1_mask.png`, `images/1.png` and `masks/1.png`.
+def of_masks(name: str) -> bool:
+    """Whether one of a name's words is one for masks: `masks`, `cat_masks`."""
+    return any(re.fullmatch(MASKS, word) for word in _words(name))
+
+
+def many(pairs: int, files: int) -> bool:
+    """Whether so many pairs of names among so many files are no chance."""
+    return pairs >= FEWEST and pairs * ONE_OF >= files
+
+
+def pictures_and_masks(paths: Sequence[PurePath]) -> list[tuple[PurePath, PurePath]]:
+    """Pictures and masks among files: `1.png` and `1_mask.png`, `images/1.png` and `masks/1.png`.
 
     Args:
-        paths: below the class's folder.
+        paths: below the folder of one class, or of two.
     """
     if not re.search(f"ground.?truth|{MASKS}", "\n".join(map(str, paths)), re.IGNORECASE):
-        return None  # a look at all names at once: a folder may hold a hundred thousand
+        return []  # a look at all names at once: a folder may hold a hundred thousand
     masks, pictures = {}, {}
     for path in paths:
         tokens = _tokens(str(path.with_suffix("")))
@@ -79,7 +90,8 @@ def picture_and_mask(paths: Sequence[PurePath]) -> tuple[PurePath, PurePath] | N
         if tokens[at : at + 1] and tokens[at].isdecimal():  # the second mask of a picture
             rest = tokens[:at] + tokens[at + 1 :]
             masks.setdefault(tuple(token for token in rest if not re.fullmatch(f"{MASKS}|{PLAIN}", token)), path)
-    return next(((pictures[key], path) for key, path in masks.items() if key and key in pictures), None)
+    found = {path: pictures[key] for key, path in masks.items() if key and key in pictures}
+    return [(picture, mask) for mask, picture in found.items()]
 
 
 def named_after_another(paths: Sequence[PurePath]) -> list[tuple[PurePath, PurePath]]:
