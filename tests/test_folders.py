@@ -373,10 +373,20 @@ def test_names_that_leave_something_in_doubt_are_said(tmp_path, files, note):
 def test_images_beside_the_parts_are_said_and_what_systems_add_is_not_read(tmp_path):
     folder = tree(parts(tmp_path, "train", "test"), ".", "extra")
     for place in (".", "train", "train/cat"):
-        for shadow in SHADOWS:
+        for shadow in {*SHADOWS, "@Recycle", "$Recycle.Bin", "LOST.DIR", "System Volume Information"} - {"thumbs"}:
             tree(folder / place, shadow)
+        touched(folder / place, "._0.png", ".DS_Store", ".git/config")
     assert counts(folder) == {"train": 12, "test": 12}
     assert find_images(folder).notes == ("Not read: 6 images, extra beside train.",)
+
+
+@pytest.mark.parametrize("hidden", [".NET/0.png", ".NET/beach/0.png", ".0.png", "Thumbs/0.png"])
+@pytest.mark.parametrize("place", [".", "train", "train/cat", "train/cat/beach"])
+def test_hidden_images_that_a_person_may_have_meant_are_not_read_and_that_is_said(tmp_path, place, hidden):
+    touched(parts(tmp_path, "train", "test") / place, hidden)
+    assert counts(tmp_path) == {"train": 12, "test": 12}
+    where = Path(place, hidden.split("/")[0])
+    assert find_images(tmp_path).notes == (f"Not read, as hidden or added by the system: {where}.",)
 
 
 def test_a_long_name_takes_no_time(tmp_path):

@@ -21,7 +21,11 @@ Read = tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]
 
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SHADOWS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}  # what systems add: copies of every file
+#: What systems add, in any case: copies of every file.
+SHADOWS = {
+    *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found", "lost.dir", "thumbs"),
+    *("~snapshot", "#snapshot", "system volume information"),
+}
 SPOKEN_OF = 10  # a note is written where one file of so many gives reason for it
 HANDS = 5  # without images for testing one of five images of each class is held out
 DARK = 32  # of 255
@@ -147,13 +151,14 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
     classes = _classes(data_dir, places)
     above = (data_dir, *data_dir.resolve().parents)
     roots = {_id(path) for place in places.values() for path in (*above, place, *(place / name for name in classes))}
-    files, others, again, digest, below = {}, Counter(), 0, hashlib.sha256(), {}
+    files, others, again, digest, below, left_out = {}, Counter(), 0, hashlib.sha256(), {}, []
     for part, place in places.items():
         files[part] = []
         for label, name in enumerate(classes):
             found = _images_below(place / name, roots)
             others += found.others
             again += found.again
+            left_out += found.left_out
             files[part] += [(path, label) for path, _ in found.images]
             below[part, name] = [path.relative_to(place / name) for path, _ in found.images]
             for path, status in found.images:
@@ -181,6 +186,9 @@ def _listed(data_dir: Path, size: int | None) -> ImageFiles:
         _hold_out(files, classes, places["train"])
     if loose := [] if places["train"] == data_dir else _loose(data_dir):
         unread = [f"{len(loose)} images", *unread]
+    hidden = [place / name for place in dict.fromkeys((data_dir, *places.values())) for name in _left_out(place)]
+    if hidden := [path.relative_to(data_dir) for path in (*hidden, *left_out)]:
+        notes.append(f"Not read, as hidden or added by the system: {_some(hidden)}.")
     if unread:
         notes.append(f"Not read: {_some(unread)} beside {shown(places['train'].name)}.")
     if others:
@@ -207,7 +215,26 @@ def _folders(folder: Path) -> tuple[str, ...]:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in SHADOWS
+    return name.startswith(".") or name.lower() in SHADOWS
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Names of hidden images and hidden folders of images in a folder, but for what systems add under odd names."""
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if _may_be_meant(entry.name)
+        and (_is_image(entry.name.lstrip(".")) or (entry.is_dir() and _holds_images(Path(entry.path))))
+    )
+
+
+def _may_be_meant(name: str) -> bool:
+    """Whether a name is hidden, and a person may have chosen it; macOS adds `._1.png` to `1.png`."""
+    return name.lower() == "thumbs" or (name.startswith(".") and not name.startswith("._"))
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(_is_image(name) for _, _, there in os.walk(folder) for name in there)
 
 
 def _loose(folder: Path) -> list[str]:
@@ -461,11 +488,12 @@ def _id(path: Path) -> _Id:
 
 @dataclass
 class _Below:
-    """What lies below a class folder: the images, other files by their endings, and files under a second name."""
+    """What lies below a class folder: images, other files by their endings, files of a second name, hidden images."""
 
     images: list[tuple[Path, os.stat_result]]
     others: Counter
     again: int
+    left_out: list[Path]
 
 
 def _images_below(folder: Path, roots: set[_Id]) -> _Below:
@@ -481,7 +509,7 @@ def _images_below(folder: Path, roots: set[_Id]) -> _Below:
     def stop(error: OSError) -> None:
         raise error
 
-    found, problems = _Below([], Counter(), 0), []
+    found, problems = _Below([], Counter(), 0, []), []
     seen: set[_Id] = set()
     for place, below, there in os.walk(folder, onerror=stop, followlinks=True):
         for path in (Path(place, name) for name in sorted(there + below) if _is_image(name)):
@@ -503,6 +531,8 @@ def _images_below(folder: Path, roots: set[_Id]) -> _Below:
                 problems.append((Path(place, name), "is a link to what is not there"))
             elif not (_is_image(name) or name.startswith(".")):
                 found.others[shown(Path(name).suffix.lower()) or "without an ending"] += 1
+        if any(map(_may_be_meant, there + below)):
+            found.left_out += [Path(place, name) for name in _left_out(Path(place))]
         enter = []
         for name in sorted(name for name in below if not (_hidden(name) or _is_image(name))):
             identity = _id(Path(place, name))
