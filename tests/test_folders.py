@@ -213,7 +213,7 @@ def test_names_of_numbers_are_one_when_the_numbers_are_whatever_stands_between(o
     assert bool(same_but_for_spelling(names)) == (one == other and len(names) == 2)
 
 
-@pytest.mark.parametrize(
+@every(
     ("one", "other", "same"),
     [
         ("golden-retriever", "golden_retriever", True),
@@ -230,8 +230,8 @@ def test_what_stands_between_words_is_spelling_and_what_tells_numbers_apart_is_n
     assert bool(same_but_for_spelling([one, other])) == same
 
 
-@pytest.mark.parametrize("word", ["labeled", "labelled", "sorted", "tagged", "annotated"])
-@pytest.mark.parametrize("prefix", ["un", "Non-"])
+@every("word", ["labeled", "labelled", "sorted", "tagged", "annotated"])
+@every("prefix", ["un", "Non-"])
 def test_a_class_without_a_label_is_one_beside_its_opposite_alone(tmp_path, word, prefix):
     name = f"{prefix}{word}"
     found = outcome(tree(tmp_path, "cat", "dog", name))
@@ -239,7 +239,7 @@ def test_a_class_without_a_label_is_one_beside_its_opposite_alone(tmp_path, word
     assert name in outcome(tree(tmp_path, word.replace("ll", "l")))[1]
 
 
-@pytest.mark.parametrize("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone")])
+@every("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone")])
 def test_one_name_that_mentions_a_part_is_a_class(tmp_path, classes):
     assert outcome(tree(tmp_path, *classes))[1] == tuple(sorted(classes))
 
@@ -277,7 +277,7 @@ def test_masks_among_the_images_of_a_class_are_refused_and_pictures_or_masks_alo
         assert re.search(f"{part}/cat: .* look like pictures and what belongs to each of them", outcome(folder))
 
 
-@pytest.mark.parametrize(
+@every(
     ("classes", "word"),
     [
         ("photos heatmaps tables charts", "heatmaps"),
@@ -290,7 +290,7 @@ def test_masks_among_the_images_of_a_class_are_refused_and_pictures_or_masks_alo
         ("fotos mascaras", "mascaras"),
     ],
 )
-@pytest.mark.parametrize("missing", [0, 1])
+@every("missing", [0, 1])
 def test_two_classes_are_called_pictures_and_masks_where_their_files_pair_up_and_else_that_is_said(
     tmp_path, classes, word, missing
 ):
@@ -319,7 +319,7 @@ def test_numbers_that_every_class_has_do_not_pair_two_of_them_up(tmp_path):
     assert "The classes photo and label are called like" in found.notes[0]
 
 
-@pytest.mark.parametrize(
+@every(
     ("pair", "files", "refused"),
     [
         (("mustang_{}", "mustang_gt_{}"), 6, False),
@@ -380,8 +380,8 @@ def test_images_beside_the_parts_are_said_and_what_systems_add_is_not_read(tmp_p
     assert find_images(folder).notes == ("Not read: 6 images, extra beside train.",)
 
 
-@pytest.mark.parametrize("hidden", [".NET/0.png", ".NET/beach/0.png", ".0.png", "Thumbs/0.png"])
-@pytest.mark.parametrize("place", [".", "train", "train/cat", "train/cat/beach"])
+@every("hidden", [".NET/0.png", ".NET/beach/0.png", ".0.png", "Thumbs/0.png"])
+@every("place", [".", "train", "train/cat", "train/cat/beach"])
 def test_hidden_images_that_a_person_may_have_meant_are_not_read_and_that_is_said(tmp_path, place, hidden):
     touched(parts(tmp_path, "train", "test") / place, hidden)
     assert counts(tmp_path) == {"train": 12, "test": 12}

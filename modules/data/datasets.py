@@ -25,7 +25,7 @@ from modules.checks import short
 from modules.data.folders import SPLITS, VALIDATION, ImageFiles
 from modules.data.sources import DataError, Source, source
 
-CACHE_VERSION = 3  # another one where files are read into other pixels or labels than before
+CACHE_VERSION = 4  # another one where files are read into other pixels or labels than before
 
 #: Labels of image folders whose pixels are known, by their fingerprint.
 KNOWN_IMAGES = {"f103e41073cc568513074a83398ed490d1f69502a0d7c4e4cb9c59ce87c78e51": "CIFAR-10 (JPEG copy)"}

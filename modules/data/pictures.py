@@ -225,7 +225,7 @@ def _has_all_rows(content: bytes) -> bool:
         columns, rows = -((x - width) // step_x), -((y - height) // step_y)
         missing += rows * (1 + (columns * bits * CHANNELS[colour] + 7) // 8) if columns > 0 else 0
     unpack, rest = zlib.decompressobj(), b"".join(packed)
-    while missing > 0 and (some := unpack.decompress(rest, min(missing, BLOCK))):
+    while some := unpack.decompress(rest, BLOCK):  # to the end, where a checksum of the pixels is
         missing -= len(some)
         rest = unpack.unconsumed_tail
     return missing <= 0
