@@ -228,7 +228,7 @@ def _has_all_rows(content: bytes) -> bool:
     while some := unpack.decompress(rest, BLOCK):  # to the end, where a checksum of the pixels is
         missing -= len(some)
         rest = unpack.unconsumed_tail
-    return missing <= 0
+    return missing <= 0 and unpack.eof
 
 
 def _end_of_jpeg(content: bytes) -> int | None:
