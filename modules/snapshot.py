@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -229,6 +229,10 @@ def contents(
     loose = _loose(found, known)
     attributes = [(vars(optimizer), set(vars(optimizer)), _plain_attributes(optimizer)) for optimizer in optimizers]
     scale = deepcopy(scaler.state_dict()) if scaler else None
+    stages = getattr(scaler, "_per_optimizer_states", None)  # whether gradients are unscaled; no state_dict has it
+    if stages is not None:
+        scaler._per_optimizer_states = copy(stages)
+        scaler._per_optimizer_states.clear()
     gradients = [(parameter, parameter.grad) for parameter in (own | read).values()]
     for parameter, _ in gradients:
         parameter.grad = None
@@ -256,6 +260,8 @@ def contents(
             state.update({parameter: back() for parameter, back in values.items()})
         if scaler:
             scaler.load_state_dict(scale)
+        if stages is not None:
+            scaler._per_optimizer_states = stages
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

@@ -551,6 +551,26 @@ def test_afterwards_everything_is_as_it_was(fails):
     assert "step" not in vars(optimizer)
 
 
+@pytest.mark.parametrize("when", ["pre", "post"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_scaler_unscales_the_next_step_although_the_one_before_was_interrupted(error, when):
+    model, data = torch.nn.Linear(4, 2), [(torch.randn(8, 4), torch.randint(2, (8,)))] * 4
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler, loss_fn = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.nn.CrossEntropyLoss()
+
+    def fail(*_):
+        raise error
+
+    with getattr(optimizer, f"register_step_{when}_hook")(fail), pytest.raises(error):
+        range_test(model, optimizer, loss_fn, data, scaler=scaler, iterations=8)
+    before, own = model.weight.detach().clone(), deepcopy(model)
+    loss_fn(own(data[0][0]), data[0][1]).backward()
+    scaler.scale(loss_fn(model(data[0][0]), data[0][1])).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.allclose(before - model.weight, 0.1 * own.weight.grad, atol=1e-7)
+
+
 def test_accumulated_batches_are_one_iteration():
     """Two halves, their gradients averaged, are the whole batch."""
     tables = []
