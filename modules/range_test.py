@@ -113,6 +113,7 @@ def range_test(
         ValueError: rates, ramp, intervals or factor that make no sense; batches that are empty, too few, a `Dataset` or
             of a kind that needs a `forward`; no loss or no accuracy where one is asked for; an optimizer whose `step`
             needs a closure (LBFGS), or without a rate.
+        AnalysisError: the validation loss is not finite at the first evaluation already.
 
     Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
@@ -152,6 +153,7 @@ def range_test(
             row, stretch, means = _Mean(), _Mean(), []  # the losses since the last row, and since the last evaluation
             lost = skipped = False  # whether the last loss was not finite; a batch was skipped
             given = 0  # the last iteration with a loss
+            validated = False
             for iteration in tqdm(range(1, iterations + 1), "range test", unit="it", leave=False, disable=None):
                 lr = lr_at(iteration - 1)
                 if not lr * max(ratios) < LARGEST_RATE:
@@ -179,6 +181,9 @@ def range_test(
                 if evaluates := iteration % every == 0 or last:
                     if validation is not None:
                         val_loss, accuracy = validate(model, validation, measure)
+                        if not (validated or lost):
+                            check_validation(val_loss, f"at the first evaluation, lr={lr:.3g}")
+                        validated = True
                     elif evaluate:
                         accuracy = _number_of(evaluate(model))
                     if not math.isfinite(val_loss if validation is not None else accuracy if evaluate else 0.0):
@@ -402,6 +407,20 @@ def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) ->
         scaler.update()
     else:
         optimizer.step()
+
+
+def check_validation(loss: float, when: str) -> None:
+    """Refuse a validation whose loss says nothing.
+
+    Args:
+        loss: the mean over the validation.
+        when: it was measured, for the message.
+
+    Raises:
+        AnalysisError: the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise AnalysisError(f"validation: the loss is not finite {when}: look at these batches, and at the model")
 
 
 @torch.no_grad()

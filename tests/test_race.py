@@ -314,6 +314,15 @@ def test_what_makes_no_sense_is_refused_in_a_line_before_any_training():
     assert not toy.calls
 
 
+def test_a_validation_whose_loss_is_not_finite_is_refused_before_any_training():
+    toy, lost = Toy(), (torch.full((10, 8), float("nan")), LABELS[:10])
+    for validation, message in (([lost], "validation: the loss is not finite before any"), ([], "validation is empty")):
+        toy.validation = validation
+        with pytest.raises(ValueError, match=message):
+            toy.find()
+    assert not toy.calls
+
+
 def test_neither_an_edge_nor_a_race_is_no_answer():
     with pytest.raises(AnalysisError, match="no rate that is too large, and budget=60 leaves nothing for a race"):
         Toy(scale=1e-6).find(300, budget=60)
@@ -337,6 +346,10 @@ def test_a_schedule_that_sets_rates_of_its_own_is_refused(rate):
 
 def test_a_loss_that_is_never_finite_is_refused():
     toy = Toy(scale=float("nan"))
+    with pytest.raises(AnalysisError, match="the loss is not finite before any training"):
+        toy.find()
+    toy = Toy()
+    toy.batches = [(points * float("nan"), labels) for points, labels in toy.batches]
     with pytest.raises(AnalysisError, match="the loss is not finite even at the lowest rates"):
         toy.find()
 

@@ -629,6 +629,13 @@ def test_batches_of_any_kind(shape, forward):
     assert table.train_loss.tolist() == expected.train_loss.tolist()
 
 
+def test_a_validation_batch_that_is_no_number_is_no_divergence_of_the_training():
+    model, optimizer, batches, _ = problem()
+    validation = [*batches[:2], (torch.full((50, 10), float("nan")), batches[0][1])]
+    with pytest.raises(ValueError, match="validation: the loss is not finite at the first evaluation"):
+        range_test(model, optimizer, CROSS_ENTROPY, batches, validation=validation, iterations=40)
+
+
 def test_a_packed_sequence_is_one_input():
     """As any named tuple: a plain list or tuple is the model's arguments."""
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
@@ -21,6 +23,7 @@ from ..range_test import (
     LARGEST_RATE,
     backward,
     check_given,
+    check_validation,
     endless,
     group_shares,
     measure_batch,
@@ -174,8 +177,8 @@ def find_rate(
 
     Raises:
         ValueError: an argument that makes no sense, in a line that names it, before any training.
-        AnalysisError: the loss is not finite at any rate; or the ramp shows no edge, and the budget is too small for a
-            race.
+        AnalysisError: the validation loss is not finite before any training; the training loss is so at every rate;
+            or the ramp shows no edge, and the budget is too small for a race.
 
     Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
     paper, 3.3) places. Fixed before any other task was tried.
@@ -190,13 +193,16 @@ def find_rate(
     shared = dict(
         forward=forward, accumulate=accumulate, autocast=autocast, scaler=scaler, keep_ratios=keep_ratios
     )  # of ramp and races
-    curve = range_test(model, optimizer, loss_fn, batches, iterations=ramp_length(budget), evaluate_every=1, **shared)
     trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
+    lazy = any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers()))
+    start_loss = math.nan if lazy else trials.untrained()  # the ramp's first batch initialises lazy modules
+    curve = range_test(model, optimizer, loss_fn, batches, iterations=ramp_length(budget), evaluate_every=1, **shared)
+    trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)  # with what is new since
     race = Race(curve, iterations, budget, name, trials.scaled)
     trials.fall = race.fall
     with tqdm(total=budget, initial=race.cost, desc="find_rate", unit="it", leave=False, disable=None) as bar:
         if race.rounds:
-            race.start_loss = trials.untrained()
+            race.start_loss = trials.untrained() if lazy else start_loss
         while asked := race.ask():
             race.tell([trials.train(rate, asked.length, bar.update) for rate in asked.trained_at])
     return race.found()
@@ -287,9 +293,15 @@ class Trials:
             yield
 
     def untrained(self) -> float:
-        """The validation loss of the network as it is."""
+        """The validation loss of the network as it is.
+
+        Raises:
+            AnalysisError: it is not finite.
+        """
         with self._traceless():
-            return validate(self.model, self.validation, self.measure)[0]
+            loss = validate(self.model, self.validation, self.measure)[0]
+        check_validation(loss, "before any training")
+        return loss
 
     def train(self, rate: float, length: int, done: Callable[[int], object]) -> tuple[float, float, int]:
         """Validation loss and accuracy after `length` iterations at a rate, and how many were trained.
