@@ -354,6 +354,15 @@ def test_a_loss_that_is_never_finite_is_refused():
         toy.find()
 
 
+def test_where_every_race_diverges_there_is_no_answer():
+    toy = Toy()
+    toy.batches = [(points.clone(), labels) for points, labels in toy.batches]
+    for points, _ in toy.batches[-2:]:
+        points.fill_(float("nan"))
+    with pytest.raises(AnalysisError, match=r"every race diverged.* batches whose loss is not finite"):
+        toy.find(2000)
+
+
 def test_a_shorter_training_has_a_higher_best_rate():
     lengths = [20, 50, 200, 1000, 10_000]
     for scaled in (False, True):

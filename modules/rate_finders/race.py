@@ -178,7 +178,7 @@ def find_rate(
     Raises:
         ValueError: an argument that makes no sense, in a line that names it, before any training.
         AnalysisError: the validation loss is not finite before any training; the training loss is so at every rate;
-            or the ramp shows no edge, and the budget is too small for a race.
+            every race diverged; or the ramp shows no edge, and the budget is too small for a race.
 
     Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
     paper, 3.3) places. Fixed before any other task was tried.
@@ -489,7 +489,16 @@ class Race:
         return [float(middle * 2), float(middle), float(middle / 2)]
 
     def found(self) -> FoundRate:
-        """The answer."""
+        """The answer.
+
+        Raises:
+            AnalysisError: every race diverged.
+        """
+        if self.rows and not any(math.isfinite(row[4]) for row in self.rows):
+            raise AnalysisError(
+                f"every race diverged, down to the rate {min(row[2] for row in self.rows):.2g}: look for batches whose "
+                "loss is not finite, two of which in a row end a race"
+            )
         columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
         factor = 2 * max(1.0, self.iterations / self.length) ** UNSURE
         return FoundRate(
