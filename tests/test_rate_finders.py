@@ -252,6 +252,14 @@ def test_a_fall_of_five_times_the_noise_of_an_iteration_is_read():
         assert np.median(rates) == pytest.approx(LR[325] if name == "best_rate" else LR[345] / 5, rel=0.3)
 
 
+@every("left", [3, 50, 99, 150])
+def test_a_curve_that_is_mostly_missing_is_refused_and_not_filled_in(left):
+    loss, kept = np.full(POINTS, np.nan), np.linspace(0, POINTS - 1, left).astype(int)
+    loss[kept] = ramp(0)[kept]
+    with pytest.raises(AnalysisError, match=f"only {left} of the first {POINTS} losses are finite"):
+        suggest_rate(LR, loss, "linear")
+
+
 @every("points", [1, 2, 5, 20, 50, 99])
 def test_a_ramp_that_is_too_short_is_refused(points):
     lr = np.geomspace(1e-6, 10, points)

@@ -318,10 +318,12 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
 
     Raises:
         ValueError: a schedule that is none of these.
-        AnalysisError: arrays that do not fit together; fewer than 100 iterations; a loss, or an accuracy, that says
+        AnalysisError: arrays that do not fit together; fewer than 100 finite losses, or more than half of them missing
+            before the last one; a loss, or an accuracy, that says
             nothing, in a line that says why and what to do.
     """
     share, rate = (share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy))
+    measured = np.isfinite(points_and_runs(lr, loss, "loss")[1])
     lr, loss = one_curve(lr, loss, "loss")
     if len(lr) < LEAST_ITERATIONS:
         raise AnalysisError(
@@ -333,6 +335,7 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
     at = _lowest(loss)
     if at is None:
         raise AnalysisError("the loss is no number from the ramp's first tenth on: let it start lower (min_lr)")
+    _check_measured(measured)
     best_rate(lr, loss)  # refuses a loss that does not fall, or does not rise again
     if at == len(lr) // 10 or share < lr[0]:
         raise AnalysisError(TOO_EARLY)
@@ -341,6 +344,21 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
     if accuracy is not None:
         _check_rise(_some(lr, accuracy)[1])
     return rate
+
+
+def _check_measured(measured: np.ndarray) -> None:
+    """Refuse losses that are mostly missing, before the line between two of them is taken for a smooth curve.
+
+    Args:
+        measured: whether there is a finite loss, `[points, runs]`.
+    """
+    for run in measured.T:
+        count, end = int(run.sum()), len(run) - int(run[::-1].argmax())
+        if count < max(LEAST_ITERATIONS, end / 2):
+            raise AnalysisError(
+                f"only {count} of the first {end} losses are finite, at least {LEAST_ITERATIONS} and half of them are "
+                "needed: look at the batches, or let the ramp be longer"
+            )
 
 
 def _check_rise(accuracy: np.ndarray) -> None:
