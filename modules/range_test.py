@@ -425,7 +425,7 @@ def check_validation(loss: float, when: str) -> None:
 
 @torch.no_grad()
 def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple[float, float]:
-    """Mean loss over all batches, and accuracy; NaN where the targets are no classes."""
+    """Mean loss over all batches, and accuracy of the targets from 0 on; NaN where the targets are no classes."""
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
@@ -436,7 +436,9 @@ def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple
         total, size = total + count * loss.item(), size + count
         classes = isinstance(outputs, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
         if classes and outputs.ndim == target.ndim + 1:
-            right, labels = right + (outputs.argmax(1) == target).sum().item(), labels + target.numel()
+            counted = target >= 0  # -100 is what torch's losses ignore
+            right += (counted & (outputs.argmax(1) == target)).sum().item()
+            labels += counted.sum().item()
     if not size:
         raise ValueError("validation is empty, or no batch of it gave a loss")
     return total / size, right / labels if labels else math.nan

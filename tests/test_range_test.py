@@ -629,6 +629,17 @@ def test_batches_of_any_kind(shape, forward):
     assert table.train_loss.tolist() == expected.train_loss.tolist()
 
 
+def test_targets_that_the_loss_ignores_are_left_out_of_the_accuracy():
+    model, optimizer, batches, _ = problem()
+    some = [(inputs, target.where(torch.arange(50) % 3 > 0, -100)) for inputs, target in batches]
+    same = [(inputs[target >= 0], target[target >= 0]) for inputs, target in some]
+    first, second = (
+        range_test(model, optimizer, CROSS_ENTROPY, batches, validation=validation, iterations=20)
+        for validation in (some, same)
+    )
+    assert first.accuracy.tolist() == second.accuracy.tolist()
+
+
 def test_a_validation_batch_that_is_no_number_is_no_divergence_of_the_training():
     model, optimizer, batches, _ = problem()
     validation = [*batches[:2], (torch.full((50, 10), float("nan")), batches[0][1])]
