@@ -255,7 +255,7 @@ def test_a_fall_of_five_times_the_noise_of_an_iteration_is_read():
 @every("left", [3, 50, 99, 150])
 def test_a_curve_that_is_mostly_missing_is_refused_and_not_filled_in(left):
     loss, kept = np.full(POINTS, np.nan), np.linspace(0, POINTS - 1, left).astype(int)
-    loss[kept] = ramp(0)[kept]
+    loss[kept] = ramp(0, ended=False)[kept]
     with pytest.raises(AnalysisError, match=f"only {left} of the first {POINTS} losses are finite"):
         suggest_rate(LR, loss, "linear")
 
