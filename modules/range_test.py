@@ -73,8 +73,8 @@ def range_test(
         model: the network; trained in place, on whatever device it is on. Modules that are in evaluation mode while
             the model is in training mode stay in it.
         optimizer: over the model's parameters. Groups with an `lr_mult`, or timm's `lr_scale`, get the ramp's rate
-            times it; else groups of different rates keep their ratios, and the largest follows the ramp. `apply_rate`
-            sets a rate in the same way.
+            times it; all other groups keep the ratios of their rates among themselves, and the largest of them follows
+            the ramp. `apply_rate` sets a rate in the same way.
         loss_fn: called as `loss_fn(model(*inputs), target)`; may have parameters of its own.
         batches: e.g. a DataLoader: pairs of an input and a target, or several inputs with the target last. An input
             that is a mapping becomes the model's keyword arguments, a plain list or tuple its arguments, a named tuple
@@ -212,10 +212,10 @@ def range_test(
 def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> None:
     """Set an optimizer's groups to a rate that a range test found, as the test had set them.
 
-    A group with an `lr_mult` (or timm's `lr_scale`) gets the rate times it; other groups keep the ratios of their
-    rates, the largest gets `rate`, and a group of rate 0 stays there. `initial_lr` is set too, as a scheduler that is
-    made afterwards would go on from what an earlier one has left there. timm's own schedulers multiply by `lr_scale`
-    themselves: for them make the optimizer with this rate instead.
+    A group with an `lr_mult` (or timm's `lr_scale`) gets the rate times it. All other groups keep the ratios of their
+    rates among themselves, and the largest of them gets `rate`. A group of rate 0 stays there. `initial_lr` is set too,
+    as a scheduler that is made afterwards would go on from what an earlier one has left there. timm's own schedulers
+    multiply by `lr_scale` themselves: for them make the optimizer with this rate instead.
 
     Args:
         optimizer: changed in place; a rate that is a tensor stays that tensor.
@@ -313,10 +313,17 @@ def group_shares(optimizer: Optimizer, keep: bool) -> list[float]:
     rates = [float(group["lr"]) for group in groups]
     if not max(rates) > 0:  # at the start of a warm-up
         rates = [float(group.get("initial_lr", 0.0)) for group in groups]
-    if any("lr_mult" in group or "lr_scale" in group for group in groups):
-        frozen = [rate == 0 < max(rates) for rate in rates]
-        return [0.0 if still else group.get("lr_scale", 1.0) for still, group in zip(frozen, groups, strict=True)]
-    return [rate / max(rates) for rate in rates] if keep and max(rates) > 0 else [1.0] * len(groups)
+    multiplied = ["lr_mult" in group or "lr_scale" in group for group in groups]
+    top = max((rate for rate, given in zip(rates, multiplied, strict=True) if not given), default=0.0)
+    shares = []
+    for group, rate, given in zip(groups, rates, multiplied, strict=True):
+        if any(multiplied) and rate == 0 < max(rates):  # frozen
+            shares.append(0.0)
+        elif given:
+            shares.append(group.get("lr_scale", 1.0))
+        else:
+            shares.append(rate / top if keep and top > 0 else 1.0)
+    return shares
 
 
 def _set_lr(group: dict, lr: float) -> None:

@@ -772,6 +772,9 @@ def test_a_rate_is_applied_to_groups_as_the_ramp_had_set_them(groups, keep, tens
     assert rates == pytest.approx(used[3])
     assert [float(group["initial_lr"]) for group in optimizer.param_groups] == rates
     assert all((group["lr"] is old) == tensors for group, old in zip(optimizer.param_groups, before, strict=True))
+    own = [(rate, group["lr"]) for rate, group in zip(rates, groups, strict=True) if group.keys() == {"lr"}]
+    if keep and max((lr for _, lr in own), default=0) > 0:
+        assert [rate for rate, _ in own] == pytest.approx([table.lr[3] * lr / max(own)[1] for _, lr in own])
     if keep and max(group["lr"] for group in groups) > 0:
         assert all(rate == 0 for rate, group in zip(rates, groups, strict=True) if group["lr"] == 0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 4)
