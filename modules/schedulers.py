@@ -83,7 +83,16 @@ def separate_rates(optimizer: Optimizer) -> None:
     """Give each group a rate of its own, where torch's constructor put one tensor into several.
 
     Filled for one group, it would change the others' rates, too.
+
+    Raises:
+        ValueError: a rate is a tensor of whole numbers, into which no rate fits; an `lr_mult` or `lr_scale` is no
+            number from 0 on. Nothing is changed then.
     """
+    for index, group in enumerate(optimizer.param_groups):
+        if isinstance(group.get("lr"), Tensor) and not group["lr"].is_floating_point():
+            raise ValueError(f"the optimizer's group {index} has lr={group['lr']!r}: a tensor of floats is needed")
+        for name in ("lr_mult", "lr_scale"):
+            _number(f"{name} of the optimizer's group {index}", group.get(name, 1.0), zero=True)
     seen = set()
     for group in optimizer.param_groups:
         if isinstance(group.get("lr"), Tensor):

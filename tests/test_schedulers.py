@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import every, rates, sgd
 
+from modules.range_test import apply_rate, range_test
 from modules.schedulers import SCALE_FUNCTIONS, CyclicLR, RangeTestLR, decay, exponential, fixed, set_lr
 
 RATES = st.floats(1e-6, 1.0)
@@ -290,10 +291,36 @@ def test_a_rate_that_cannot_be_set_changes_no_group(lr, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         set_lr(optimizer, lr)
     assert optimizer.param_groups == before
-    optimizer.param_groups[1]["lr_mult"] = "2"
-    with pytest.raises(TypeError):
-        set_lr(optimizer, 0.5)
-    assert optimizer.param_groups[0] == before[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        *(
+            (dict(lr_mult=bad), "lr_mult of the optimizer's group 1 must be a")
+            for bad in (None, "2", -1.0, float("nan"))
+        ),
+        (dict(lr_scale=float("inf")), "lr_scale of the optimizer's group 1 must be a"),
+        (dict(lr=torch.tensor(1)), r"the optimizer's group 1 has lr=tensor\(1\): a tensor of floats is needed"),
+    ],
+)
+def test_a_group_that_no_rate_can_be_set_in_is_refused_and_none_is_changed(changed, message):
+    optimizer = sgd(1, 2)
+    optimizer.param_groups[1].update(changed)
+    before = [dict(group) for group in optimizer.param_groups]
+    model = torch.nn.Module()
+    model.own = torch.nn.ParameterList(p for group in optimizer.param_groups for p in group["params"])
+    for use in (
+        lambda: set_lr(optimizer, 0.5),
+        lambda: CyclicLR(optimizer),
+        lambda: fixed(optimizer),
+        lambda: apply_rate(optimizer, 0.5),
+        lambda: range_test(model, optimizer, torch.nn.MSELoss(), [0]),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            use()
+        assert "\n" not in str(refused.value)
+        assert [dict(group) for group in optimizer.param_groups] == before
 
 
 def test_a_rate_set_under_a_scheduler_is_told_and_one_set_before_is_not():
