@@ -346,6 +346,14 @@ def to_device(batch: object, device: torch.device) -> object:
     return batch
 
 
+def length(batch: object) -> int:
+    """How many samples a batch has, by the first tensor in it; 1 where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((length(part) for part in parts if isinstance(part, Tensor | Mapping | list | tuple)), 1)
+
+
 def measure_batch(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor | None, object, object]:
     """Loss, outputs and target of a batch of inputs and a target."""
     if not isinstance(batch, list | tuple) or len(batch) < 2:
@@ -432,14 +440,14 @@ def check_validation(loss: float, when: str) -> None:
 
 @torch.no_grad()
 def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple[float, float]:
-    """Mean loss over all batches, and accuracy of the targets from 0 on; NaN where the targets are no classes."""
+    """Mean loss over all samples, and accuracy of the targets from 0 on; NaN where the targets are no classes."""
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
         loss, outputs, target = measure(batch)
         if loss is None:
             continue
-        count = len(target) if isinstance(target, Tensor) and target.ndim else 1
+        count = len(target) if isinstance(target, Tensor) and target.ndim else length(batch)
         total, size = total + count * loss.item(), size + count
         classes = isinstance(outputs, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
         if classes and outputs.ndim == target.ndim + 1:

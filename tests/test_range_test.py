@@ -640,6 +640,35 @@ def test_targets_that_the_loss_ignores_are_left_out_of_the_accuracy():
     assert first.accuracy.tolist() == second.accuracy.tolist()
 
 
+@pytest.mark.parametrize("shape", ["pair", "mapping", "nested"])
+def test_a_short_last_validation_batch_weighs_less_with_a_forward_too(shape):
+    model, optimizer, batches, _ = problem()
+    shapes = {
+        "pair": lambda inputs, target: (inputs, target),
+        "mapping": lambda inputs, target: {"name": "toy", "x": inputs, "y": target},
+        "nested": lambda inputs, target: [[{"x": inputs}], target],
+    }
+    taken = {
+        "pair": lambda batch: batch,
+        "mapping": lambda batch: (batch["x"], batch["y"]),
+        "nested": lambda batch: (batch[0][0]["x"], batch[1]),
+    }
+
+    def forward(model, batch):
+        inputs, target = taken[shape](batch)
+        return CROSS_ENTROPY(model(inputs), target)
+
+    short = [batches[0], tuple(part[:3] for part in batches[1])]
+    found = []
+    for settings, make in (
+        (dict(loss_fn=CROSS_ENTROPY), lambda *pair: pair),
+        (dict(forward=forward), shapes[shape]),
+    ):
+        made = [[make(*pair) for pair in pairs] for pairs in (batches, short)]
+        found.append(range_test(model, optimizer, batches=made[0], validation=made[1], iterations=5, **settings))
+    assert found[0].val_loss.tolist() == pytest.approx(found[1].val_loss.tolist())
+
+
 def test_a_validation_batch_that_is_no_number_is_no_divergence_of_the_training():
     model, optimizer, batches, _ = problem()
     validation = [*batches[:2], (torch.full((50, 10), float("nan")), batches[0][1])]
