@@ -280,7 +280,8 @@ def _end(rates: np.ndarray) -> float:
     So the rate after the run, the last of `rates`, counts as well, unless it is a drop that comes too late.
     """
     late = len(rates) > 1 and _phases(rates).what.iloc[-1] == "drops"
-    return (rates[-2] if late else rates[-2:].min()) / (rates[:-1].max() or 1)
+    highest = rates[: max(1, len(rates) - 1)].max()  # a single rate, where the first step failed
+    return (rates[-2] if late else rates[-2:].min()) / (highest or 1)
 
 
 def _phases(rates: np.ndarray) -> pd.DataFrame:

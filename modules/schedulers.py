@@ -686,7 +686,17 @@ class _Multiplied(LRScheduler):
         raise NotImplementedError
 
     def step(self) -> None:
-        """Move to the next iteration's rate."""
+        """Move to the next iteration's rate.
+
+        Raises:
+            ValueError: a parameter group was added since the scheduler was made.
+        """
+        made, now = len(self.scheduler.get_last_lr()), len(self.optimizer.param_groups)
+        if made != now:
+            raise ValueError(
+                f"the optimizer has {now} parameter groups, and had {made} when {type(self).__name__} was made: make "
+                "the scheduler anew"
+            )
         # Some schedulers compute a rate from the one they find: let it be their own.
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = _filled(group["lr"], lr)
@@ -709,7 +719,13 @@ class _Multiplied(LRScheduler):
         return self.state_of(self.scheduler.state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a state, also from one that `state_of` made of the inner scheduler's own."""
+        """Go on from a state, also from one that `state_of` made of the inner scheduler's own.
+
+        Raises:
+            ValueError: the state is of another scheduler. Nothing is changed then.
+        """
+        if not isinstance(state_dict.get("scheduler"), dict):
+            raise ValueError("the state is of another scheduler: it has none of a scheduler within")
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._apply()
 

@@ -571,3 +571,12 @@ def test_warm_up_stable_decay_has_its_length_from_one_number_also_after_a_stop(r
     assert first == pytest.approx([0.05 * min(1, (t + 1) / 5) for t in range(70)])
     assert rest == pytest.approx([0.05 * min(1, (200 - t) / 40) for t in range(70, 200)])
     assert names["longer"].get_last_lr() == [0]
+
+
+def test_a_schedule_whose_first_step_fails_is_described_as_far_as_it_goes():
+    optimizer = fresh_optimizer()
+    scheduler = LambdaLR(optimizer, [1.0].__getitem__)
+    found = describe(scheduler, optimizer, 5)
+    assert len(found.rates) == 1
+    assert found.warnings[0].startswith("Step 1 of 5 fails: list index out of range")
+    assert "stays" in str(found)

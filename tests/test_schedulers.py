@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from toys import every, rates, sgd
 
 from modules.range_test import apply_rate, range_test
-from modules.schedulers import SCALE_FUNCTIONS, CyclicLR, RangeTestLR, decay, exponential, fixed, set_lr
+from modules.schedulers import (
+    SCALE_FUNCTIONS,
+    Annealed,
+    CyclicLR,
+    RangeTestLR,
+    WarmedUp,
+    decay,
+    exponential,
+    fixed,
+    set_lr,
+)
 
 RATES = st.floats(1e-6, 1.0)
 STEPS = st.integers(1, 50)
@@ -291,6 +301,19 @@ def test_a_rate_that_cannot_be_set_changes_no_group(lr, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         set_lr(optimizer, lr)
     assert optimizer.param_groups == before
+
+
+@pytest.mark.parametrize("around", [lambda inner: WarmedUp(inner, 4), lambda inner: Annealed(inner, 2, 4)])
+def test_a_scheduler_around_another_says_what_it_cannot_go_on_from(around):
+    optimizer = sgd(1)
+    scheduler = around(CyclicLR(optimizer))
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match="the state is of another scheduler"):
+        scheduler.load_state_dict(CyclicLR(sgd(1)).state_dict())
+    assert scheduler.state_dict() == before
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(ValueError, match="the optimizer has 2 parameter groups, and had 1 when .* make the scheduler"):
+        scheduler.step()
 
 
 @pytest.mark.parametrize(
