@@ -213,7 +213,8 @@ def test_a_schedule_of_ones_own_is_made_at_the_rates_that_are_tried():
 
     before = toy.state()
     found = toy.find(300, budget=300, schedule=one_cycle)
-    assert made == [*found.tried[["trained_at", "iterations"]].itertuples(index=False, name=None)]
+    assert made[0] == (1.0, 300)  # whether it is a scheduler at all is seen before the ramp
+    assert made[1:] == [*found.tried[["trained_at", "iterations"]].itertuples(index=False, name=None)]
     assert found.schedule == "one_cycle"
     assert toy.state() == before  # one cycle also turns the momentum
 
@@ -298,6 +299,12 @@ def test_what_makes_no_sense_is_refused_in_a_line_before_any_training():
         (dict(budget=10), "budget=10: 20 iterations or more are needed"),
         (dict(budget=2.5), "budget must be a whole number above 0, not 2.5"),
         (dict(schedule="cosine"), "schedule must be one of constant, linear, cycle, or a function .* not 'cosine'"),
+        (dict(schedule=["linear"]), r"schedule must be one of constant, .* not \['linear'\]"),
+        (dict(schedule=lambda optimizer, iterations: None), "schedule must return a torch scheduler, not NoneType"),
+        (
+            dict(schedule=lambda optimizer, iterations: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)),
+            "schedule: ReduceLROnPlateau.step needs an argument",
+        ),
         (dict(accumulate=0), "accumulate must be a whole number above 0, not 0"),
     ):
         with pytest.raises(ValueError, match=message) as refused:

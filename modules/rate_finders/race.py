@@ -1,5 +1,6 @@
 """A learning rate by a race: a ramp for the edge, then short trainings with the schedule that will be used."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -171,7 +172,8 @@ def find_rate(
         iterations: of the training to come.
         schedule: what the rate will do in it: `constant`, `linear` (to zero), `cycle` (four cycles from a quarter of
             the rate to it), or a function of an optimizer whose rates are set and of the number of iterations that
-            gives a torch scheduler, stepped once an iteration.
+            gives a torch scheduler, stepped once an iteration. It is called once for each race, and before the ramp to
+            see that it works.
         budget: iterations that ramp and races may train together; by default a fifth of `iterations`. More makes the
             rate surer: half of `iterations` is a good price for a training that is repeated.
 
@@ -194,6 +196,7 @@ def find_rate(
         forward=forward, accumulate=accumulate, autocast=autocast, scaler=scaler, keep_ratios=keep_ratios
     )  # of ramp and races
     trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
+    trials.check_schedule(iterations)
     lazy = any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers()))
     start_loss = math.nan if lazy else trials.untrained()  # the ramp's first batch initialises lazy modules
     curve = range_test(model, optimizer, loss_fn, batches, iterations=ramp_length(budget), evaluate_every=1, **shared)
@@ -218,7 +221,7 @@ def _schedule(schedule: object) -> tuple[Callable[[Optimizer, int], LRScheduler]
     """A function that makes the scheduler, and what it is called."""
     if callable(schedule):
         return schedule, getattr(schedule, "__name__", type(schedule).__name__)
-    if schedule not in SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(
             f"schedule must be one of {', '.join(SCHEDULES)}, or a function of an optimizer and a number of "
             f"iterations, not {schedule!r}"
@@ -291,6 +294,26 @@ class Trials:
                 snapshot.contents([self.model, self.loss_fn], self.optimizer, self.scaler, self.reached)
             )
             yield
+
+    def check_schedule(self, iterations: int) -> None:
+        """Make the scheduler once, at a rate of 1.
+
+        Raises:
+            ValueError: it is none that is stepped once an iteration.
+        """
+        with self._traceless():
+            set_lr(self.optimizer, self.shares, stacklevel=0)  # the optimizer's own may be 0
+            scheduler = self.make_scheduler(self.optimizer, iterations)
+            step = getattr(scheduler, "step", None)
+            if not callable(step):
+                raise ValueError(f"schedule must return a torch scheduler, not {type(scheduler).__name__}")
+            try:
+                inspect.signature(step).bind()
+            except TypeError:
+                raise ValueError(
+                    f"schedule: {type(scheduler).__name__}.step needs an argument, and there is no metric to give it: "
+                    "take a schedule of the iteration alone"
+                ) from None
 
     def untrained(self) -> float:
         """The validation loss of the network as it is.
