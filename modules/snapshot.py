@@ -9,6 +9,7 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
@@ -24,6 +25,7 @@ MOST_BYTES = 2**30  # of tensors that belong to no module and no optimizer
 #: What these define remembers nothing of a training.
 LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "pandas", "scipy", "tqdm", "torchvision", "matplotlib"}
 ARRAYS = Tensor | np.ndarray
+NUMBERS = (bool, int, float)
 
 
 @dataclass
@@ -47,8 +49,9 @@ def reached(roots: tuple, loaders: tuple = ()) -> Reached:
     """All that can be seen to be used, however it is held.
 
     Looked for in closures, in the globals that a function or an object's methods name, in arguments of `partial`, in
-    hooks, in attributes and in short lists and dictionaries. Numbers and texts stay as they are, such as a count of
-    calls; but an object that holds tensors, such as an average of weights, is put back with its numbers.
+    hooks of modules and of tensors, in attributes, slots and in short lists and dictionaries. Numbers and texts stay as
+    they are, such as a count of calls; but an object that holds tensors, such as an average of weights, is put back
+    with its numbers.
 
     Args:
         roots: functions, modules, optimizers, objects.
@@ -119,11 +122,16 @@ def _note_tensors(value: object, found: Reached) -> None:
         found.places += [(value, name) for name, entry in list(value.items()) if _all_tensors(entry)]
     elif not isinstance(value, Optimizer | type | ModuleType):
         for part in value.modules() if isinstance(value, nn.Module) else [value]:
-            own = getattr(part, "__dict__", {})
-            tensors = [name for name, entry in own.items() if name not in _REGISTRIES and _all_tensors(entry)]
+            places = [getattr(part, "__dict__", {}), _Slots(part)]
+            tensors = [
+                (own, name)
+                for own in places
+                for name, entry in own.items()
+                if name not in _REGISTRIES and _all_tensors(entry)
+            ]
             if tensors:
-                numbers = [name for name, entry in own.items() if type(entry) in (bool, int, float)]
-                found.places += [(own, name) for name in [*tensors, *numbers]]
+                found.places += tensors
+                found.places += [(own, x) for own in places for x, entry in own.items() if type(entry) in NUMBERS]
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")  # of a module; `contents` knows them
@@ -149,12 +157,15 @@ def _methods(kind: type) -> list:
 
 def _inside(value: object) -> list:
     """What one object holds on to."""
-    if value is None or isinstance(value, ARRAYS | BuiltinFunctionType | ModuleType | str | bytes | int | float):
+    if isinstance(value, Tensor):
+        return _hooks(value)
+    if value is None or isinstance(value, np.ndarray | BuiltinFunctionType | ModuleType | str | bytes | int | float):
         return []
     if isinstance(value, type):
         return [] if _of_a_library(value) else list(vars(value).values())
     if isinstance(value, nn.Module):  # what it keeps out of its registries, such as hooks, or a teacher in a list
         inside = [entry for part in value.modules() for name, entry in vars(part).items() if name not in _REGISTRIES]
+        inside += [hook for tensor in chain(value.parameters(), value.buffers()) for hook in _hooks(tensor)]
         return inside + [method for kind in {type(part) for part in value.modules()} for method in _methods(kind)]
     if isinstance(value, dict):
         value = list(value.values())
@@ -176,8 +187,27 @@ def _inside(value: object) -> list:
             with suppress(ValueError):
                 named.append(cell.cell_contents)
         return [*named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
-    slots = [getattr(value, name, None) for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    return [*getattr(value, "__dict__", {}).values(), *slots, *_methods(type(value))]
+    return [*getattr(value, "__dict__", {}).values(), *_Slots(value).values(), *_methods(type(value))]
+
+
+def _hooks(tensor: Tensor) -> list:
+    """What is called when a tensor's gradient is there."""
+    named = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return [hook for name in named for hook in (getattr(tensor, name, None) or {}).values()]
+
+
+class _Slots(dict):
+    """What an object has in slots, by name; what is set here is set there."""
+
+    def __init__(self, value: object) -> None:
+        slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+        names = {name for each in slots for name in ([each] if isinstance(each, str) else each)} - {"__dict__"}
+        super().__init__({name: getattr(value, name) for name in names if hasattr(value, name)})
+        self.value = value
+
+    def __setitem__(self, name: str, entry: object) -> None:
+        super().__setitem__(name, entry)
+        object.__setattr__(self.value, name, entry)  # also of an object that is frozen
 
 
 def contents(

@@ -1008,6 +1008,43 @@ def test_a_second_network_that_is_used_is_put_back_too(way):
     assert average.shadow is shadow
 
 
+class Slots:
+    """An average in slots; `__slots__` may also be a single name."""
+
+    __slots__ = ("average", "updates")
+
+    def __init__(self):
+        self.average, self.updates = torch.zeros(4, 10), 0
+
+
+class MoreSlots(Slots):
+    __slots__ = "other"
+
+
+@pytest.mark.parametrize("way", ["register_hook", "register_post_accumulate_grad_hook", "slots"])
+def test_what_hooks_of_parameters_and_slots_hold_is_put_back(way):
+    model, optimizer, batches, _ = problem()
+    kept, total = MoreSlots(), torch.zeros(4, 10)
+    kept.other = torch.zeros(1)
+
+    def hook(tensor):
+        total.add_(1)
+
+    def loss_fn(outputs, target):
+        if way == "slots":
+            kept.average, kept.updates = kept.average + 1, kept.updates + 1
+            kept.other.add_(1)
+        return CROSS_ENTROPY(outputs, target)
+
+    if way != "slots":
+        getattr(model.weight, way)(hook)
+    average = kept.average
+    range_test(model, optimizer, loss_fn, batches, iterations=10)
+    assert not total.any()
+    assert kept.average is average
+    assert [kept.average.sum(), kept.updates, kept.other.sum()] == [0, 0, 0]
+
+
 class Noisy(torch.nn.Module):
     """A layer that adds noise of its own generators."""
 
