@@ -2,6 +2,7 @@
 
 import random
 import sys
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -233,7 +234,9 @@ def contents(
     in_groups = [p for other in optimizers for group in other.param_groups for p in group["params"]]
     foreign = [p for p in [*in_groups, *(p for other in others for p in other.parameters())] if not is_lazy(p)]
     read = {id(p): p for p in foreign if id(p) not in own}
-    tensors = [_kept(p) for p in own.values()] + [_kept(p, torch.device("cpu")) for p in read.values()]
+    names = {id(p): name for root in [*roots, *others] for name, p in root.named_parameters()}
+    tensors = [(names.get(key, "a parameter"), _kept(p)) for key, p in own.items()]
+    tensors += [(names.get(key, "a parameter"), _kept(p, torch.device("cpu"))) for key, p in read.items()]
     parts = list(dict.fromkeys(part for root in [*roots, *others] for part in root.modules()))
     buffers = [
         (part, name, _kept(buffer))
@@ -268,32 +271,48 @@ def contents(
         parameter.grad = None
 
     def restore() -> None:
-        for back in tensors:
-            back()
+        lost: list[str] = []
+
+        def put(what: str, back: Callable[[], object]) -> None:
+            try:
+                back()
+            except Exception as error:  # what comes after must be put back all the same
+                lost.append(f"{what} ({type(error).__name__})")
+
+        for name, back in tensors:
+            put(name, back)
         for part, name, back in buffers:
-            part._buffers[name] = back()
+            put(f"buffer {name}", lambda part=part, name=name, back=back: part._buffers.__setitem__(name, back()))
         for back in loose:
-            back()
+            put("a tensor of no module", back)
         for part, values in extra:
-            part.set_extra_state(values)
+            put(f"extra state of {type(part).__name__}", partial(part.set_extra_state, values))
         set_modes(modes)
         for names, known, values in attributes:
             for name in names.keys() - known:
                 del names[name]
-            names.update({name: back() for name, back in values.items()})
+            for name, back in values.items():
+                put(f"optimizer {name}", lambda names=names, name=name, back=back: names.__setitem__(name, back()))
         for group, values in groups:
-            given = {key: back() for key, back in values.items()} | {"params": group["params"]}
-            group.clear()
-            group.update(given)
+            for key in group.keys() - values.keys() - {"params"}:
+                del group[key]
+            for key, back in values.items():
+                put(f"optimizer {key}", lambda group=group, key=key, back=back: group.__setitem__(key, back()))
         for state, values in states:
             state.clear()
-            state.update({parameter: back() for parameter, back in values.items()})
+            for parameter, back in values.items():
+                put("optimizer state", lambda state=state, p=parameter, back=back: state.__setitem__(p, back()))
         if scaler:
-            scaler.load_state_dict(scale)
+            put("scaler", partial(scaler.load_state_dict, scale))
         if stages is not None:
             scaler._per_optimizer_states = stages
         for parameter, gradient in gradients:
             parameter.grad = gradient
+        if lost:
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            warnings.warn(
+                f"could not put back {', '.join(lost[:3])}{more}: make them anew before you train", stacklevel=2
+            )
 
     return restore
 
@@ -309,7 +328,7 @@ def _loose(found: Reached, known: set[int]) -> list[Callable[[], object]]:
 
     def kept(value: object) -> Callable[[], object] | None:
         nonlocal left
-        left -= sum(each.nbytes for each in _tensors(value) if id(each) not in known)
+        left -= sum(_bytes(each) for each in _tensors(value) if id(each) not in known)
         return _kept(value, torch.device("cpu"), known) if left >= 0 else None
 
     for place, name in {(id(place), name): (place, name) for place, name in found.places}.values():
@@ -319,6 +338,14 @@ def _loose(found: Reached, known: set[int]) -> list[Callable[[], object]]:
         if back := kept(cell.cell_contents):
             backs.append(lambda cell=cell, back=back: setattr(cell, "cell_contents", back()))
     return backs
+
+
+def _bytes(array: Tensor | np.ndarray) -> int:
+    if isinstance(array, Tensor) and array.layout == torch.sparse_coo:
+        return array._indices().nbytes + array._values().nbytes
+    if isinstance(array, Tensor) and (array.layout != torch.strided or array.is_nested):
+        return array.numel() * array.element_size()  # at the most
+    return array.nbytes
 
 
 def _tensors(value: object) -> list:
@@ -353,7 +380,15 @@ def _kept(value: object, device: torch.device | None = None, known: set[int] = f
     """
     if id(value) in known or (isinstance(value, Tensor) and (is_lazy(value) or value.is_meta)):
         return lambda: value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested):
+        kept = value.detach().clone()
+
+        def fill() -> None:
+            if not _same(value.detach(), kept):
+                with torch.no_grad():
+                    value.copy_(kept)
+
+    elif isinstance(value, Tensor):
         kept = value.detach().to(device or value.device, copy=True)
 
         def fill() -> None:
@@ -404,6 +439,17 @@ def _kept(value: object, device: torch.device | None = None, known: set[int] = f
         return value
 
     return back
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors that are sparse or nested have the same contents."""
+    if one.is_nested:
+        pairs = list(zip(one.unbind(), other.unbind(), strict=False))
+        return one.size(0) == other.size(0) and all(torch.equal(*pair) for pair in pairs)
+    if one.layout == torch.sparse_coo:
+        one, other = one.coalesce(), other.coalesce()
+        return torch.equal(one.indices(), other.indices()) and torch.equal(one.values(), other.values())
+    return torch.equal(one.to_dense(), other.to_dense())
 
 
 def modes(model: nn.Module) -> dict[nn.Module, bool]:

@@ -1045,6 +1045,67 @@ def test_what_hooks_of_parameters_and_slots_hold_is_put_back(way):
     assert [kept.average.sum(), kept.updates, kept.other.sum()] == [0, 0, 0]
 
 
+ODD = {
+    "coo": lambda: torch.eye(4).to_sparse(),
+    "csr": lambda: torch.eye(4).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("where", ["buffer", "attribute", "closure"])
+@pytest.mark.parametrize("layout", ODD)
+def test_sparse_and_nested_tensors_are_put_back_wherever_they_are(layout, where):
+    model, optimizer, batches, _ = problem()
+    odd = ODD[layout]()
+    before = odd.clone()
+    if where == "buffer":
+        model.register_buffer("odd", odd)
+    elif where == "attribute":
+        model.odd = odd
+
+    def forward(model, batch):
+        used = odd if where == "closure" else model.odd
+        if layout == "coo":  # the others have no such method
+            used.mul_(2)
+        return CROSS_ENTROPY(model(batch[0]), batch[1])
+
+    range_test(model, optimizer, None, batches, iterations=10, forward=forward)
+    assert snapshot._same(odd, before)
+    assert where == "closure" or model.odd is odd
+
+
+def test_sparse_momentum_is_put_back():
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 4, sparse=True), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    batches = [(torch.randint(10, (8, 1)), torch.randint(2, (8,))) for _ in range(4)]
+    CROSS_ENTROPY(model(batches[0][0]), batches[0][1]).backward()
+    optimizer.step()
+    before = deepcopy(optimizer.state_dict()["state"][0]["momentum_buffer"])
+    range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=10)
+    assert torch.equal(optimizer.state_dict()["state"][0]["momentum_buffer"].to_dense(), before.to_dense())
+
+
+def test_where_one_tensor_cannot_be_put_back_all_others_are_and_it_is_named():
+    model, optimizer, batches, _ = problem()
+    model.register_buffer("shared", torch.zeros(1).expand(3))  # cannot be written to
+    CROSS_ENTROPY(model(batches[0][0]), batches[0][1]).backward()
+    optimizer.step()
+    before = deepcopy((model.weight, optimizer.state_dict()))
+    whole = model.shared
+
+    def forward(model, batch):
+        whole.data[0] += 1
+        return CROSS_ENTROPY(model(batch[0]), batch[1])
+
+    named = (r"could not put back buffer shared \(RuntimeError\)", "range_test could not put back Linear shared")
+    with pytest.warns(match=named[0]), pytest.warns(match=named[1]):
+        range_test(model, optimizer, None, batches, iterations=10, forward=forward)
+    assert torch.equal(model.weight, before[0])
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert torch.equal(optimizer.state_dict()["state"][0]["momentum_buffer"], before[1]["state"][0]["momentum_buffer"])
+
+
 class Noisy(torch.nn.Module):
     """A layer that adds noise of its own generators."""
 
