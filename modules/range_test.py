@@ -60,6 +60,7 @@ def range_test(
     autocast: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
     keep_ratios: bool = True,
+    lost_in_a_row: int = 3,
 ) -> pd.DataFrame:
     """Train while the learning rate climbs, and measure loss and accuracy on the way.
 
@@ -99,13 +100,14 @@ def range_test(
         autocast: the type of a forward pass under autocast, such as `torch.bfloat16`.
         scaler: of the gradients, where the type is `torch.float16`.
         keep_ratios: False gives all groups without a multiplier the same rate.
+        lost_in_a_row: so many losses in a row that are not finite are a divergence; fewer are batches at fault.
 
     Returns:
         One row every `evaluate_every` iterations and one at the end: `iteration`, `lr` (before any multiplier),
         `train_loss` (mean since the last row), `val_loss` (NaN without `validation`), `accuracy` (NaN without
         `validation` or `evaluate`). An iteration whose loss is not finite, or None, changes nothing and counts nowhere:
         its loss is NaN where it has a row of its own; from the last batch on that is not skipped, the loss of that one.
-        From the first of two in a row that are not finite, a validation
+        From the first of `lost_in_a_row` that are not finite, a validation
         that is not finite, or `stop_factor` on, the run has diverged, and the rest is NaN. `rules.suggest_rate` and
         `best_rate` take rate and loss, `suggest_bounds` rate and accuracy.
 
@@ -118,7 +120,7 @@ def range_test(
     Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
     check_given(model, optimizer, loss_fn, batches, forward, evaluate, validation)
-    _check_lengths(iterations, evaluate_every, accumulate, stop_factor)
+    _check_lengths(iterations, evaluate_every, accumulate, lost_in_a_row, stop_factor)
     row_every, every = evaluate_every or 1, evaluate_every or max(1, iterations // 50)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
@@ -151,8 +153,8 @@ def range_test(
                 model.train()
             modes = snapshot.modes(model)  # a BatchNorm that was frozen stays so
             row, stretch, means = _Mean(), _Mean(), []  # the losses since the last row, and since the last evaluation
-            lost = skipped = False  # whether the last loss was not finite; a batch was skipped
-            given = 0  # the last iteration with a loss
+            lost, skipped = 0, False  # the last losses in a row that were not finite; whether a batch was skipped
+            given = first_lost = 0  # the last iteration with a loss, the first of those lost in a row
             validated = False
             for iteration in tqdm(range(1, iterations + 1), "range test", unit="it", leave=False, disable=None):
                 lr = lr_at(iteration - 1)
@@ -170,12 +172,12 @@ def range_test(
                     optimizer_step(optimizer, scaler)
                     row.add(loss)
                     stretch.add(loss)
-                    lost = False
-                elif lost:  # a single batch may be at fault, not two in a row
-                    rows = [row for row in rows if row[0] < iteration - 1]
-                    break
+                    lost = 0
                 else:
-                    lost = True
+                    lost, first_lost = lost + 1, first_lost if lost else iteration
+                    if lost == lost_in_a_row:
+                        rows = [row for row in rows if row[0] < first_lost]
+                        break
                 last = iteration == iterations
                 val_loss = accuracy = math.nan
                 if evaluates := iteration % every == 0 or last:
@@ -296,8 +298,11 @@ def _check_rates(optimizer: object) -> None:
     separate_rates(optimizer)
 
 
-def _check_lengths(iterations: int, evaluate_every: int | None, accumulate: int, stop_factor: float | None) -> None:
-    for name, value in (("iterations", iterations), ("accumulate", accumulate), ("evaluate_every", evaluate_every)):
+def _check_lengths(
+    iterations: int, evaluate_every: int | None, accumulate: int, lost_in_a_row: int, stop_factor: float | None
+) -> None:
+    given = dict(iterations=iterations, accumulate=accumulate, evaluate_every=evaluate_every)
+    for name, value in (given | dict(lost_in_a_row=lost_in_a_row)).items():
         whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
         if not (whole or (value is None and name == "evaluate_every")):
             raise ValueError(f"{name} must be a whole number above 0, not {value!r}")

@@ -199,7 +199,8 @@ def find_rate(
     trials.check_schedule(iterations)
     lazy = any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers()))
     start_loss = math.nan if lazy else trials.untrained()  # the ramp's first batch initialises lazy modules
-    curve = range_test(model, optimizer, loss_fn, batches, iterations=ramp_length(budget), evaluate_every=1, **shared)
+    rows = dict(iterations=ramp_length(budget), evaluate_every=1, lost_in_a_row=2)  # as `Race` counts its cost
+    curve = range_test(model, optimizer, loss_fn, batches, **rows, **shared)
     trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)  # with what is new since
     race = Race(curve, iterations, budget, name, trials.scaled)
     trials.fall = race.fall
