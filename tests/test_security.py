@@ -43,7 +43,7 @@ def test_pictures_start_no_program(tmp_path, monkeypatch):
     Image.new("RGB", (16, 16)).save(picture, "EPS")
     started = []
     monkeypatch.setattr(subprocess, "check_call", lambda *arguments, **options: started.append(arguments))
-    with pytest.raises(DataError, match="cat.png cannot be read as an image: cannot identify image file"):
+    with pytest.raises(DataError, match="cat.png cannot be read as an image: its content is none of a known kind"):
         read_pictures([picture], 16)
     assert not started
 
