@@ -1,6 +1,5 @@
 """What parameters must be, and how a message shows them: every check names the parameter and its value in one line."""
 
-import math
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+LARGEST = 1e100  # of a parameter
 LEAST_FILES = 256  # open at a time: a kernel alone has some eighty, each worker ten
 
 
@@ -116,14 +116,14 @@ def whole(name: str, value: object, most: int = 10**9) -> int:
 
 
 def positive(name: str, value: object) -> float:
-    """A parameter's value, when it is a finite number above 0.
+    """A parameter's value, when it is a number above 0 that can be added to others without an overflow.
 
     Raises:
         RunError: it is not.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and value > 0 and math.isfinite(value)):
-        raise RunError(f"{name}={short(value)}: a number above 0 is needed")
+    if not (number and 0 < value <= LARGEST):
+        raise RunError(f"{name}={short(value)}: a number above 0 is needed, at most {LARGEST:g}")
     return value
 
 
