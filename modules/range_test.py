@@ -29,8 +29,8 @@ LEAST_RUNS = 5  # of fewer the bootstrap's interval is far too narrow
 FITTED_RESAMPLES = 2_000  # of more than eight runs; the ends of an interval are measured rates, so more say no more
 FITTED_TOGETHER = 64  # curves, which bounds the fit's memory
 CLEAR = 4  # standard deviations of its noise, by which a loss must fall and rise
-#: How far a loss must go beyond its own slow ups and downs. Of 100 random walks some five are taken for a ramp, of losses
-#: of sorted batches two; of 100 ramps on digits and MNIST two are refused.
+#: How far a loss must go beyond its own slow ups and downs. Of 100 random walks some five are taken for a ramp, of
+#: losses of sorted batches two; of 100 ramps on digits and MNIST two are refused.
 BEYOND = 14
 WANDERS = (
     "the loss falls no further than it wanders anyway: shuffle the batches, see that the weights are trained, or make "

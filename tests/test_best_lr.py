@@ -150,7 +150,7 @@ def test_a_sweep_alone_is_the_sweep_that_training_goes_on_from(tmp_path):
         (dict(cycle=1), "cycle=1: True or False"),
         (dict(batch_size=5000), "batch_size=5000 exceeds the 1297 training images"),
         (dict(cycle=True, step_size_epochs=0.001), "step_size_epochs in iterations=0"),
-        (dict(cycle=True, step_size_epochs=1e307), "step_size_epochs in iterations=10000000000"),
+        (dict(cycle=True, step_size_epochs=1e90), "step_size_epochs in iterations=10000000000"),
         (dict(step_size_epochs=0.0), "step_size_epochs=0.0"),
         (dict(log_dir=""), "log_dir=''"),
     ],
