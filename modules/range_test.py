@@ -81,8 +81,8 @@ def range_test(
             that is a mapping becomes the model's keyword arguments, a plain list or tuple its arguments, a named tuple
             stays one argument. Brought to the model's device, however nested. Gone through again when they end; a
             generator must last for the whole ramp.
-        evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters. None where the
-            training loss is enough.
+        evaluate: given the model, its accuracy, 0 to 1; call `model.eval()` in it where that matters. NaN where it is
+            not defined, as an F-score is of a model that always says the same. None where the training loss is enough.
         min_lr, max_lr, ramp: as in `schedulers.RangeTestLR`. One ramp for all groups, as the answer is one rate: what
             groups should differ by is the ratio of the rates they have.
         iterations: length of the ramp; the paper lets it run for several epochs.
@@ -93,7 +93,7 @@ def range_test(
             loss of zero: leave it out for a loss that could as well have another zero. Below zero `climbed` says what
             takes its place.
         forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
-            to skip.
+            to skip. Validation is measured without gradients: what takes one there needs `torch.enable_grad()`.
         validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
             the targets are classes, the accuracy; in evaluation mode.
         accumulate: batches an iteration, whose gradients are averaged.
@@ -107,9 +107,9 @@ def range_test(
         `train_loss` (mean since the last row), `val_loss` (NaN without `validation`), `accuracy` (NaN without
         `validation` or `evaluate`). An iteration whose loss is not finite, or None, changes nothing and counts nowhere:
         its loss is NaN where it has a row of its own; from the last batch on that is not skipped, the loss of that one.
-        From the first of `lost_in_a_row` that are not finite, a validation
-        that is not finite, or `stop_factor` on, the run has diverged, and the rest is NaN. `rules.suggest_rate` and
-        `best_rate` take rate and loss, `suggest_bounds` rate and accuracy.
+        From the first of `lost_in_a_row` that are not finite, a `validation`
+        loss that is not finite, or `stop_factor` on, the run has diverged, and the rest is NaN. `rules.suggest_rate`
+        and `best_rate` take rate and loss, `suggest_bounds` rate and accuracy.
 
     Raises:
         ValueError: rates, ramp, intervals or factor that make no sense; batches that are empty, too few, a `Dataset` or
@@ -188,7 +188,7 @@ def range_test(
                         validated = True
                     elif evaluate:
                         accuracy = _number_of(evaluate(model))
-                    if not math.isfinite(val_loss if validation is not None else accuracy if evaluate else 0.0):
+                    if validation is not None and not math.isfinite(val_loss):
                         break
                     means += [mean] if math.isfinite(mean := stretch.taken()) else []
                 if iteration % row_every == 0 or last:
@@ -449,7 +449,15 @@ def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
-        loss, outputs, target = measure(batch)
+        try:
+            loss, outputs, target = measure(batch)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise ValueError(
+                "validation is measured without gradients, and the forward takes one: put what takes it under "
+                "torch.enable_grad(), or leave it out where the model is not training"
+            ) from error
         if loss is None:
             continue
         count = len(target) if isinstance(target, Tensor) and target.ndim else length(batch)
