@@ -393,7 +393,9 @@ def _kept(value: object, device: torch.device | None = None, known: set[int] = f
 
         def fill() -> None:
             now = value.detach().to(kept.device)
-            if not ((now == kept) | ((now != now) & (kept != kept))).all():  # what did not change may be read-only
+            if now.shape != kept.shape:  # an observer's buffers grow when they see the first batch
+                value.data = kept.to(value.device, copy=True)
+            elif not ((now == kept) | ((now != now) & (kept != kept))).all():  # what did not change may be read-only
                 with torch.no_grad():
                     value.copy_(kept)
 
@@ -502,6 +504,8 @@ def _said(path: str, value: object) -> Iterator[tuple[str, object]]:
 
 def _checksum(tensor: Tensor) -> int | None:
     try:
-        return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        # numpy's view of the tensor's own memory would forbid ever to resize it.
+        copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return zlib.crc32(copied.flatten().view(torch.uint8).numpy())
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None  # it has no bytes of its own: sparse, lazy, or on no device
