@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -164,7 +165,7 @@ def _check(schedulers: list, optimizer: Optimizer, iterations: int) -> None:
     for each in schedulers:
         if each.optimizer is not optimizer:
             raise ValueError(f"optimizer must be the one that {type(each).__name__} was made with, not another")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+    if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 1:
         raise ValueError(f"iterations must be a count, not {iterations!r}")
 
 

@@ -245,6 +245,9 @@ class CyclicLR(_PolicyLR):
         TypeError: `optimizer` is none of torch's.
         ValueError: for a bound, step size, gamma, mode or scale function that makes no sense; the message shows it.
 
+    Warns:
+        UserWarning: bounds are single numbers, and parameter groups without an `lr_mult` had different rates.
+
     Source: the paper, section 3; bckenstler/CLR for the arguments, `reset` and `history`; torch for those by name only.
     """
 
@@ -289,6 +292,13 @@ class CyclicLR(_PolicyLR):
         cycle = dict(base_lr=base_lr, max_lr=max_lr, step_size=step_size, step_size_down=step_size_down)
         cycle |= dict(base_momentum=base_momentum, max_momentum=max_momentum)
         self.__dict__.update(self._checked(cycle))
+        rates = dict.fromkeys(float(group["lr"]) for group in optimizer.param_groups if "lr_mult" not in group)
+        if len(rates) > 1 and not (isinstance(self.base_lr, list) or isinstance(self.max_lr, list)):
+            warnings.warn(
+                f"all parameter groups get one rate now, where they had {', '.join(f'{rate:g}' for rate in rates)}: to "
+                "keep their ratios, give lists as base_lr and max_lr, or the groups an lr_mult",
+                stacklevel=2,
+            )
         self._use_scale_fn(scale_fn)
         self.cycle_start = 0  # the iteration at which the first cycle started
         self.history: dict[str, list] = {"iteration": [], "lr": []}
@@ -368,7 +378,9 @@ class CyclicLR(_PolicyLR):
         height = (max_lr - base_lr) * height
         if self.mode == "exp_range_both" and self._scale_fn is None:
             return (base_lr + height) * scale
-        return base_lr + height * scale
+        if (rate := base_lr + height * scale) < -1e-9 * max_lr:  # by more than rounding
+            raise ValueError(f"scale_fn must not make a rate negative: {scale!r} gives {rate:g}, which climbs the loss")
+        return rate
 
     def lr_at(self, t: float, group: int = 0) -> float:
         """Learning rate `t` iterations after the start of the cycles (after the last reset), before any `lr_mult`.
@@ -401,8 +413,10 @@ class CyclicLR(_PolicyLR):
 
         Raises:
             ValueError: a metric is called `iteration` or `lr`, which `history` has already; bounds are lists, and a
-                parameter group was added.
+                parameter group was added; `epoch` is no whole number; `scale_fn` makes a rate negative.
         """
+        if not (epoch is None or isinstance(epoch, Integral)):
+            raise ValueError(f"epoch must be a whole number, not {epoch!r}; metrics are given by name: metrics={{...}}")
         # torch's step would warn of our line instead of the one that called it.
         if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
             warnings.warn(_STEPPED_FIRST, UserWarning, stacklevel=2)

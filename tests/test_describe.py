@@ -506,6 +506,7 @@ def test_what_cannot_be_described_is_refused_in_a_line():
     ):
         with pytest.raises(error, match=f"{message}$"):
             describe(*arguments)
+    assert len(describe(scheduler, optimizer, np.int64(10)).rates) == 10
     scheduler.file = sys.stdout.buffer
     with pytest.raises(ValueError, match="^scheduler cannot be copied: "):
         describe(scheduler, optimizer, 10)

@@ -377,6 +377,39 @@ def test_a_scale_function_that_gives_no_number_is_told_before_its_rate_is_used(f
     assert scheduler.optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
 
 
+def test_a_scale_function_that_makes_a_rate_negative_is_told_before_it_is_used():
+    scheduler = CyclicLR(sgd(), 0.1, 1.0, 2, scale_fn=lambda cycle: 2 - cycle)  # falls by the same amount, for ever
+    with pytest.raises(ValueError, match="^scale_fn must not make a rate negative: -1 gives -0.35, which climbs the"):
+        rates(scheduler, 20)
+    assert scheduler.optimizer.param_groups[0]["lr"] == 0.1
+    below = CyclicLR(sgd(), 0.5, 1.0, 2, scale_fn=lambda cycle: -math.sin(math.pi * cycle) - 0.5)  # below the base only
+    assert min(rates(below, 20)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("epoch", [2.3, torch.tensor(2.3), {"loss": 2.3}])
+def test_what_is_no_epoch_is_refused_with_how_metrics_are_given(epoch):
+    scheduler = CyclicLR(sgd(), 0.1, 1.0, 4)
+    with pytest.raises(ValueError, match="^epoch must be a whole number, not .*; metrics are given by name: metrics="):
+        scheduler.step(epoch)
+    assert scheduler.last_epoch == 0
+
+
+def test_one_rate_for_groups_that_had_several_is_told():
+    two, others = torch.nn.Linear(2, 2), [torch.nn.Linear(2, 2) for _ in range(2)]
+    groups = [{"params": two.parameters(), "lr": 0.001}, {"params": others[0].parameters()}]
+    with pytest.warns(UserWarning, match="get one rate now, where they had 0.001, 0.1: to keep their ratios") as told:
+        CyclicLR(torch.optim.SGD(groups, lr=0.1), 0.1, 1.0, 4)
+    assert [each.filename for each in told] == [__file__]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CyclicLR(optimizer, [0.001, 0.1], [0.01, 1.0], 4)
+        optimizer.add_param_group({"params": others[1].parameters(), "lr_mult": 10.0, "lr": 3.0})
+        CyclicLR(optimizer, [0.001, 0.1, 0.1], 1.0, 4)
+        optimizer.param_groups[0]["lr"] = 0.1
+        CyclicLR(optimizer, 0.1, 1.0, 4)
+
+
 def test_a_ramp_does_not_go_on_from_another_scheduler_s_state():
     ramp = RangeTestLR(sgd(), 0.1, 0.2, 5)
     rates(ramp, 3)
