@@ -130,7 +130,12 @@ def test_folders_that_hold_the_same_folders_are_never_classes_whatever_they_are_
         (["seg_train/a", "seg_train/b", "seg_test/a", "seg_test/b"], "look like parts of a data set"),
         (["entrenamiento/a", "entrenamiento/b", "prueba/a", "prueba/b"], r"hold the same folders \(a, b\)"),
         (["amazon/images/a", "amazon/images/b", "dslr/images/a", "dslr/images/b"], "hold the same folders"),
-        (["fold1/a", "fold1/b", "fold1/c", "fold2/a", "fold2/b"], "hold the same folders"),
+        (["fold1/a", "fold1/b", "fold1/c", "fold2/a", "fold2/b"], "fold1, fold2 look like parts of a data set"),
+        (["images_001/images", "images_002/images"], "images_001, images_002 look like parts of a data set"),
+        (["HAM10000_images_part_1", "HAM10000_images_part_2"], "look like parts of a data set: name them train"),
+        (["batch 1", "batch 2", "batch 3"], "look like parts of a data set: name them train"),
+        (["cat", "dog", "cat_test", "dog_test"], "cat, cat_test look like parts of a data set: name them train"),
+        (["validation cat", "cat", "dog"], "cat, validation cat look like parts of a data set"),
         (["entrenamiento/a", "entrenamiento/b", "prueba/a"], r"hold the same folders \(a\)"),
         (["site1/a", "site1/b", "site2/a"], r"\(a\), .*; if they are classes, take these folders away and leave their"),
         (["site1/a", "site1/b", "site1", "site2/a", "site2/b"], r"hold the same folders \(a, b\)"),
@@ -239,7 +244,7 @@ def test_a_class_without_a_label_is_one_beside_its_opposite_alone(tmp_path, word
     assert name in outcome(tree(tmp_path, word.replace("ll", "l")))[1]
 
 
-@every("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone")])
+@every("classes", [("beaker", "test_tube"), ("train_cats", "train_dogs"), ("dev_board", "phone"), ("class1", "class2")])
 def test_one_name_that_mentions_a_part_is_a_class(tmp_path, classes):
     assert outcome(tree(tmp_path, *classes))[1] == tuple(sorted(classes))
 
@@ -490,7 +495,7 @@ def test_notes_are_printed_when_images_are_decoded_and_kept_with_the_cache(tmp_p
     assert capsys.readouterr().err == ""
 
 
-def test_images_that_are_all_the_same_are_refused_and_dark_ones_are_said(tmp_path):
+def test_images_that_are_all_the_same_are_refused_and_those_that_are_dark_or_without_contrast_are_said(tmp_path):
     folder = make_images(tmp_path / "pets")
     for path in folder.rglob("*.png"):
         pixels = np.asarray(Image.open(path)) // 16
@@ -498,6 +503,9 @@ def test_images_that_are_all_the_same_are_refused_and_dark_ones_are_said(tmp_pat
     assert "the images are nearly black: of 255 the largest value is 15, the mean 7." in notes(folder).replace(
         "The", "the"
     )
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) + np.uint8(100)).save(path)
+    assert "images have hardly any contrast: of 255 their values lie from 100 to 115." in notes(folder)
     for path in folder.rglob("*.png"):
         Image.new("RGB", (16, 16)).save(path)
     with pytest.raises(DataError, match="pets: all 16 images are the same picture, nothing can be learnt"):

@@ -92,10 +92,10 @@ class ImageFiles:
             for path, label in files
         ]
         alike: dict[bytes, list[tuple[str, int, str]]] = {}
-        plain, brightest, brightness = [], 0, 0.0
+        plain, darkest, brightest, brightness = [], 255, 0, 0.0
         for which, image in zip(of, images, strict=True):
             alike.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(which)
-            brightest = max(brightest, int(image.max()))
+            darkest, brightest = min(darkest, int(image.min())), max(brightest, int(image.max()))
             brightness += float(image.mean()) / len(images)
             if (image == image[:1, :1]).all():
                 plain.append(which[-1])
@@ -108,6 +108,8 @@ class ImageFiles:
             said.append(
                 f"the images are nearly black: of 255 the largest value is {brightest}, the mean {brightness:.1f}"
             )
+        elif brightest - darkest < DARK:
+            said.append(f"the images have hardly any contrast: of 255 their values lie from {darkest} to {brightest}")
         twice, leaks, torn = [], [], []
         for group in alike.values():
             first = group[0]
@@ -282,11 +284,10 @@ def _places(data_dir: Path) -> tuple[dict[str, Path], list[str]]:
             f"{shown(data_dir)} holds {own[0]}, which is the data set {KNOWN[own[0]]}: for the data set 'images' name "
             "the folder of your images with data_dir"
         )
-    mentioned = names.parts_among(there)
-    if len(mentioned) > 1:
+    if those := names.look_like_parts(there):
         raise DataError(
-            f"{shown(data_dir)}: {_some(sorted(mentioned.values()))} look like parts of a data set: name them train "
-            f"and test (or val), with the class folders in each; {as_classes}"
+            f"{shown(data_dir)}: {_some(those)} look like parts of a data set: name them train and test (or val), with "
+            f"the class folders in each; {as_classes}"
         )
     return {"train": data_dir}, []
 

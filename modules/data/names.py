@@ -45,6 +45,25 @@ def parts_among(names: Iterable[str]) -> dict[str, str]:
     return {which: name for name in sorted(names, reverse=True) if (which := part(name) or mentioned(name))}
 
 
+def look_like_parts(names: Iterable[str]) -> list[str]:
+    """Names that are hardly those of classes; empty where they may be.
+
+    They speak of two parts of a data set (`train_a`, `test_b`), of one beside the same name without it (`cat`,
+    `cat_test`), or are a number each of what is no class (`images_001`, `images_002`).
+    """
+    names = sorted(names)
+    if len(parts := parts_among(names)) > 1:
+        return sorted(parts.values())
+    bare = {tuple(_words(name)): name for name in names}
+    for name in names:
+        rest = tuple(word for word in _words(name) if word not in PART_OF)
+        if mentioned(name) and rest and rest in bare:
+            return [bare[rest], name]
+    pieces = f"{SAYS_NOTHING}|folds?|batch|batches|chunks?|shards?|folders?"
+    of_nothing = numbered_alike(names) and any(re.fullmatch(pieces, word) for word in _words(names[0]))
+    return names if len(names) > 1 and of_nothing else []
+
+
 def says_nothing(name: str) -> bool:
     """Whether a folder is called by what every folder of pictures holds: `images`, `raw`."""
     words = _words(name)
