@@ -4,6 +4,7 @@ import functools
 import random
 import subprocess
 import sys
+import warnings
 from collections import Counter, OrderedDict, deque, namedtuple
 from copy import deepcopy
 from itertools import product
@@ -676,6 +677,38 @@ def test_a_validation_batch_that_is_no_number_is_no_divergence_of_the_training()
         range_test(model, optimizer, CROSS_ENTROPY, batches, validation=validation, iterations=40)
 
 
+@every("undefined", [[1], [20], [1, 2, 3, 30]])
+def test_an_accuracy_that_is_not_defined_ends_no_ramp_and_changes_no_rate(undefined):
+    model, optimizer, batches, accuracy = problem()
+    clean = range_test(model, optimizer, CROSS_ENTROPY, batches, accuracy)
+    count = iter(range(1, 51))
+    table = range_test(
+        *(model, optimizer, CROSS_ENTROPY, batches),
+        lambda model: float("nan") if next(count) in undefined else accuracy(model),
+    )
+    assert table.train_loss.tolist() == clean.train_loss.tolist()
+    lost = clean.accuracy.notna() & table.accuracy.isna()
+    assert clean.iteration[lost].tolist() == [8 * each for each in undefined]
+    assert suggest_bounds(table.lr, table.accuracy).max_lr == pytest.approx(
+        suggest_bounds(clean.lr, clean.accuracy).max_lr, rel=0.5
+    )
+
+
+def test_a_validation_whose_forward_takes_a_gradient_is_refused_in_a_line():
+    model, optimizer, batches, _ = problem()
+
+    def forward(model, batch):
+        inputs = batch[0].clone().requires_grad_()
+        loss = CROSS_ENTROPY(model(inputs), batch[1])
+        return loss + torch.autograd.grad(loss, inputs, create_graph=True)[0].square().sum()
+
+    with pytest.raises(ValueError, match=r"the forward takes one: put what takes it under torch.enable_grad\(\)"):
+        range_test(model, optimizer, None, batches, iterations=4, forward=forward, validation=batches)
+    enabled = torch.enable_grad()(forward)
+    found = range_test(model, optimizer, None, batches, iterations=4, forward=enabled, validation=batches)
+    assert found.val_loss.notna().all()
+
+
 def test_a_packed_sequence_is_one_input():
     """As any named tuple: a plain list or tuple is the model's arguments."""
 
@@ -1104,6 +1137,32 @@ def test_where_one_tensor_cannot_be_put_back_all_others_are_and_it_is_named():
     assert torch.equal(model.weight, before[0])
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert torch.equal(optimizer.state_dict()["state"][0]["momentum_buffer"], before[1]["state"][0]["momentum_buffer"])
+
+
+class Observer(torch.nn.Module):
+    """Its buffer gets its size from the first batch, as those of quantization do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.zeros(0))
+
+    def forward(self, inputs):
+        if not len(self.largest):
+            self.largest.resize_(inputs.shape[1]).zero_()
+        self.largest.copy_(torch.maximum(self.largest, inputs.detach().amax(0)))
+        return inputs
+
+
+def test_a_buffer_that_grows_in_place_is_put_back_and_may_grow_again():
+    model, optimizer, batches, _ = problem()
+    observed = torch.nn.Sequential(observer := Observer(), model)
+    buffer = observer.largest
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            range_test(observed, optimizer, CROSS_ENTROPY, batches, iterations=10)
+        assert observer.largest is buffer
+        assert len(buffer) == 0
 
 
 class Noisy(torch.nn.Module):
