@@ -886,6 +886,8 @@ def points_and_runs(
         )
     if not (np.isfinite(lr).all() and (lr >= 0).all() and (np.diff(lr) > 0).all()):
         raise AnalysisError("a range test needs increasing positive learning rates")
+    if len(lr) > 2 and (lr == lr.round()).all():
+        raise AnalysisError("lr are whole numbers, as iterations are: the learning rates are needed")
     for side, skip in (("skip_start", skip_start), ("skip_end", skip_end)):
         if not isinstance(skip, Integral) or isinstance(skip, bool) or skip < 0:
             raise AnalysisError(f"{side}={skip!r}: a whole number of points is needed, 0 or more")

@@ -43,6 +43,7 @@ def test_a_users_own_settings_change_nothing(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     changed = {"HOME": str(tmp_path / "home"), "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"}
+    changed["PYTHONSTARTUP"] = str(tmp_path / "home" / ".ipython/profile_default/startup/00-mine.py")
     other = tmp_path / "checkout" / "modules"  # another checkout that PYTHONPATH names
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise SystemExit('another checkout')", encoding="utf-8")

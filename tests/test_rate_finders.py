@@ -304,6 +304,8 @@ def test_rates_that_do_not_increase_or_lengths_that_differ_are_refused(read):
     for lr in (LR[::-1], np.roll(LR, 5), np.full(POINTS, 0.1), -LR, np.where(LR > 1, np.nan, LR)):
         with pytest.raises(AnalysisError, match="increasing positive learning rates"):
             read(lr, loss)
+    with pytest.raises(AnalysisError, match="whole numbers, as iterations are"):
+        read(np.arange(1, POINTS + 1), loss)
     for lr, losses in ((LR[1:], loss), (LR, np.stack([loss, loss])), (LR[:0], loss[:0]), (LR, loss[:, None, None])):
         with pytest.raises(AnalysisError, match=r"\[points, runs\] are needed"):
             read(lr, losses)

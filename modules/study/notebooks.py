@@ -43,13 +43,13 @@ def one_kernel() -> Iterator[AsyncKernelManager]:
     # This checkout goes before any that PYTHONPATH names: a kernel does not look into its folder first, as -m does.
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory() as profile:  # in place of the user's, whose start-up files would be run
+    with tempfile.TemporaryDirectory() as profile:  # in place of the user's; no start-up file of theirs is run
         try:
             # Kernels announce themselves on the terminal at the level of a warning, and complain at that of an error
             # when Ctrl-C ends them.
             run_sync(manager.start_kernel)(
                 extra_arguments=["--IPKernelApp.log_level=50"],
-                env={**os.environ, "IPYTHONDIR": profile, "PYTHONPATH": path},
+                env={**os.environ, "IPYTHONDIR": profile, "PYTHONSTARTUP": "", "PYTHONPATH": path},
             )
         except (OSError, RuntimeError) as error:
             raise StudyError(f"no kernel can be started: {first_line(error)}") from error
