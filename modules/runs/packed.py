@@ -82,11 +82,7 @@ class Pack:
 
 
 def _name(name: str) -> str:
-    """A run's name, which is a file's, too: whoever brings a pack names no file elsewhere.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A run's name, which is a file's, too: whoever brings a pack names no file elsewhere."""
     if not re.fullmatch(r"[\w.-]+-seed\d+", name):
         raise ValueError(f"no run is called {name}")
     return name

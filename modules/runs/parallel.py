@@ -266,11 +266,7 @@ def _own_settings() -> Iterator[None]:
 
 @contextmanager
 def _local_cluster(workers: int) -> Iterator:
-    """A scheduler in this process, bound to loopback, and worker processes of one thread, replaced when they are lost.
-
-    Raises:
-        RunError: it cannot be started.
-    """
+    """A scheduler in this process, bound to loopback, and its workers: processes of one thread, replaced when lost."""
     import dask
     from distributed import LocalCluster
     from distributed.worker import logger as worker_logger
@@ -509,11 +505,7 @@ def _run(
 
 
 def _next(ended: queue.SimpleQueue, client, progress: Progress):
-    """The next task that has ended.
-
-    Raises:
-        RunError: no worker has lived for as long as a study waits for one.
-    """
+    """The next task that has ended, unless no worker has lived for as long as a study waits for one."""
     named = os.environ.get("DASK_SCHEDULER_ADDRESS")
     patience, where = (PATIENCE_ELSEWHERE, f" at {named}") if named else (PATIENCE, "")
     seen = time.monotonic()
@@ -532,10 +524,7 @@ def _next(ended: queue.SimpleQueue, client, progress: Progress):
 def _gave_up(kills: dict[str, tuple[int, int]], runs: Sequence[Spec], progress: Progress) -> bool:
     """Count a death of a worker, and say whether its runs get no other: they came no further than the time before.
 
-    Args:
-        kills: by a task's first run, the deaths in a row and the evaluations that it had come to; it is changed.
-        runs: what the worker was training.
-        progress: how far they had come.
+    `kills` has, by a task's first run, the deaths in a row and the evaluations that it had come to; it is changed.
     """
     evaluations = max(progress.at.get(spec.name, 0) // spec.evaluate_every for spec in runs)
     times, before = kills.get(runs[0].name, (0, -1))
@@ -550,30 +539,21 @@ def _train(
     """On a worker: train one run, or several together, and say of each in a line how it ended."""
     say = _teller()
 
-    def tell(line: str) -> None:
-        say({"said": line})
-
     def report(iteration: int, accuracies: dict[str, float | None]) -> None:
         for name, accuracy in accuracies.items():
             say({"name": name, "iteration": iteration, "accuracy": accuracy})
 
-    def report_one(iteration: int, accuracy: float | None) -> None:
-        report(iteration, {runs[0].name: accuracy})
-
-    where = dict(folder=folder, data_dir=data_dir, fingerprint=fingerprint, tell=tell)
+    where = dict(folder=folder, data_dir=data_dir, fingerprint=fingerprint, tell=lambda line: say({"said": line}))
     if together:
         paths = train_together(runs, report=report, **where)
     else:
-        paths = [train(runs[0], report=report_one, branches=branches, **where)]
+        name = runs[0].name
+        paths = [train(runs[0], report=lambda done, last: report(done, {name: last}), branches=branches, **where)]
     return [_outcome(path) for path in paths]
 
 
 def _teller() -> Callable[[dict], None]:
-    """On a worker: what sends the driver an event, and ends the task that nobody waits for any more.
-
-    Raises:
-        RunError: the worker has several threads.
-    """
+    """On a worker: what sends the driver an event, and ends the task that nobody waits for any more."""
     from distributed import Status, get_worker
 
     worker = get_worker()

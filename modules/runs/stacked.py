@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
 from modules import models
 from modules.checks import RunError
@@ -120,49 +121,40 @@ class _Stack:
 
     def __init__(self, specs: Sequence[Spec], dataset: Dataset, device: torch.device) -> None:
         self.specs, self.device, one = specs, device, specs[0]
-        networks = [self._fresh(spec, dataset) for spec in specs]
-        named = [dict(network.named_parameters()) for network in networks]
+        networks = []
+        for spec in specs:
+            with torch.random.fork_rng():
+                torch.manual_seed(spec.seed)
+                networks.append(build(spec, dataset))
         self.network = build(one, dataset).to("meta")
         self.layers = _dense(self.network)
         # All weights of a run in one row: an update is then three operations, not three a parameter.
-        rows = [torch.cat([weight.detach().flatten() for weight in weights.values()]) for weights in named]
-        self.flat = torch.stack(rows).to(device)
+        self.flat = torch.stack([parameters_to_vector(network.parameters()) for network in networks]).detach().to(device)
         self.gradient = torch.zeros_like(self.flat)
-        self.shapes = {name: weight.shape for name, weight in named[0].items()}
+        self.shapes = {name: weight.shape for name, weight in networks[0].named_parameters()}
         # Leaves of autograd's graphs that share the memory of the rows.
         self.weights = {name: view.detach().requires_grad_() for name, view in self._views(self.flat)}
         self.gradients = dict(self._views(self.gradient))
         groups = models.parameter_groups(networks[0], one.bias_lr_mult, one.multipliers, one.weight_decay)
         self.decay = [group.get("weight_decay", one.weight_decay) for group in groups]
-        self.pieces = self._pieces(groups, list(named[0].values()))
+        self.pieces = self._pieces(groups, list(networks[0].parameters()))
         kinds = ("momentum",) if one.optimizer == "sgd" else ("mean", "square")
         self.moments = {kind: torch.zeros_like(self.flat) for kind in kinds}
         # Runs of one policy share its rates; they are stepped anew after a stop, which takes no time.
         self.policies = list(dict.fromkeys(spec.policy for spec in specs))
         self.policy_of = [self.policies.index(spec.policy) for spec in specs]
         self.which = torch.tensor(self.policy_of, device=device)
-        self.optimizers = [plain_optimizer(one, [self._stub(group) for group in groups]) for _ in self.policies]
-        self.schedulers = [
-            policy.scheduler(optimizer, one.iterations)
-            for policy, optimizer in zip(self.policies, self.optimizers, strict=True)
-        ]
-        for optimizer in self.optimizers:
+        self.schedulers = []
+        for policy in self.policies:
+            # The groups' multipliers over a single number to train.
+            stubs = [{**group, "params": [torch.zeros(1, requires_grad=True)]} for group in groups]
+            optimizer = plain_optimizer(one, stubs)
+            self.schedulers.append(policy.scheduler(optimizer, one.iterations))
             optimizer.step()  # once, as schedulers warn of optimizers that never took a step
         self.iteration, self.seconds = 0, 0.0
         self.starts: dict[str, list[str]] = {}
         self.rows: list[list[list]] = [[] for _ in specs]
         self.ended: list[int | None] = [None] * len(specs)  # the iterations done by runs that have diverged
-
-    @staticmethod
-    def _fresh(spec: Spec, dataset: Dataset) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.seed)
-            return build(spec, dataset)
-
-    @staticmethod
-    def _stub(group: dict) -> dict:
-        """A parameter group that has the multipliers of a real one and a single number to train."""
-        return {**group, "params": [torch.zeros(1, requires_grad=True)]}
 
     def rates(self) -> list[list[float]]:
         """The present rates, by policy and parameter group."""
@@ -410,9 +402,6 @@ def _train_in_parts(specs: Sequence[Spec], *arguments, tell: Callable[[str], Non
     """Train a group, or one half of it after the other where the device's memory is too small for all.
 
     Each half has a checkpoint of its own, so a group that was split goes on where it was after a stop, too.
-
-    Raises:
-        RunError: a run is too large for the device on its own.
     """
     try:
         _train(specs, *arguments, tell)

@@ -105,11 +105,7 @@ def verify(files: RunFiles, rows: int = 1, data_dir: str | Path | None = None, m
 
 
 def _with_own_network(asked: Spec, model: str | None, place: Path) -> Spec:
-    """The specification, with a network in a Python file by the user's name for it.
-
-    Raises:
-        RunError: it has such a network, and the user has named none or another one.
-    """
+    """The specification, with a network in a Python file by the user's name for it."""
     if not own.is_own(asked.model):
         return asked
     its = own.PATTERN.fullmatch(asked.model)

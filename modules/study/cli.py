@@ -17,11 +17,7 @@ from modules.checks import at_root, enough_files, printable_lines
 
 
 def _pairs(given: list[list[str]]) -> dict[str, str]:
-    """The `-p` values by name.
-
-    Raises:
-        ValueError: one is no name and a value.
-    """
+    """The `-p` values by name."""
     for pair in given:
         if len(pair) != 2:
             hint = " (with a space, not =)" if "=" in pair[0] else ""

@@ -78,11 +78,7 @@ def publish(study: str, results: Path, model: str | None = None) -> None:
 
 
 def _target(results: Path) -> Path:
-    """The folder to publish results in: a folder of its own, right in `results/published/`.
-
-    Raises:
-        StudyError: the results' name makes it another place.
-    """
+    """The folder to publish results in: a folder of its own, right in `results/published/`."""
     target = published_folder(results)
     resolved, place = target.resolve(), parameters.PUBLISHED.resolve()
     if resolved.parent != place or not re.fullmatch(r"[\w-][\w.-]*", target.name) or target.is_symlink():
@@ -95,8 +91,7 @@ def _target(results: Path) -> Path:
 def _files(results: Path) -> list[Path]:
     """The files to publish, by their paths in the results folder; hidden ones and trained weights stay where they are.
 
-    Raises:
-        StudyError: one of them is no regular file: a link leads elsewhere, and a pipe has no end.
+    One that is no regular file is refused: a link leads elsewhere, and a pipe has no end.
     """
     found = []
     for folder, folders, files in os.walk(results):
@@ -136,11 +131,7 @@ def _replace(target: Path, results: Path, files: Iterable[Path], study: str) -> 
 
 
 def _check_tables(results: Path, model: str | None) -> None:
-    """Make all tables of a results folder again, from copies of its runs, and compare.
-
-    Raises:
-        StudyError: a table is not what the runs give; or they cannot be made again.
-    """
+    """Make all tables of a results folder again, from copies of its runs, and compare."""
     print(f"making the tables of {results} again, from its runs", flush=True)
     with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         again = Path(place) / results.name
@@ -175,11 +166,7 @@ def _check_tables(results: Path, model: str | None) -> None:
 
 
 def _parameters(path: Path) -> dict[str, object]:
-    """The parameters that an executed notebook was given.
-
-    Raises:
-        StudyError: they cannot be read, or it is none of the project's notebooks.
-    """
+    """The parameters that an executed notebook was given."""
     if not source(path.stem).is_file():
         raise StudyError(f"{path}: there is no notebook {short(path.stem)} in {NOTEBOOKS}")
     try:
@@ -207,23 +194,15 @@ def _check_networks(path: Path, values: object, model: str | None) -> None:
 
 def _same_table(ours: Path, again: Path) -> bool:
     """Whether two tables have the same rows, up to the last digits: libraries' versions may round differently."""
-    if not ours.exists():
-        return False
-    if ours.read_bytes() == again.read_bytes():
-        return True
     try:
         pd.testing.assert_frame_equal(pd.read_csv(ours), pd.read_csv(again), rtol=1e-9, atol=1e-12)
-    except (AssertionError, ValueError):
+    except (AssertionError, OSError, ValueError):
         return False
     return True
 
 
 def _images(name: str, results: Path, texts: Iterable[str]) -> list[str]:
-    """The figures of a study that the documents show, as `images/<study>/<figure>`.
-
-    Raises:
-        StudyError: the results have no such figure.
-    """
+    """The figures of a study that the documents show, as `images/<study>/<figure>`."""
     shown = {found for text in texts for found in re.findall(rf"images/{re.escape(name)}/([\w.-]+\.png)", text)}
     for figure in shown:
         if not (results / "figures" / figure).exists():

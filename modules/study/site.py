@@ -266,11 +266,7 @@ def _free(place: PurePosixPath, taken: set[PurePosixPath]) -> PurePosixPath:
 
 
 def _cleaned(source: Path) -> tuple[NotebookNode, str, str]:
-    """What a page shows of a notebook, its title, and the question that it answers.
-
-    Raises:
-        Exception: of whatever kind, where the file is not such a notebook.
-    """
+    """What a page shows of a notebook, its title, and the question that it answers; any error says that it is none."""
     if not source.is_file():
         raise SiteError("it is no file")
     notebook = nbformat.reads(source.read_text(encoding="utf-8"), 4)
@@ -325,13 +321,9 @@ def _relinked(
     places: dict[PurePosixPath, PurePosixPath],
     folder: Path | None = None,
 ) -> str:
-    """Markdown whose links lead to the site's pages.
+    """Markdown of `source` with links to the site's pages, seen from its page `there`; `places` has pages by file.
 
-    Args:
-        text: of a document or a cell.
-        source, there: its file in the project, and in the site's sources.
-        places: the site's sources by the files of the project.
-        folder: the site's sources, where a file that is no page is copied to. Without it a link to one becomes text.
+    A file that is no page is copied into `folder`, the site's sources. Without it a link to one becomes text.
     """
 
     def link(found: re.Match) -> str:
