@@ -1,12 +1,12 @@
 """The adapters of modules/README.md, as they stand there, where the packages install."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from toys import ROOT
 
-README = (Path(__file__).resolve().parents[1] / "modules" / "README.md").read_text()
+README = (ROOT / "modules" / "README.md").read_text()
 
 
 def adapter(name):

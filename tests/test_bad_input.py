@@ -5,7 +5,6 @@ import shutil
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +32,6 @@ JUNK = st.one_of(
     st.lists(st.integers(-5, 100), max_size=4),
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
 )
-ROOT = Path(__file__).resolve().parents[1]
 FIELDS = sorted(Spec.model_fields)
 often = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

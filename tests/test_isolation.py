@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import yaml
+from toys import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 STUDY = {
     "notebooks": {
         "02_range_test": dict(

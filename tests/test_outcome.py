@@ -1,14 +1,12 @@
 """The last lines of a study: what it found, in words; one row a table; what is not as published."""
 
 import shutil
-from pathlib import Path
 
 import pandas as pd
 
 from modules.report.comparison import compare
 from modules.report.outcome import report, sentences
-
-PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
+from modules.study.parameters import PUBLISHED
 
 
 def copied(tmp_path):

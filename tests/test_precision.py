@@ -3,15 +3,14 @@
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from toys import FIXED, small
+from toys import FIXED, ROOT, small
 
 from modules.runs.training import train
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "precision.py"
+SCRIPT = ROOT / "benchmarks" / "precision.py"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from toys import every
+from toys import ROOT, every
 
 from modules.checks import RunError
 from modules.data import datasets
@@ -20,7 +20,6 @@ from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
 from modules.study import design, notebooks, parameters
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "digits": (1297, 1),
     "digits-8x8": (1297, 1),

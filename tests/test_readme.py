@@ -7,12 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from toys import every, make_images
+from toys import ROOT, every, make_images
 
 from modules.study import design, documents, parameters
 from modules.study.parameters import PUBLISHED
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 TEXTS = sorted(
     path.relative_to(ROOT)

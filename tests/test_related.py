@@ -1,11 +1,10 @@
 """What the page on others' work counts follows from the times that it cites."""
 
 import re
-from pathlib import Path
 
 import pandas as pd
+from toys import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ONE, TWO = 3, 5  # trials that differ in the number of cycles alone
 
 

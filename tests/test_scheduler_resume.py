@@ -3,7 +3,6 @@
 No pair is left out: torch's own schedulers are right among themselves, too (torch 2.14).
 """
 
-import io
 import math
 from itertools import permutations, product
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as theirs
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, SequentialLR
-from toys import every
+from toys import every, through_disk
 
 from modules import schedulers as ours
 
@@ -60,13 +59,6 @@ def in_sequence(optimizer, makers):
 
 def beside(optimizer, makers):
     return ChainedScheduler([make(optimizer) for make in makers], optimizer)
-
-
-def through_disk(state: dict) -> dict:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def seen(optimizer) -> list:
@@ -181,17 +173,6 @@ def test_a_warm_up_to_a_cycle_ends_at_its_lower_bound_after_a_stop(stop):
     assert second[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.001 + 0.99 * 0.99 * 0.001)
     run(*second, 51)
     assert second[0].param_groups[0]["lr"] == pytest.approx(0.006)
-
-
-def test_the_state_of_a_scheduler_alone_brings_its_rate():
-    scheduler = ours.CyclicLR(fresh_optimizer(), 0.25, 0.5, 4)
-    for _ in range(3):
-        scheduler.optimizer.step()
-        scheduler.step()
-    other = ours.CyclicLR(fresh_optimizer(), 0.25, 0.5, 4)
-    other.load_state_dict(scheduler.state_dict())
-    assert seen(other.optimizer) == seen(scheduler.optimizer)
-    assert other.get_last_lr() == [0.4375, 3 * 0.4375]
 
 
 def test_a_state_in_somebodys_checkpoint_goes_on():
@@ -315,14 +296,3 @@ def test_a_sequence_starts_at_the_rate_of_its_first_policy(name):
     optimizer = fresh_optimizer()
     in_sequence(optimizer, [ALL[name], ALL["triangular"]])
     assert [group["lr"] for group in optimizer.param_groups] == [0.04, 3 * 0.04]
-
-
-def test_a_warm_up_ends_at_the_lower_bound_of_each_group():
-    optimizer = fresh_optimizer()
-    warm = LinearLR(optimizer, 0.5, total_iters=MILESTONE)
-    scheduler = SequentialLR(optimizer, [warm, ours.CyclicLR(optimizer, [0.01, 0.02], 0.1, 2)], [MILESTONE])
-    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 3 * 0.01]
-    for _ in range(MILESTONE):
-        optimizer.step()
-        scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 3 * 0.02]

@@ -1,6 +1,5 @@
 """Schedulers from one iteration to the next: reset, history, rates that are tensors, and stops."""
 
-import io
 import math
 import random
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import ChainedScheduler, SequentialLR
-from toys import rates, sgd
+from toys import rates, sgd, through_disk
 
 from modules.schedulers import CyclicLR, RangeTestLR, decay, exponential, fixed
 
@@ -143,13 +142,6 @@ def test_the_last_rate_is_of_the_optimizers_kind_and_its_own_after_reset_and_loa
         assert scheduler.get_last_lr() == [0.25]
         if isinstance(lr, torch.Tensor):
             assert scheduler.get_last_lr()[0] is not lr
-
-
-def through_disk(state: dict) -> dict:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -341,28 +333,3 @@ def test_a_custom_scale_function_is_never_taken_for_a_named_one():
     other = CyclicLR(sgd(), scale_fn=sinusoidal)
     other.load_state_dict(scheduler.state_dict())
     assert other.lr_at(4) == scheduler.lr_at(4)
-
-
-def test_training_resumed_from_saved_states_equals_training_without_a_stop():
-    def train(steps, parameter, optimizer, scheduler):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            ((parameter - 3) ** 2).sum().backward()
-            optimizer.step()
-            scheduler.step()
-
-    def fresh():
-        parameter = torch.nn.Parameter(torch.zeros(3))
-        optimizer = torch.optim.SGD([parameter], lr=1, momentum=0.9)
-        return parameter, optimizer, CyclicLR(optimizer, 0.001, 0.1, 4)
-
-    whole = fresh()
-    train(20, *whole)
-    half = fresh()
-    train(11, *half)
-    again = fresh()
-    again[0].data.copy_(half[0].data)
-    again[1].load_state_dict(through_disk(half[1].state_dict()))
-    again[2].load_state_dict(through_disk(half[2].state_dict()))
-    train(9, *again)
-    assert torch.equal(whole[0], again[0])

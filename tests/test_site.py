@@ -14,13 +14,13 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat import v4
+from toys import ROOT
 
 from modules.study import cli, reproduction, site
 
 # Of Sphinx, about what its extensions use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
-ROOT = Path(__file__).resolve().parents[1]
 PICTURE = base64.b64encode((ROOT / "images" / "cifar10-jpeg" / "run.png").read_bytes()).decode()
 EVIL = "<script>alert(1)</script>"
 FORMULAS = r"""# 1. Formulas

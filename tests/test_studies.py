@@ -8,11 +8,10 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from toys import every
+from toys import ROOT, every
 
 from modules.study import design, parameters
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 

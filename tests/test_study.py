@@ -14,12 +14,12 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
+from toys import ROOT
 
 from modules.report.comparison import COLUMNS
 from modules.runs.files import complete_runs, experiments
 from modules.study import cli, documents, notebooks, parameters, publishing, reproduction
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = list(parameters.read_study("smoke")["notebooks"])
 
 

@@ -4,11 +4,11 @@ import hashlib
 import json
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from toys import ROOT
 
 from modules.checks import RunError
 from modules.report.tournament import choose, contrast, differences_table, two_by_two, verdicts
@@ -16,7 +16,6 @@ from modules.runs.files import RunFiles, complete_runs
 from modules.statistics import AnalysisError
 from modules.study.tournament import Registration, Tournament, filled
 
-ROOT = Path(__file__).resolve().parents[1]
 REGISTERED = ROOT / "studies" / "registered" / "tournament.yaml"
 
 

@@ -3,13 +3,13 @@
 import json
 import math
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import ROOT
 
 from modules.checks import RunError
 from modules.runs.files import RunFiles
@@ -18,7 +18,6 @@ from modules.statistics import AnalysisError, Estimate
 from modules.tournament import analysis, pictures, theory
 from modules.tournament.design import Tournament, read
 
-ROOT = Path(__file__).resolve().parents[1]
 REGISTERED = ROOT / "studies" / "registered" / "tournament-2.yaml"
 DIGITS = REGISTERED.with_name("tournament-2-digits.yaml")
 

@@ -2,12 +2,16 @@
 
 import inspect
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 from modules.runs.spec import spec
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_images(folder, count=4, size=16, classes=("cat", "dog")):
@@ -112,6 +116,18 @@ def changed(*left_out, **entries):
         return made.getvalue()
 
     return damage
+
+
+def through_disk(state: dict) -> dict:
+    """What is read again of a state that was saved."""
+    torch.save(state, made := io.BytesIO())
+    made.seek(0)
+    return torch.load(made, weights_only=True)
+
+
+def record_of(path):
+    """The JSON beside a run's CSV."""
+    return json.loads(path.with_suffix(".json").read_text())
 
 
 def contents(folder):

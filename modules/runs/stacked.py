@@ -129,7 +129,8 @@ class _Stack:
         self.network = build(one, dataset).to("meta")
         self.layers = _dense(self.network)
         # All weights of a run in one row: an update is then three operations, not three a parameter.
-        self.flat = torch.stack([parameters_to_vector(network.parameters()) for network in networks]).detach().to(device)
+        rows = [parameters_to_vector(network.parameters()).detach() for network in networks]
+        self.flat = torch.stack(rows).to(device)
         self.gradient = torch.zeros_like(self.flat)
         self.shapes = {name: weight.shape for name, weight in networks[0].named_parameters()}
         # Leaves of autograd's graphs that share the memory of the rows.
