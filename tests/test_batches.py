@@ -1,12 +1,9 @@
 """Augmentation: what it does to a pixel, and that a resume replays nothing."""
 
 import numpy as np
-import pytest
 import torch
-from toys import small
 
 from modules.data.batches import flip_crop
-from modules.runs.training import train
 
 
 def test_every_image_is_a_crop_of_the_padded_one_perhaps_mirrored():
@@ -41,15 +38,3 @@ def test_draws_depend_on_seed_and_iteration_alone():
     assert (flip_crop(images, 1, 5) == flip_crop(images, 1, 5)).all()
     assert not (flip_crop(images, 1, 5) == flip_crop(images, 1, 6)).all()
     assert not (flip_crop(images, 1, 5) == flip_crop(images, 2, 5)).all()
-
-
-@pytest.mark.parametrize(
-    "settings", [dict(augment="flip_crop"), dict(evaluation="none"), dict(keep_weights=True), dict(pixels="standard")]
-)
-def test_runs_with_these_options_resume_bit_for_bit(tmp_path, settings):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
-    run = small(**settings)
-    train(run, parts, stop_after=12)
-    assert train(run, parts).read_bytes() == train(run, whole).read_bytes()
-    assert (parts / "triangular-seed1.weights.pt").exists() == run.keep_weights

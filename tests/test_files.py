@@ -34,12 +34,6 @@ def test_complete_run_is_checked_never_overwritten(complete):
     assert complete.csv.read_bytes() == before
 
 
-def test_csv_without_its_json_is_an_error(complete):
-    complete.json.unlink()
-    with pytest.raises(RunError, match="no readable triangular-seed1.json"):
-        complete.check(small(), "same")
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -50,12 +44,14 @@ def test_csv_without_its_json_is_an_error(complete):
         (lambda files: files.json.write_bytes(files.json.read_bytes()[:100]), "no readable triangular-seed1.json"),
         (lambda files: files.json.write_text("[]"), "no readable triangular-seed1.json"),
         (lambda files: edited(files.json, "sha256", "sha"), "no readable triangular-seed1.json"),
+        (lambda files: files.json.unlink(), "no readable triangular-seed1.json"),
     ],
 )
 def test_edited_and_damaged_results_are_named(complete, damage, message):
     damage(complete)
-    with pytest.raises(RunError, match=message):
-        complete.read()
+    for look in (complete.read, lambda: complete.check(small(), "same")):
+        with pytest.raises(RunError, match=message):
+            look()
 
 
 def paths(nested, before=()):

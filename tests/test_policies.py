@@ -53,11 +53,6 @@ def test_phases_that_do_not_add_up_are_named():
         small(dict(name="phases", phases=[*PARTS[:3], dict(iterations=4, policy=dict(name="exp", lr=0.1, gamma=0))]))
 
 
-def test_a_spec_with_phases_survives_json():
-    run = small(PHASES)
-    assert Spec(**run.model_dump(mode="json")) == run
-
-
 def test_a_variant_names_the_run_and_changes_no_result(tmp_path):
     plain, named = small(FIXED), small(FIXED, variant="constant")
     assert (plain.name, named.name) == ("fixed-seed1", "constant-seed1")
@@ -93,7 +88,7 @@ def test_one_cycle_rises_to_its_bound_and_falls_to_almost_nothing():
     assert got[-1] < LR / 1000
 
 
-EVERY = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "policy",
     [
         FIXED,
@@ -106,24 +101,16 @@ EVERY = pytest.mark.parametrize(
     ],
     ids=lambda policy: policy["name"],
 )
+def test_a_warm_up_is_a_straight_line_from_a_quarter_and_an_anneal_one_to_zero(policy):
+    def shaped(**shape):
+        return rates(small({**policy, **shape}).policy, 24)
 
-
-@EVERY
-def test_an_anneal_multiplies_the_last_part_by_a_straight_line_to_zero(policy):
-    plain, annealed = (rates(small({**policy, "anneal": share}).policy, 24) for share in (None, 0.25))
-    line = torch.tensor([min(1.0, (24 - t) / 6) for t in range(24)], dtype=torch.float64)
-    torch.testing.assert_close(annealed, plain * line[:, None], rtol=1e-9, atol=0)
-
-
-@EVERY
-def test_a_warm_up_multiplies_the_first_iterations_by_a_straight_line_from_a_quarter(policy):
-    plain, warm, both = (
-        rates(small({**policy, **shape}).policy, 24) for shape in ({}, dict(warm_up=8), dict(warm_up=8, anneal=0.25))
-    )
-    climb = torch.tensor([min(1.0, 0.25 + 0.75 * t / 8) for t in range(24)], dtype=torch.float64)
-    drop = torch.tensor([min(1.0, (24 - t) / 6) for t in range(24)], dtype=torch.float64)
-    torch.testing.assert_close(warm, plain * climb[:, None], rtol=1e-9, atol=0)
-    torch.testing.assert_close(both, plain * (climb * drop)[:, None], rtol=1e-9, atol=0)
+    plain, warm = shaped(), shaped(warm_up=8)
+    climb = torch.tensor([min(1.0, 0.25 + 0.75 * t / 8) for t in range(24)], dtype=torch.float64)[:, None]
+    drop = torch.tensor([min(1.0, (24 - t) / 6) for t in range(24)], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(warm, plain * climb, rtol=1e-9, atol=0)
+    torch.testing.assert_close(shaped(anneal=0.25), plain * drop, rtol=1e-9, atol=0)
+    torch.testing.assert_close(shaped(warm_up=8, anneal=0.25), plain * climb * drop, rtol=1e-9, atol=0)
     assert (warm[8:] == plain[8:]).all()
 
 

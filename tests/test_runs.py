@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from toys import FIXED, TRIANGULAR, every, small
+from toys import FIXED, PHASES, TRIANGULAR, every, small
 
 from modules.checks import RunError, did_you_mean, positive, seeds
 from modules.runs.spec import Spec, differences
@@ -46,10 +46,11 @@ def test_every_wrong_setting_is_named():
         small(batch_size=0, iterations=-2)
 
 
-def test_spec_survives_json():
-    spec = small(FIXED)
+@every("policy", [FIXED, PHASES])
+def test_spec_survives_json(policy):
+    spec = small(policy)
     assert Spec(**json.loads(spec.model_dump_json())) == spec
-    assert spec.name == "fixed-seed1"
+    assert spec.name == f"{policy['name']}-seed1"
 
 
 def test_adam_has_no_momentum_to_tell_runs_apart_by():
@@ -63,7 +64,7 @@ def test_differences_name_the_setting():
     assert differences(small(), small({**TRIANGULAR, "max_lr": 0.2})) == ["policy.max_lr: 0.1, not 0.2"]
 
 
-@pytest.mark.parametrize("runs", [0, -1, 2.5, True, "3"])
+@every("runs", [0, -1, 2.5, True, "3"])
 def test_runs_must_be_a_positive_whole_number(runs):
     with pytest.raises(RunError, match="runs="):
         seeds(runs)

@@ -13,12 +13,6 @@ RNG = np.random.default_rng(0)
 A, B = RNG.normal(0.7, 0.02, 5), RNG.normal(0.71, 0.05, 8)
 
 
-def test_a_mean_has_students_interval():
-    found = statistics.mean(A)
-    expected = stats.t.interval(0.95, len(A) - 1, A.mean(), stats.sem(A))
-    assert found.interval() == pytest.approx(expected)
-
-
 def test_a_difference_is_welchs():
     found = statistics.difference(A, B)
     expected = stats.ttest_ind(A, B, equal_var=False)

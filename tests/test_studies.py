@@ -125,14 +125,11 @@ def test_the_declared_type_decides_what_a_value_is():
             parameters.parameters("smoke", Path("results/smoke"), {name: text})
 
 
-def test_settings_on_the_command_line_join_those_of_the_studys_file():
+def test_settings_on_the_command_line_join_those_of_the_studys_file_and_the_notebooks_own():
     plan = parameters.parameters("smoke", Path("results/smoke"), {"03.pooling": "caffe", "05.ema": "0.9"})
     assert plan["03_headline_experiment"]["settings"] == {"pooling": "caffe"}
     assert plan["05_policies"]["settings"] == {"ema": 0.9}
-
-
-def test_settings_on_the_command_line_join_the_notebooks_own():
-    """Else `-p 03.pooling caffe` would test on other images."""
+    # Else `-p 03.pooling caffe` would test on other images.
     plan = parameters.parameters("digits", Path("results/digits"), {"03.pooling": "caffe"})
     assert plan["03_headline_experiment"]["settings"] == {"split": "folds", "pooling": "caffe"}
 

@@ -13,7 +13,6 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-import yaml
 from toys import ROOT
 
 from modules.report.comparison import COLUMNS
@@ -123,17 +122,6 @@ def test_strict_fails_unless_all_is_the_same_or_equivalent(tmp_path, monkeypatch
     assert cli.main([*asked, "--strict"]) == status
 
 
-def test_quoted_numbers_that_there_are_not_are_named_before_any_work(tmp_path, monkeypatch, capsys):
-    mine = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
-    mine["notebooks"]["04_headline_figures"]["quoted"] = "smoke_headlin"
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
-    assert cli.main(["reproduce", "--study", str(tmp_path / "mine.yaml"), "--results", str(tmp_path / "results")]) == 2
-    said = capsys.readouterr().err
-    assert "error: 04_headline_figures: quoted='smoke_headlin': one of" in said
-    assert "did you mean 'smoke_headline'" in said
-    assert not (tmp_path / "results").exists()
-
-
 #: One of each layer that refuses: the study, the run's spec, the notebooks' parameters, the data. The rest is in
 #: test_runs and test_bad_input.
 BAD = [
@@ -231,12 +219,6 @@ def test_make_passes_on_what_it_is_given(given, asked):
     assert done.stdout.strip() == str(asked)
 
 
-def test_unwritable_results_folder(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert cli.main(["reproduce", "--study", "smoke", "--results", str(tmp_path / "file" / "results")]) == 2
-    assert "file/results cannot be written" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -253,6 +235,10 @@ def test_unwritable_results_folder(tmp_path, capsys):
         ("notebooks: {}\nconclusion: {}", "'conclusion' is no part of a study, did you mean 'conclusions'?"),
         ("notebooks: {03_headline_experiment: {base_lr: null, max_lr: null}}", "no bounds in"),
         ("dataset: [\n", "is not valid YAML"),
+        (
+            "notebooks: {04_headline_figures: {quoted: smoke_headlin}}",
+            "did you mean 'smoke_headline'",
+        ),
     ],
 )
 def test_bad_files_of_studies_are_named(tmp_path, capsys, content, message):

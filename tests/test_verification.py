@@ -144,14 +144,6 @@ def test_command_line(tmp_path, capsys):
     assert cli.main([*arguments[:2], str(tmp_path / "nowhere")]) == 2
 
 
-def test_a_record_that_lacks_something_is_refused_in_a_line(tmp_path, capsys):
-    """Its checksums are right: somebody made it so. What is said of each entry is in test_files."""
-    path = train(small(), tmp_path)
-    forge(path, lambda rows, record: record.pop("versions"))
-    assert cli.main(["verify", "--results", str(path.with_suffix(""))]) == 2
-    assert capsys.readouterr().err == f"error: {path}: versions is missing\n"
-
-
 def test_escape_sequences_in_a_record_are_shown_as_text(tmp_path, capsys):
     path = train(small(), tmp_path)
     forge_loss(path, 1, "0.5")

@@ -1,18 +1,16 @@
 """No space, a disk that cannot be written, damaged checkpoints and edited results."""
 
-import json
 import shutil
 import subprocess
 
 import pytest
 from run_small import EVERY, FULL, specs
-from small_study import HEADLINE, in_full
+from small_study import in_full
 
 from modules.data.datasets import load
 from modules.report.tables import read_runs
 from modules.runs.files import RunFiles
 from modules.runs.training import train
-from modules.study import cli as driver
 
 
 def test_file_size_limit_is_said_and_what_was_finished_stays(study, trained, uninterrupted, tally, tmp_path):
@@ -90,18 +88,3 @@ def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tall
     assert small.leftovers() == []
     assert len(list((folder / ".set-aside").iterdir())) == 2
     tally("checkpoints truncated or another's", 2, small.csvs("headline"), uninterrupted("headline"))
-
-
-def test_edited_results_are_named_and_never_read(trained, tmp_path, capsys):
-    """By the study as by whoever reads runs; each kind of damage is in test_files."""
-    (tmp_path / "study.yaml").write_text(json.dumps({"notebooks": {"03_headline_experiment": HEADLINE}}))
-    shutil.copytree(trained("headline"), tmp_path / "results" / "headline")
-    path = tmp_path / "results" / "headline" / "fixed-seed2.csv"
-    path.write_text(path.read_text().replace("0.", "0.9", 1))
-    arguments = ["reproduce", "--study", str(tmp_path / "study.yaml"), "--results", str(tmp_path / "results")]
-    assert driver.main(arguments) == 2
-    message = "fixed-seed2.csv is not as the run wrote it"
-    assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match=message):
-        read_runs(path.parent)
-    assert not (tmp_path / "results" / "tables").exists()
