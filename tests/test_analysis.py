@@ -177,22 +177,6 @@ def test_one_run_has_no_interval():
     assert one.low.isna().all()
 
 
-def test_headline_table():
-    lines = headline(pd.concat([SLOW, FAST])).set_index(["quantity", "policy"])
-    assert lines.loc[("iterations", "fixed"), "value"] == 80
-    assert lines.loc[("final_accuracy", "triangular"), "value"] == pytest.approx(0.8)
-    assert lines.loc[("best_accuracy", "fixed"), "value"] == pytest.approx(0.6)
-    assert lines.loc[("final_accuracy_difference", "triangular - fixed"), "value"] == pytest.approx(0.2)
-    assert lines.loc[("crossing_iteration", "triangular"), "value"] == 30
-
-
-def test_diverged_runs_are_left_out_and_counted():
-    runs = pd.concat([SLOW, table([0.2, 0.5, 0.7, 0.8], "triangular", diverged=(2,))])
-    lines = headline(runs).set_index(["quantity", "policy"])
-    assert lines.loc[("final_accuracy", "triangular"), "diverged"] == 1
-    assert curves(runs, "triangular").shape == (4, 4)
-
-
 @pytest.mark.parametrize("lost", ["fixed", "triangular"])
 def test_policy_of_which_every_run_diverged_has_no_numbers(lost):
     whole = FAST if lost == "fixed" else SLOW
@@ -293,6 +277,7 @@ def test_means_by_policy_leave_diverged_runs_out_and_count_them():
         ["quantity", "policy"]
     )
     assert got.index.get_level_values("policy").tolist() == ["b", "a"] * 4
+    assert curves(runs, "a").shape == (2, 4)
     assert got.value["iterations"].tolist() == [30, 20]
     assert got.value["final_accuracy"].tolist() == pytest.approx([0.3, 0.5])
     assert got.value["best_accuracy"].tolist() == pytest.approx([0.4, 0.5])

@@ -241,14 +241,6 @@ def test_a_best_rate_is_judged_by_its_sweeps(tmp_path):
     assert compare(tmp_path / "a", tmp_path / "b", ["headline"]).empty
 
 
-def test_a_reference_needs_its_columns_and_numbers(tmp_path):
-    path = tmp_path / "reference.csv"
-    for text in ("a,b\n1,2\n", "source,quantity,policy,value\nthe paper,final_accuracy,fixed,most\n", ""):
-        path.write_text(text)
-        with pytest.raises(AnalysisError, match="reference=.*reference.csv: a CSV with columns source"):
-            read_reference(path)
-
-
 @pytest.fixture
 def reference(tmp_path):
     """A function that writes lines of a reference and gives the file."""
@@ -260,13 +252,18 @@ def reference(tmp_path):
     return write
 
 
-def test_a_reference_speaks_once_and_for_others(reference):
+def test_a_reference_has_its_columns_and_numbers_and_speaks_once_and_for_others(reference):
     for row, message in (
+        ("the paper,final_accuracy,fixed,most", "reference=.*reference.csv: a CSV with columns source"),
         ("the paper,final_accuracy,fixed,0.7", "two values of final_accuracy fixed from the paper"),
         ("this study,final_accuracy,fixed,0.7", "only this study's own column is called 'this study'"),
     ):
         with pytest.raises(AnalysisError, match=message):
-            read_reference(reference("the paper,final_accuracy,fixed,0.8", row))
+            read_reference(path := reference("the paper,final_accuracy,fixed,0.8", row))
+    for text in ("a,b\n1,2\n", ""):
+        path.write_text(text)
+        with pytest.raises(AnalysisError, match="reference=.*reference.csv: a CSV with columns source"):
+            read_reference(path)
 
 
 def ends(**arms):

@@ -131,8 +131,6 @@ def test_it_is_trained_like_the_others_and_a_seed_gives_the_same_bytes(tmp_path,
     assert run.model == f"{file}:net@{own._checksum(file)}"
     assert models.label(run.model) == "net"
     first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    second.mkdir()
     assert train(run, first).read_bytes() == train(run, second).read_bytes()
     assert json.loads(RunFiles(first, run.name).json.read_text())["spec"]["model"] == run.model
     assert "of your own" in stacked.why_not(run)
@@ -144,7 +142,6 @@ def test_what_a_network_draws_depends_on_seed_and_iteration_alone(tmp_path, file
     found = []
     for stops in ([None], [6, 18, None], [24, None]):
         folder = tmp_path / str(stops)
-        folder.mkdir()
         for number, stop in enumerate(stops):
             torch.manual_seed(number), np.random.seed(number), random.seed(number)
             path = train(run, folder, stop_after=stop)

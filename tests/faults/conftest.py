@@ -62,6 +62,20 @@ def tally(record_property):
     return add
 
 
+@pytest.fixture
+def whole(tally, uninterrupted):
+    """As `tally`, of a study with its status and output, which is returned: it ended well and left nothing over."""
+
+    def look(fault, times, study, ended):
+        status, output = ended
+        assert status == 0, output
+        assert study.leftovers() == []
+        tally(fault, times, study.csvs("headline"), uninterrupted("headline"))
+        return output
+
+    return look
+
+
 def pytest_terminal_summary(terminalreporter):
     """The table, in whatever process the tests ran."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]

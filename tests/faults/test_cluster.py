@@ -69,21 +69,18 @@ def cluster(tmp_path):
 
 
 @pytest.mark.ci
-def test_cluster_gives_the_same_bytes_while_workers_come_and_go(study, cluster, uninterrupted, tally):
+def test_cluster_gives_the_same_bytes_while_workers_come_and_go(study, cluster, whole):
     small, others = study(), cluster()
     small.start(DASK_SCHEDULER_ADDRESS=others.address)
     until(lambda: list(small.results.rglob("*.pt")))
     for process in family(others.workers[0].pid):
         kill(process)
     others.add()
-    status, output = small.finish()
-    assert status == 0, output
-    assert small.leftovers() == []
-    tally("worker of a cluster killed, another joins", 1, small.csvs("headline"), uninterrupted("headline"))
+    whole("worker of a cluster killed, another joins", 1, small, small.finish())
 
 
 @pytest.mark.ci
-def test_killed_scheduler_is_said_and_the_study_goes_on(study, cluster, uninterrupted, tally):
+def test_killed_scheduler_is_said_and_the_study_goes_on(study, cluster, whole):
     small, others = study(), cluster()
     small.start(DASK_SCHEDULER_ADDRESS=others.address)
     until(lambda: list(small.results.rglob("*.pt")))
@@ -92,25 +89,19 @@ def test_killed_scheduler_is_said_and_the_study_goes_on(study, cluster, uninterr
     assert status == 2
     assert "the connection to the scheduler was lost: the same command goes on" in output
     assert "Traceback" not in output
-    status, output = small.run()
-    assert status == 0, output
-    assert small.leftovers() == []
-    tally("scheduler of a cluster killed", 1, small.csvs("headline"), uninterrupted("headline"))
+    whole("scheduler of a cluster killed", 1, small, small.run())
 
 
 @in_full
-def test_killed_client_frees_the_cluster_for_the_next(study, cluster, uninterrupted, tally):
+def test_killed_client_frees_the_cluster_for_the_next(study, cluster, whole):
     small, others = study(), cluster()
     small.start(DASK_SCHEDULER_ADDRESS=others.address)
     until(lambda: list(small.results.rglob("*.pt")))
     assert gone(small.kill())
     until(lambda: not list(small.results.rglob(".*-seed*.lock")), 30)
     assert len(small.csvs("headline")) < 4
-    status, output = small.run(DASK_SCHEDULER_ADDRESS=others.address)
-    assert status == 0, output
-    assert small.leftovers() == []
+    whole("client of a cluster killed", 1, small, small.run(DASK_SCHEDULER_ADDRESS=others.address))
     assert all(psutil.Process(worker.pid).is_running() for worker in others.workers)
-    tally("client of a cluster killed", 1, small.csvs("headline"), uninterrupted("headline"))
 
 
 @in_full
@@ -137,7 +128,7 @@ def test_nobody_at_the_address(study):
 
 
 @in_full
-def test_cluster_that_demands_certificates(study, cluster, uninterrupted, tally, tmp_path):
+def test_cluster_that_demands_certificates(study, cluster, whole, tmp_path):
     """As README says to set it up; without the certificate nobody gets in."""
     if not shutil.which("openssl"):
         pytest.skip("openssl, which README's command needs, is not installed")
@@ -155,6 +146,4 @@ def test_cluster_that_demands_certificates(study, cluster, uninterrupted, tally,
         status, output = small.run(DASK_SCHEDULER_ADDRESS=address, **impatient)
         assert status == 2
         assert "no scheduler answers" in output
-    status, output = small.run(DASK_SCHEDULER_ADDRESS=others.address, **tls)
-    assert status == 0, output
-    tally("cluster that demands certificates", 1, small.csvs("headline"), uninterrupted("headline"))
+    whole("cluster that demands certificates", 1, small, small.run(DASK_SCHEDULER_ADDRESS=others.address, **tls))

@@ -53,7 +53,7 @@ def disk(tmp_path):
 
 
 @in_full
-def test_full_disk_is_said_and_what_was_finished_stays(study, disk, uninterrupted, tally):
+def test_full_disk_is_said_and_what_was_finished_stays(study, disk, whole):
     load("digits")
     small = study()
     small.results = disk / "results"
@@ -62,10 +62,7 @@ def test_full_disk_is_said_and_what_was_finished_stays(study, disk, uninterrupte
     assert "No space left on device" in output
     assert "Traceback" not in output
     subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-    status, output = small.run()
-    assert status == 0, output
-    assert small.leftovers() == []
-    tally("full disk", 1, small.csvs("headline"), uninterrupted("headline"))
+    whole("full disk", 1, small, small.run())
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     status, output = small.run()
     assert status == 2
@@ -73,7 +70,7 @@ def test_full_disk_is_said_and_what_was_finished_stays(study, disk, uninterrupte
     assert read_runs(small.results / "headline").seed.nunique() == 2
 
 
-def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tally):
+def test_damaged_checkpoints_cost_their_own_runs_only(study, whole):
     small = study()
     folder = small.results / "headline"
     fixed, clr = (specs("headline")[name] for name in ("fixed-seed1", "triangular-seed1"))
@@ -81,10 +78,7 @@ def test_damaged_checkpoints_cost_their_own_runs_only(study, uninterrupted, tall
     damaged = RunFiles(folder, fixed.name).checkpoint
     damaged.write_bytes(damaged.read_bytes()[:5000])
     train(clr.model_copy(update={"weight_decay": 0.5}), folder, stop_after=EVERY)
-    status, output = small.run()
-    assert status == 0, output
+    output = whole("checkpoints truncated or another's", 2, small, small.run())
     assert "fixed-seed1.pt could not be read" in output
     assert "triangular-seed1.pt is of other settings (weight_decay: 0.5, not 0.0): set aside as" in output
-    assert small.leftovers() == []
     assert len(list((folder / ".set-aside").iterdir())) == 2
-    tally("checkpoints truncated or another's", 2, small.csvs("headline"), uninterrupted("headline"))

@@ -18,7 +18,7 @@ from modules.study import cli
 TIMES = 5 if FULL else 1
 
 
-def test_ctrl_c_ends_everything_and_the_study_goes_on(study, uninterrupted, tally):
+def test_ctrl_c_ends_everything_and_the_study_goes_on(study, whole):
     small, chance = study(notebooks={"03_headline_experiment": HEADLINE}), random.Random(2)
     for number in range(TIMES):
         small.start()
@@ -35,14 +35,11 @@ def test_ctrl_c_ends_everything_and_the_study_goes_on(study, uninterrupted, tall
         assert "Traceback" not in output, output
     if not FULL:
         small.notebooks = None  # how notebooks go on is seen in test_kills
-    status, output = small.run()
-    assert status == 0, output
-    assert small.leftovers() == []
-    tally("Ctrl-C in the terminal", TIMES, small.csvs("headline"), uninterrupted("headline"))
+    whole("Ctrl-C in the terminal", TIMES, small, small.run())
 
 
 @pytest.mark.ci
-def test_a_closed_terminal_ends_everything_and_the_study_goes_on(study, uninterrupted, tally):
+def test_a_closed_terminal_ends_everything_and_the_study_goes_on(study, whole):
     small = study(notebooks={"03_headline_experiment": HEADLINE})
     small.start()
     until(lambda: list(small.results.rglob("*.pt")))
@@ -51,10 +48,7 @@ def test_a_closed_terminal_ends_everything_and_the_study_goes_on(study, uninterr
     assert gone(processes), "processes are left behind"
     small.finish()
     small.notebooks = None
-    status, output = small.run()
-    assert status == 0, output
-    assert small.leftovers() == []
-    tally("terminal closed", 1, small.csvs("headline"), uninterrupted("headline"))
+    whole("terminal closed", 1, small, small.run())
 
 
 CELL = """
@@ -103,7 +97,7 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     tally("stop button in Jupyter", TIMES, found, expected)
 
 
-def test_second_study_on_the_same_folder_says_who_holds_it(study, uninterrupted, tally):
+def test_second_study_on_the_same_folder_says_who_holds_it(study, whole):
     first = study()
     first.start()
     until(lambda: list(first.results.rglob("*.pt")))
@@ -114,9 +108,7 @@ def test_second_study_on_the_same_folder_says_who_holds_it(study, uninterrupted,
     assert f"error: {first.results}/headline is being written by another process ({driver})" in output
     assert driver.split(",")[0] == f"process {holder.pid}"
     first.process = holder
-    status, output = first.finish()
-    assert status == 0, output
-    tally("two studies on one folder", 1, first.csvs("headline"), uninterrupted("headline"))
+    whole("two studies on one folder", 1, first, first.finish())
 
 
 def test_second_driver_on_the_same_results_says_who_holds_them(tmp_path, capsys):

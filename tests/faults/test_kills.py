@@ -50,7 +50,7 @@ def test_killed_study_loses_nothing(study, uninterrupted, tally):
 
 
 @pytest.mark.ci
-def test_killed_workers_cost_no_run(study, uninterrupted, tally):
+def test_killed_workers_cost_no_run(study, whole):
     """The study must end by itself: the worker's nanny starts another, and the run goes on from its checkpoint."""
     small, times = study(), 3 if FULL else 1
     small.start()
@@ -58,10 +58,7 @@ def test_killed_workers_cost_no_run(study, uninterrupted, tally):
         until(lambda: list(small.results.rglob("*.pt")) and workers(small.process.pid))
         kill(workers(small.process.pid)[0])
         time.sleep(1)
-    status, output = small.finish()
-    assert status == 0, output
-    assert small.leftovers() == []
-    tally("SIGKILL of a worker", times, small.csvs("headline"), uninterrupted("headline"))
+    whole("SIGKILL of a worker", times, small, small.finish())
 
 
 def newest(small):
