@@ -28,14 +28,6 @@ def quick(seed, **changes):
     return small(FIXED if seed % 2 else TRIANGULAR, seed, variant="run", **{**QUICK, **changes})
 
 
-def test_the_same_group_gives_the_same_bytes_again(tmp_path, device):
-    first, second = tmp_path / "first", tmp_path / "second"
-    specs = [quick(seed) for seed in (1, 2)]
-    train_together(specs, first, device=device)
-    train_together(specs, second, device=device)
-    assert contents(first) == contents(second)
-
-
 def test_a_run_alone_gives_the_same_bytes_again_and_after_a_stop(tmp_path, device):
     first, second = tmp_path / "first", tmp_path / "second"
     train(quick(1), first, device=device)

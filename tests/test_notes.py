@@ -170,14 +170,6 @@ def test_published_numbers_are_found_again_in_the_published_runs():
                 )
 
 
-def test_numbers_beside_another_study_are_read_in_its_folder(tmp_path):
-    """Whatever the study is called: `cifar10-quick` beside `cifar10`."""
-    (tmp_path / "mine-quick").symlink_to((PUBLISHED / "cifar10-jpeg-quick").resolve())
-    (tmp_path / "mine").symlink_to((PUBLISHED / "cifar10-jpeg").resolve())
-    rows = {row["policy"]: row for row in quoted.caffe_quick(tmp_path / "mine-quick")["policies"]}
-    assert rows["caffe_quick reaches fixed"]["value"] > 0
-
-
 @every("name", quoted.QUOTED)
 def test_what_is_not_in_a_folder_is_said_alike_wherever_it_lies(tmp_path, name):
     found = []
@@ -188,6 +180,7 @@ def test_what_is_not_in_a_folder_is_said_alike_wherever_it_lies(tmp_path, name):
 
 
 def test_numbers_beside_another_study_are_found_again_before_they_are_published(tmp_path, monkeypatch):
+    """Whatever the study is called: `cifar10-quick` beside `cifar10`."""
     mine = tmp_path / "results" / "mine-quick"
     (mine / "notebooks").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(), mine / "notebooks" / "05_policies.ipynb")

@@ -25,6 +25,10 @@ def run_at(path):
     return RunFiles(path.parent, path.stem)
 
 
+def found(place):
+    return [run.csv for run in runs_in(place)]
+
+
 def forge(path, change):
     """Write a run anew, with checksums that fit: `change` is called with its rows and its record. Returns both."""
     files = run_at(path)
@@ -119,10 +123,10 @@ def test_edited_runs_and_wrong_places_are_refused(tmp_path):
 def test_a_run_is_found_by_its_name_in_a_pack(tmp_path):
     path = train(small(), tmp_path / "headline")
     named = [path, path.with_suffix(""), path.with_suffix(".json")]
-    assert [runs_in(place) for place in named] == [[run_at(path)]] * 3
+    assert [found(place) for place in named] == [[path]] * 3
     pack_runs(path.parent)
     packed = [*named, path.parent, tmp_path, path.parent / "runs.csv", path.parent / "runs.jsonl"]
-    assert [runs_in(place) for place in packed] == [[run_at(path)]] * 7
+    assert [found(place) for place in packed] == [[path]] * 7
     assert verify(run_at(path), 3) is None
     with pytest.raises(RunError, match="holds no complete run"):
         runs_in(path.with_name("triangular-seed2"))
@@ -134,7 +138,7 @@ def test_command_line(tmp_path, capsys):
     load("images", images)
     for seed, policy in ((1, TRIANGULAR), (2, FIXED)):
         train(small(policy, seed, dataset="images", batch_size=4), folder, images)
-    assert runs_in(tmp_path / "results") == runs_in(folder)
+    assert found(tmp_path / "results") == found(folder)
     arguments = ["verify", "--results", str(tmp_path / "results"), "--data-dir", str(images)]
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.count(": same bytes\n") == 2

@@ -131,12 +131,6 @@ class RunFiles:
         self.weights = folder / f"{name}.weights.pt"
         self.checkpoint = folder / ".partial" / f"{name}.pt"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RunFiles) and self.csv == other.csv
-
-    def __hash__(self) -> int:
-        return hash(self.csv)
-
     @property
     def complete(self) -> bool:
         """Whether everything of it is there: of its own files the CSV is written last."""

@@ -24,13 +24,25 @@ EXTENSIONS = 3  # of a grid whose best rate lies at its edge
 _EXPRESSION = re.compile(r"(rate|T)(?: \* (\d+)(?:/(\d+))?)?")
 
 
+def registered(path: str | Path) -> tuple[dict[str, Any], str]:
+    """A registration's content, and the first 16 hexadecimal digits of its SHA-256, which stand in every run's JSON.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+        return dict(yaml.safe_load(content)), hashlib.sha256(content).hexdigest()[:16]
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"registration={short(str(path))}: cannot be read ({type(error).__name__})") from error
+
+
 @dataclass(frozen=True)
 class Registration:
     """What was fixed before the first run.
 
     Attributes:
-        design: the file's content.
-        checksum: the first 16 hexadecimal digits of its SHA-256; it stands in every run's JSON.
+        design, checksum: as `registered` gives them.
     """
 
     design: dict[str, Any]
@@ -43,15 +55,11 @@ class Registration:
         Raises:
             RunError: it is no such file.
         """
-        try:
-            content = Path(path).read_bytes()
-            design = yaml.safe_load(content)
-            missing = {"setting", "iterations", "tuning", "final", "primary", "arms", "margin", "alphas"} - set(design)
-        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise RunError(f"registration={short(str(path))}: cannot be read ({type(error).__name__})") from error
+        design, checksum = registered(path)
+        missing = {"setting", "iterations", "tuning", "final", "primary", "arms", "margin", "alphas"} - design.keys()
         if missing:
             raise RunError(f"registration={short(str(path))}: {', '.join(sorted(missing))} missing")
-        return cls(design, hashlib.sha256(content).hexdigest()[:16])
+        return cls(design, checksum)
 
     def tuned(self, arm: str) -> bool:
         """Whether the arm's rate is tuned, or given."""
@@ -122,13 +130,8 @@ class Tournament:
         Returns:
             None where runs that the grid asks for are still to be made.
         """
-        found = {}
-        for rate in self.rates(arm):
-            values = [self._accuracy(self.spec(arm, rate, seed, False)) for seed in self._tuning["seeds"]]
-            if None in values:
-                return None
-            found[rate] = values
-        return found
+        found = {rate: self._accuracies(arm, rate) for rate in self.rates(arm)}
+        return None if any(None in values for values in found.values()) else found
 
     @property
     def _tuning(self) -> dict:
@@ -150,8 +153,11 @@ class Tournament:
         return sorted([*rates, best * 2**-0.5, best * 2**0.5])
 
     def _mean(self, arm: str, rate: float) -> float | None:
-        values = [self._accuracy(self.spec(arm, rate, seed, False)) for seed in self._tuning["seeds"]]
+        values = self._accuracies(arm, rate)
         return None if None in values else sum(values) / len(values)
+
+    def _accuracies(self, arm: str, rate: float) -> list[float | None]:
+        return [self._accuracy(self.spec(arm, rate, seed, False)) for seed in self._tuning["seeds"]]
 
     def _accuracy(self, asked: Spec) -> float | None:
         """The last validation accuracy of a tuning run; chance, when it diverged; None where it is still to be made."""
@@ -283,7 +289,7 @@ class Tournament:
             for arm in self.arms
             if self.registration.tuned(arm)
             for rate in self.rates(arm)
-            for seed in self._tuning["seeds"]
-            if (value := self._accuracy(self.spec(arm, rate, seed, False))) is not None
+            for seed, value in zip(self._tuning["seeds"], self._accuracies(arm, rate), strict=True)
+            if value is not None
         ]
         return pd.DataFrame(rows, columns=["arm", "rate", "seed", "val_acc"])

@@ -1,6 +1,5 @@
 """The second tournament's registration, and the runs it asks for, question by question."""
 
-import hashlib
 import io
 import math
 from collections.abc import Iterable
@@ -10,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from modules.checks import RunError, complaints, short
@@ -23,7 +21,7 @@ from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, differences, rate_label, spec
 from modules.runs.training import branches_of, leaves_at
 from modules.statistics import AnalysisError
-from modules.study.tournament import filled
+from modules.study.tournament import filled, registered
 
 COLLAPSED = 0.2  # a run that ends below twice chance has learnt next to nothing
 CHANCE = 0.1  # what a run counts as that diverged, with ten classes
@@ -133,19 +131,16 @@ def _contrasts(question: Question) -> Iterable[Contrast]:
 
 
 def read(path: str | Path) -> tuple[Design, str]:
-    """A registration, and the first 16 hexadecimal digits of its SHA-256, which stand in every run's JSON.
+    """A registration and its checksum.
 
     Raises:
         RunError: it is no such file.
     """
+    content, checksum = registered(path)
     try:
-        content = Path(path).read_bytes()
-        found = Design(**yaml.safe_load(content))
+        return Design.model_validate(content), checksum
     except ValidationError as error:
         raise RunError(f"registration={short(str(path))}: {complaints(error, Design.model_fields)}") from None
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"registration={short(str(path))}: cannot be read ({type(error).__name__})") from error
-    return found, hashlib.sha256(content).hexdigest()[:16]
 
 
 def _rows(files: RunFiles) -> pd.DataFrame:
