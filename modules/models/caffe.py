@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 POOLINGS = ("floor", "caffe")
+PLANES = 32, 32, 64  # of the three convolutions
 
 
 class Filled(NamedTuple):
@@ -113,21 +114,31 @@ class LocalResponseNorm(nn.Module):
         return _Normalised.apply(x, self.size, self.alpha)
 
 
-def _pooled(size: int, pooling: str) -> int:
-    """Output size of a 3/2 pooling: torch rounds down, Caffe up."""
-    return (size - 3 + (1 if pooling == "caffe" else 0)) // 2 + 1
-
-
-def _flat(channels: int, size: int, pooling: str) -> int:
-    """Features left after three 3/2 poolings."""
+def _flat(size: int, pooling: str) -> int:
+    """Features left of an image after three 3/2 poolings: torch rounds their sizes down, Caffe up."""
     for _ in range(3):
-        size = _pooled(size, pooling)
+        size = (size - 3 + (pooling == "caffe")) // 2 + 1
     if size < 1:
         least = 8 if pooling == "caffe" else 15
         raise ValueError(
             f"size is too small for three poolings: images of at least {least} x {least} pixels are needed"
         )
-    return channels * size * size
+    return PLANES[-1] * size * size
+
+
+def _blocks(order: str, channels: int, pooling: str) -> dict[str, nn.Module]:
+    """The layers of three blocks, in the order of their names: what a layer is, and the number of its block."""
+    planes = (channels, *PLANES)
+    made = {
+        "conv": lambda block: nn.Conv2d(planes[block - 1], planes[block], 5, padding=2),
+        # Caffe clips an average pooling window at the border and divides by what is left; `ceil_mode` does the same.
+        "pool": lambda block: (nn.MaxPool2d if block == 1 else nn.AvgPool2d)(3, 2, ceil_mode=pooling == "caffe"),
+        "relu": lambda block: nn.ReLU(),
+        "sigmoid": lambda block: nn.Sigmoid(),
+        "norm": lambda block: LocalResponseNorm(),
+        "bn": lambda block: nn.BatchNorm2d(planes[block]),
+    }
+    return {name: made[name[:-1]](int(name[-1])) for name in order.split()}
 
 
 def cifar10_quick(channels: int, size: int, classes: int, pooling: str = "floor", init: str = "torch") -> CaffeNet:
@@ -135,22 +146,8 @@ def cifar10_quick(channels: int, size: int, classes: int, pooling: str = "floor"
 
     116,906 parameters at 3 x 32 x 32 with floor pooling, 145,578 with Caffe's. Source: coxy1989/clr's port.
     """
-    # Caffe clips an average pooling window at the border and divides by what is left; `ceil_mode` does the same.
-    ceil = pooling == "caffe"
-    layers = {
-        "conv1": nn.Conv2d(channels, 32, 5, padding=2),
-        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
-        "relu1": nn.ReLU(),
-        "conv2": nn.Conv2d(32, 32, 5, padding=2),
-        "relu2": nn.ReLU(),
-        "pool2": nn.AvgPool2d(3, 2, ceil_mode=ceil),
-        "conv3": nn.Conv2d(32, 64, 5, padding=2),
-        "relu3": nn.ReLU(),
-        "pool3": nn.AvgPool2d(3, 2, ceil_mode=ceil),
-        "flat": nn.Flatten(),
-        "ip1": nn.Linear(_flat(64, size, pooling), 64),
-        "ip2": nn.Linear(64, classes),
-    }
+    layers = _blocks("conv1 pool1 relu1 conv2 relu2 pool2 conv3 relu3 pool3", channels, pooling)
+    layers |= {"flat": nn.Flatten(), "ip1": nn.Linear(_flat(size, pooling), 64), "ip2": nn.Linear(64, classes)}
     return CaffeNet(layers, QUICK, init)
 
 
@@ -159,22 +156,8 @@ def cifar10_full(channels: int, size: int, classes: int, pooling: str = "floor",
 
     85,098 parameters at 3 x 32 x 32 with floor pooling, 89,578 with Caffe's. Source: coxy1989/clr's port.
     """
-    ceil = pooling == "caffe"
-    layers = {
-        "conv1": nn.Conv2d(channels, 32, 5, padding=2),
-        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
-        "relu1": nn.ReLU(),
-        "norm1": LocalResponseNorm(),
-        "conv2": nn.Conv2d(32, 32, 5, padding=2),
-        "relu2": nn.ReLU(),
-        "pool2": nn.AvgPool2d(3, 2, ceil_mode=ceil),
-        "norm2": LocalResponseNorm(),
-        "conv3": nn.Conv2d(32, 64, 5, padding=2),
-        "relu3": nn.ReLU(),
-        "pool3": nn.AvgPool2d(3, 2, ceil_mode=ceil),
-        "flat": nn.Flatten(),
-        "ip1": nn.Linear(_flat(64, size, pooling), classes),
-    }
+    layers = _blocks("conv1 pool1 relu1 norm1 conv2 relu2 pool2 norm2 conv3 relu3 pool3", channels, pooling)
+    layers |= {"flat": nn.Flatten(), "ip1": nn.Linear(_flat(size, pooling), classes)}
     return CaffeNet(layers, FULL, init)
 
 
@@ -186,21 +169,7 @@ def cifar10_full_sigmoid_bn(
     85,354 parameters at 3 x 32 x 32 with floor pooling, 89,834 with Caffe's. Source: as `SIGMOID_BN`. torch's
     `BatchNorm2d` evaluates with running statistics.
     """
-    ceil = pooling == "caffe"
-    layers = {
-        "conv1": nn.Conv2d(channels, 32, 5, padding=2),
-        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
-        "bn1": nn.BatchNorm2d(32),
-        "sigmoid1": nn.Sigmoid(),
-        "conv2": nn.Conv2d(32, 32, 5, padding=2),
-        "bn2": nn.BatchNorm2d(32),
-        "sigmoid2": nn.Sigmoid(),
-        "pool2": nn.AvgPool2d(3, 2, ceil_mode=ceil),
-        "conv3": nn.Conv2d(32, 64, 5, padding=2),
-        "bn3": nn.BatchNorm2d(64),
-        "sigmoid3": nn.Sigmoid(),
-        "pool3": nn.AvgPool2d(3, 2, ceil_mode=ceil),
-        "flat": nn.Flatten(),
-        "ip1": nn.Linear(_flat(64, size, pooling), classes),
-    }
+    order = "conv1 pool1 bn1 sigmoid1 conv2 bn2 sigmoid2 pool2 conv3 bn3 sigmoid3 pool3"
+    layers = _blocks(order, channels, pooling)
+    layers |= {"flat": nn.Flatten(), "ip1": nn.Linear(_flat(size, pooling), classes)}
     return CaffeNet(layers, SIGMOID_BN, init)
