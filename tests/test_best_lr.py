@@ -191,12 +191,10 @@ def test_best_rate_is_that_of_the_least_smoothed_loss():
     assert best_rate(lr, spike, window=1).lr == lr[20]
 
 
-def test_best_rate_of_several_runs_has_an_interval_and_ends_where_the_first_run_did():
+def test_best_rate_of_several_runs_is_their_means_and_ends_where_the_first_run_did():
     lr = np.geomspace(1e-4, 10, 101)
     runs = np.stack([(np.log10(lr) - where) ** 2 for where in (-1.4, -1.2, -1.0, -0.8, -0.6)], axis=1)
-    rate = best_rate(lr, runs)
-    assert rate.lr == pytest.approx(0.1)
-    assert 10**-1.4 < rate.low < rate.lr < rate.high < 10**-0.6
+    assert best_rate(lr, runs).lr == pytest.approx(0.1)
     runs[lr > 0.05, 0] = np.nan
     ended = best_rate(lr, runs)
     assert ended.lr <= 0.05
@@ -221,19 +219,15 @@ def test_event_files_hold_the_csv(tmp_path):
 
 
 def test_a_sweep_without_a_best_rate_is_refused():
-    lr, random = np.geomspace(1e-4, 10, 101), np.random.default_rng(0)
-    falling = 2.3 - np.linspace(0, 2, 101)
+    lr, falling = np.geomspace(1e-4, 10, 101), 2.3 - np.linspace(0, 2, 101)
     for window in (1, 2, 5):
         with pytest.raises(AnalysisError, match="does not rise again by the last learning rate"):
             best_rate(lr, falling, window)
     with pytest.raises(AnalysisError, match="window=0: at least one point"):
         best_rate(lr, falling, window=0)
-    with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
-        best_rate(lr, 2.3 + 0.01 * random.normal(size=(101, 3)))
-    with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
-        best_rate(lr, falling[::-1])
-    ended = np.where(lr > 1, np.nan, falling)  # by divergence: the least may well be the last
-    assert best_rate(lr, ended).lr == pytest.approx(lr[lr <= 1][-1])
+    for losses in (2.3 + 0.01 * np.random.default_rng(0).normal(size=(101, 3)), falling[::-1]):
+        with pytest.raises(AnalysisError, match="does not fall clear of its noise"):
+            best_rate(lr, losses)
 
 
 def test_a_folder_with_runs_at_another_sweeps_rate_is_refused_before_any_work(tmp_path):
