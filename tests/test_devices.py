@@ -1,15 +1,12 @@
 """What must hold on every device: the same tests on the processor and, where there is one, on a GPU."""
 
-import json
-
 import pandas as pd
 import pytest
 import torch
-from toys import FIXED, TRIANGULAR, contents, small
+from toys import FIXED, TRIANGULAR, contents, record_of, small
 
 from modules.checks import RunError
 from modules.runs import stacked
-from modules.runs.files import RunFiles
 from modules.runs.stacked import train_together
 from modules.runs.training import one_thread, train
 
@@ -62,8 +59,7 @@ def test_a_run_is_what_the_processor_makes_of_it_but_for_rounding(tmp_path, devi
 
 
 def test_the_record_names_the_device(tmp_path, device):
-    train(quick(1), tmp_path, device=device)
-    said = json.loads(RunFiles(tmp_path, "run-seed1").json.read_text())["device"]
+    said = record_of(train(quick(1), tmp_path, device=device))["device"]
     assert said == ("cpu" if device == "cpu" else torch.cuda.get_device_name())
 
 
@@ -105,7 +101,7 @@ def test_a_group_too_large_for_the_memory_is_split_and_a_stop_finds_the_parts_ag
     assert groups == [2, 1, 2] * 2
     assert "5 runs together do not fit into the device's memory: one half after the other" in capsys.readouterr().out
     assert contents(parts) == contents(whole)
-    assert json.loads((parts / "run-seed1.json").read_text())["together"] == 2
+    assert record_of(parts / "run-seed1.csv")["together"] == 2
 
 
 def test_a_run_too_large_for_the_memory_is_named(tmp_path, monkeypatch):

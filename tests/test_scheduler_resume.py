@@ -117,19 +117,17 @@ def test_a_chain_resumes_bit_for_bit():
     assert failures(beside, PAIRS) == {}
 
 
-def test_a_scheduler_alone_resumes_bit_for_bit():
-    assert failures(lambda optimizer, makers: makers[0](optimizer), SINGLE) == {}
-
-
-def test_an_annealed_scheduler_resumes_bit_for_bit():
-    assert failures(lambda optimizer, makers: ours.Annealed(makers[0](optimizer), 3, 9), SINGLE) == {}
-
-
-def test_a_scheduler_with_a_climb_and_a_drop_resumes_bit_for_bit():
-    def climb_and_drop(optimizer, makers):
-        return ours.Annealed(ours.WarmedUp(makers[0](optimizer), 4), 3, 9)
-
-    assert failures(climb_and_drop, SINGLE) == {}
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda scheduler: scheduler,
+        lambda scheduler: ours.Annealed(scheduler, 3, 9),
+        lambda scheduler: ours.Annealed(ours.WarmedUp(scheduler, 4), 3, 9),
+    ],
+    ids=["alone", "annealed", "climb and drop"],
+)
+def test_a_scheduler_resumes_bit_for_bit(around):
+    assert failures(lambda optimizer, makers: around(makers[0](optimizer)), SINGLE) == {}
 
 
 def test_three_schedulers_resume_bit_for_bit():

@@ -1,12 +1,11 @@
 """Runs trained together: what a run alone would be, whoever shares the group, through kills and divergence."""
 
-import json
 import multiprocessing
 import time
 
 import pandas as pd
 import pytest
-from toys import FIXED, TRIANGULAR, changed, contents, small
+from toys import FIXED, TRIANGULAR, changed, contents, record_of, small
 
 from modules.checks import RunError
 from modules.runs import stacked
@@ -26,10 +25,6 @@ POLICIES = [FIXED, TRIANGULAR, dict(name="linear", lr=0.05), {**TRIANGULAR, "ann
 def dense(seed, **changes):
     policy = changes.pop("policy", POLICIES[seed % len(POLICIES)])
     return small(policy, seed, **{**DENSE, "variant": "run", **changes})
-
-
-def table(path):
-    return pd.read_csv(path)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +51,11 @@ def test_a_run_of_a_group_is_what_it_is_alone_but_for_rounding(tmp_path, setting
     specs = [dense(seed, **settings) for seed in (1, 2, 3)]
     train_together(specs, together)
     for spec in specs:
-        expected, found = table(train(spec, alone)), table(together / f"{spec.name}.csv")
+        expected, found = pd.read_csv(train(spec, alone)), pd.read_csv(together / f"{spec.name}.csv")
         pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=6e-3)
         assert found.lr.tolist() == expected.lr.tolist()
         assert found.train_loss.tolist() == pytest.approx(expected.train_loss.tolist(), rel=1e-3)
-        records = [json.loads(RunFiles(folder, spec.name).json.read_text()) for folder in (alone, together)]
+        records = [record_of(folder / f"{spec.name}.csv") for folder in (alone, together)]
         assert records[1]["together"] == 3
         assert records[0]["spec"] == records[1]["spec"]
         assert records[0]["data"] == records[1]["data"]
@@ -108,10 +103,10 @@ def test_every_setting_is_implemented_or_trained_alone(tmp_path, setting):
         return
     alone, together, before = (tmp_path / name for name in ("alone", "together", "before"))
     train_together([changed], together)
-    expected, found = table(train(changed, alone)), table(together / f"{changed.name}.csv")
+    expected, found = pd.read_csv(train(changed, alone)), pd.read_csv(together / f"{changed.name}.csv")
     pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=6e-3)
     if setting not in ("variant", "registration", "test_at_end"):
-        assert not expected.equals(table(train(plain, before)))
+        assert not expected.equals(pd.read_csv(train(plain, before)))
 
 
 def test_a_setting_that_the_stacked_trainer_does_not_know_is_trained_alone():
@@ -137,8 +132,8 @@ def test_a_run_that_diverges_ends_and_disturbs_nobody(tmp_path):
     train_together([calm, wild], together)
     train_together([calm], alone)
     assert (alone / "run-seed1.csv").read_bytes() == (together / "run-seed1.csv").read_bytes()
-    assert json.loads((together / "run-seed2.json").read_text())["diverged"]
-    assert table(together / "run-seed2.csv").empty
+    assert record_of(together / "run-seed2.csv")["diverged"]
+    assert pd.read_csv(together / "run-seed2.csv").empty
 
 
 def test_complete_runs_are_left_alone(tmp_path):
@@ -181,8 +176,7 @@ def test_dense_runs_are_faster_together_on_a_processor_and_every_stackable_one_o
 def test_many_runs_use_it_and_verify_too(tmp_path, capsys):
     specs = [*(dense(seed) for seed in range(1, 4)), small()]
     files = run_all(specs, tmp_path, workers=1)
-    records = [json.loads(file.json.read_text()) for file in files]
-    assert [record.get("together") for record in records] == [3, 3, 3, None]
+    assert [record_of(file.csv).get("together") for file in files] == [3, 3, 3, None]
     output = capsys.readouterr()
     assert "4 runs complete, 4 of them trained now" in output.out
     assert "run-seed3: accuracy" in output.out
@@ -251,7 +245,7 @@ def test_a_diverged_run_says_how_far_it_came_as_it_does_alone(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     train(wild, alone)
     train_together([wild, dense(1)], together)
-    records = [json.loads((folder / "run-seed2.json").read_text()) for folder in (alone, together)]
+    records = [record_of(folder / "run-seed2.csv") for folder in (alone, together)]
     assert records[0]["diverged"] is records[1]["diverged"] is True
     assert records[0]["iterations"] == records[1]["iterations"]
 

@@ -97,14 +97,13 @@ def test_intervals_of_means_and_differences_cover_what_they_say():
 
 @pytest.mark.parametrize(
     ("value", "error", "expected"),
-    [(0.0, 0.1, "equivalent"), (1.0, 0.1, "differs"), (0.0, 1.0, "not resolved"), (0.3, 0.1, "equivalent")],
+    [
+        *[(0.0, 0.1, "equivalent"), (1.0, 0.1, "differs"), (0.0, 1.0, "not resolved"), (0.3, 0.1, "equivalent")],
+        (0.0, math.nan, "not resolved"),  # without an interval
+    ],
 )
 def test_each_verdict_can_come_out(value, error, expected):
-    assert statistics.verdict(Estimate(value, error, 30), 0.5) == expected
-
-
-def test_without_an_interval_nothing_is_resolved():
-    assert statistics.verdict(Estimate(0.0, math.nan, 0), 0.5) == "not resolved"
+    assert statistics.verdict(Estimate(value, error, 30 if error > 0 else 0), 0.5) == expected
 
 
 def test_equal_arms_are_called_different_less_than_one_time_in_twenty():

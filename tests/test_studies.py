@@ -16,12 +16,14 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @every("name", NOTEBOOKS)
-def test_source_notebooks_have_no_outputs_and_comment_every_parameter(name):
+def test_source_notebooks_have_no_outputs_and_papermill_reads_every_parameter_and_its_comment(name):
     path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
-    for parameter in papermill.inspect_notebook(str(path)).values():
+    read = papermill.inspect_notebook(str(path))
+    assert set(read) == set(design.declared(name))  # else papermill would warn, and list them
+    for parameter in read.values():
         assert len(parameter["help"]) >= 10, parameter
 
 
@@ -45,12 +47,6 @@ def test_a_notebook_has_a_design_that_holds_its_parameters_to_their_types(name):
     (key, parameter) = next(iter(design.declared(name).items()))
     with pytest.raises(design.StudyError, match=f"^{key}="):
         design.build(name, {key: object()})
-
-
-@every("name", NOTEBOOKS)
-def test_papermill_reads_the_parameters_that_a_design_is_held_to(name):
-    """It warns of parameters that it does not find, and lists them."""
-    assert set(papermill.inspect_notebook(f"{ROOT}/notebooks/{name}.ipynb")) == set(design.declared(name))
 
 
 @every("name", NOTEBOOKS)

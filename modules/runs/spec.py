@@ -99,6 +99,11 @@ class Spec(Frozen):
         return self
 
     @property
+    def reads_test(self) -> bool:
+        """Whether its record has an evaluation on the test images."""
+        return self.test_at_end or self.evaluation == "test"
+
+    @property
     def kind(self) -> str:
         """What tells this run from others in its folder, beside the seed."""
         return self.variant or self.policy.name

@@ -479,7 +479,7 @@ def _train(
                 spec.name: rows[-1][-1] if rows else None for spec, rows in zip(specs, stack.rows, strict=True)
             }
             report(stack.iteration, accuracies)
-    tested = _evaluate(stack, images, "test") if any(map(_reads_test, specs)) else None
+    tested = _evaluate(stack, images, "test") if any(spec.reads_test for spec in specs) else None
     stack.seconds += time.monotonic() - started
     if len(specs) > 1:  # killed while it writes, the group goes on whole, and says so in the same records
         write_checkpoint(checkpoint, stack.state())
@@ -492,16 +492,12 @@ def _train(
         sizes, seconds = images.data[run].split.sizes, stack.seconds / len(specs)
         about = record(spec, dataset, sizes, stack.starts, iterations, seconds, diverged)
         about["together"] = len(specs)
-        if tested and _reads_test(spec) and not diverged:
+        if tested and spec.reads_test and not diverged:
             about["test"] = evaluation_record(*tested[run])
         files[spec.name].finish(stack.rows[run], about)
     checkpoint.unlink(missing_ok=True)
     with suppress(OSError):  # other runs are still in there, or it never was
         checkpoint.parent.rmdir()
-
-
-def _reads_test(spec: Spec) -> bool:
-    return spec.test_at_end or spec.evaluation == "test"
 
 
 def _write_rows(

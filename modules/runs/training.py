@@ -450,8 +450,7 @@ def _ends(state: _State, data: Data, last: tuple[float, Tensor] | None) -> dict:
     A run that is taken up at its very end has no `last`.
     """
     spec, ends = state.spec, {}
-    reads_test = spec.test_at_end or spec.evaluation == "test"
-    if reads_test:
+    if spec.reads_test:
         with state.evaluating():
             known = last if spec.evaluation == "test" else None
             ends["test"] = evaluation_record(*(known or evaluate(state.model, data, "test")))
@@ -459,7 +458,7 @@ def _ends(state: _State, data: Data, last: tuple[float, Tensor] | None) -> dict:
         ends["ema"] = {"decay": spec.ema}
         if spec.evaluation == "validation":
             ends["ema"]["validation"] = evaluation_record(*evaluate(state.average.module, data, "validation"))
-        if reads_test:
+        if spec.reads_test:
             ends["ema"]["test"] = evaluation_record(*evaluate(state.average.module, data, "test"))
     return ends
 
