@@ -143,6 +143,8 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
         notebooks: the names of those that lie beside it; links to others would lead nowhere, and become plain text.
     """
 
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
     def kept(link: re.Match) -> str:
         return link[0] if link["notebook"] in notebooks else link["text"]
 
@@ -155,7 +157,8 @@ def tidy(notebook: nbformat.NotebookNode, notebooks: Container[str]) -> nbformat
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[(?P<text>[^]]+)\]\((?P<notebook>\w+)\.ipynb\)", kept, cell.source)
         if cell.cell_type == "code":
-            cell.outputs = _whole_streams(cell.outputs)
+            cell.outputs = [output for output in cell.outputs if not _is_frame(output)]
+            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # in one piece, however it arrived
             for place, output in enumerate(cell.outputs):
                 data = output.get("data", {})
                 name = f"T_{cell.id}-{place}"
@@ -185,17 +188,9 @@ def _settled(text: str, name: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+(?=>)", "", TABLE.sub(name, text))
 
 
-def _whole_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """A cell's outputs without a progress bar's frames, and what was printed in one piece, however it arrived."""
-    kept = []
-    for output in outputs:
-        if output.get("name") == "stderr" and ("\r" in output.text or not output.text.strip()):
-            continue
-        if kept and "name" in output and kept[-1].get("name") == output.name:
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    return kept
+def _is_frame(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a progress bar's, or nothing."""
+    return output.get("name") == "stderr" and ("\r" in output.text or not output.text.strip())
 
 
 def conclude(study: str, results: Path, source: Path, name: str) -> None:

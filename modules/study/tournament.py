@@ -202,16 +202,13 @@ class Tournament:
             for seed in self.registration.seeds(arm, arm in open_arms)
         ]
 
-    def accuracies(self, arm: str, seeds: list[int] | None = None) -> pd.Series:
-        """Test accuracies of an arm's final runs, by seed; a run that diverged counts as chance.
+    def accuracies(self, arm: str, seeds: Iterable[int] | None = None, averaged: bool = False) -> pd.Series:
+        """Test accuracies of an arm's final runs, by seed, or of the averages of their weights.
 
-        Where runs are tested on folds, `attrs["folds"]` has each seed's.
+        A run that diverged counts as chance. Where runs are tested on folds, `attrs["folds"]` has each seed's.
         """
-        return self._tested(arm, seeds or self.registration.seeds(arm, True))
-
-    def _tested(self, arm: str, seeds: Iterable[int], averaged: bool = False) -> pd.Series:
         found = {}
-        for seed in seeds:
+        for seed in self.registration.seeds(arm, True) if seeds is None else seeds:
             run = RunFiles(self.finals, f"{arm}-seed{seed}")
             if run.complete:
                 record = run.read()[1]
@@ -254,7 +251,7 @@ class Tournament:
                 raise AnalysisError(f"{self.tuning}: {arm} has final runs, but tuning runs of it are missing")
             entry = self.registration.design["arms"][arm]
             if "ema" in entry.get("settings", {}) and "anneal" not in entry["policy"]:
-                found[arm + AVERAGED] = self._tested(arm, found[arm].index, averaged=True)
+                found[arm + AVERAGED] = self.accuracies(arm, found[arm].index, averaged=True)
         return found
 
     def second_look(self) -> bool:
