@@ -113,11 +113,6 @@ def contrast(a: Sequence[float], b: Sequence[float], a_error: float = 0.0, b_err
     return found._replace(error=math.sqrt(found.error**2 + a_error**2 + b_error**2))
 
 
-def rule_interval(found: Estimate, alpha: float) -> tuple[float, float]:
-    """The interval of a primary difference that must lie within the margin, at the level `1 - 2 * alpha`."""
-    return found.interval(1 - 2 * alpha)
-
-
 def verdicts(primary: Mapping[str, Estimate], margin: float, alpha: float) -> dict[str, str]:
     """What the registered rule says of the primary differences: `not needed`, `helps`, `harms` or `not resolved`.
 
@@ -129,7 +124,7 @@ def verdicts(primary: Mapping[str, Estimate], margin: float, alpha: float) -> di
     adjusted = holm([found.p_value() for found in primary.values()])
     out = {}
     for (name, found), p in zip(primary.items(), adjusted, strict=True):
-        low, high = rule_interval(found, alpha)
+        low, high = found.interval(1 - 2 * alpha)
         if -margin < low and high < margin:
             out[name] = "not needed"
         elif p < alpha and abs(found.value) >= margin:
@@ -235,7 +230,7 @@ def differences_table(
     nothing = (math.nan, math.nan)
     return pd.DataFrame(
         [
-            [kind, name, *e, *e.interval(), *(rule_interval(e, alpha) if verdict else nothing), e.p_value(), verdict]
+            [kind, name, *e, *e.interval(), *(e.interval(1 - 2 * alpha) if verdict else nothing), e.p_value(), verdict]
             for kind, name, e, verdict in rows
         ],
         columns=["kind", "name", "value", "error", "df", "low", "high", "rule_low", "rule_high", "p", "verdict"],

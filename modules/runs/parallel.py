@@ -20,6 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from tqdm import tqdm
 
 from modules.checks import RunError, first_line, short, whole
 from modules.data.datasets import default_data_dir, load
@@ -498,7 +499,7 @@ def _run(
                 if isinstance(error, KilledWorker):
                     why = f"ended the worker process {KILLS} times in a row (out of memory?)"
                 failures.append(f"{first.name}{others} {why}")
-                progress.say(f"set aside: {failures[-1]}")
+                tqdm.write(f"set aside: {failures[-1]}")
     if failures:
         more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
         raise RunError("; ".join(failures[:3]) + more)

@@ -125,12 +125,8 @@ class Progress:
             accuracy = sum(known) / len(known) if known else None
             ended = self.runs - len(self.at)
         for line in lines:
-            self.say(line)
+            tqdm.write(line)  # above the live one
         self.show(State(iteration, self.iterations, ended, self.runs, accuracy, self.before))
-
-    def say(self, text: str) -> None:
-        """A line above the live one."""
-        tqdm.write(text)
 
     def done(self, runs: Sequence[Spec], outcomes: Sequence[str]) -> None:
         """Runs ended, each with a line that says how; it is said where there are few runs."""
@@ -142,5 +138,5 @@ class Progress:
                 self.finished += spec.iterations
             self.diverged += "diverged" in outcome
             if self.runs <= SHORT:
-                self.say(f"{spec.name}: {outcome}")
+                tqdm.write(f"{spec.name}: {outcome}")
         self.refresh()

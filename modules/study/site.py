@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import bleach
@@ -399,16 +400,11 @@ def setup(app) -> dict:
             translator.body.append(f"<code>{translator.encode(node.astext())}</code>")
         raise nodes.SkipNode
 
-    def inline(translator, node) -> None:
-        written(translator, node, block=False)
-
-    def block(translator, node) -> None:
-        written(translator, node, block=True)
-
     def escaped(app, name, template, context, doctree) -> None:
         if "pagetitle" in context:  # the theme's own, which it writes as it is
             context["pagetitle"] = html.escape(context["pagetitle"])
 
     app.connect("html-page-context", escaped, priority=900)  # after the theme
+    inline, block = (partial(written, block=block) for block in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -109,9 +109,10 @@ class Design(Frozen):
 
     @model_validator(mode="after")
     def _arms_are_known(self):
-        named = {arm for question in self.questions.values() for ladder in question.runs for arm in ladder.arms}
-        named |= {arm for question in self.questions.values() for one in _contrasts(question) for arm in one.arms}
-        named |= {*self.predicted, *(self.untuned.arms if self.untuned else ())}
+        named = {*self.predicted, *(self.untuned.arms if self.untuned else ())}
+        for question in self.questions.values():
+            asked = (*question.runs, *question.primary.values(), *question.described)
+            named |= {arm for one in asked for arm in one.arms}
         if unknown := named - set(self.arms):
             raise ValueError(f"unknown arms {', '.join(sorted(unknown))}: choose from {', '.join(self.arms)}")
         return self
@@ -124,10 +125,6 @@ class Design(Frozen):
             for key, question in self.questions.items()
             for name, contrast in question.primary.items()
         }
-
-
-def _contrasts(question: Question) -> Iterable[Contrast]:
-    return (*question.primary.values(), *question.described)
 
 
 def read(path: str | Path) -> tuple[Design, str]:
