@@ -34,18 +34,14 @@ FLAT = """
 from torch import nn
 
 
-class Net(nn.Module):
-    def __init__(self, channels, size, classes):
-        super().__init__()
-        self.conv, self.out = nn.Conv2d(channels, 4, 3), nn.Linear(4 * (size - 2) ** 2, classes)
-
+class Net(nn.Sequential):
     def forward(self, x):
-        x = self.conv(x)
-        return self.out(x.view(x.size(0), -1))
+        x = self[0](x)
+        return self[1](x.view(x.size(0), -1))
 
 
 def net(channels, size, classes):
-    return Net(channels, size, classes)
+    return Net(nn.Conv2d(channels, 4, 3), nn.Linear(4 * (size - 2) ** 2, classes))
 """
 
 

@@ -28,11 +28,11 @@ from modules.checks import RunError
 from modules.data.batches import Data, batches, scaled
 from modules.data.datasets import Dataset
 from modules.data.splits import split
-from modules.range_test import LARGEST_RATE, climbed
+from modules.range_test import LARGEST_RATE
 from modules.runs.files import RunFiles, check_state, read_checkpoint, sweep, write_checkpoint
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec
-from modules.runs.training import build, check, data_for, evaluation_record, one_thread, plain_optimizer
+from modules.runs.training import add_row, build, check, data_for, evaluation_record, one_thread, plain_optimizer
 
 #: What may differ between runs that are trained together.
 OWN = {"seed": 0, "policy": None, "variant": None, "test_at_end": False, "registration": None}
@@ -508,11 +508,6 @@ def _write_rows(
         if stack.ended[run] is not None:
             continue
         val_loss, accuracy = (found[run][0], found[run][1].double().mean().item()) if found else (None, None)
-        if not np.isfinite([train_losses[run], val_loss or 0]).all():
-            stack.ended[run] = stack.iteration
-            continue
-        rate = rates[stack.policy_of[run]][0]
-        stack.rows[run].append([stack.iteration, rate, train_losses[run], val_loss, accuracy])
-        factor = getattr(spec.policy, "stop_factor", None)
-        if factor and climbed([row[2] for row in stack.rows[run]], factor):
+        row = [stack.iteration, rates[stack.policy_of[run]][0], train_losses[run], val_loss, accuracy]
+        if not add_row(stack.rows[run], row, spec.policy):
             stack.ended[run] = stack.iteration

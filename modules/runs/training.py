@@ -23,6 +23,7 @@ from modules.checks import RunError
 from modules.data.batches import Data, batches, flip_crop
 from modules.data.datasets import Dataset, load
 from modules.data.splits import split
+from modules.policies import PolicyBase
 from modules.range_test import LARGEST_RATE, climbed
 from modules.runs.files import RunFiles, set_aside
 from modules.runs.provenance import record, remember
@@ -382,7 +383,6 @@ def _train(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     since, diverged, last = 0, False, None
     saved_at, save_took = -np.inf, 0.0
-    stop_factor = getattr(spec.policy, "stop_factor", None)
     forks = [(leaves_at(branch, spec), branch) for branch in branches]
     # Now: these are the sources the run is trained with, whatever happens to the files meanwhile.
     remember(state.starts, device)
@@ -410,12 +410,8 @@ def _train(
                 with state.evaluating():
                     val_loss, correct = last = evaluate(model, data, spec.evaluation)
                 accuracy = accuracy_of(correct)
-            if not np.isfinite([train_loss, val_loss or 0]).all():
-                diverged = True
-                break
-            state.rows.append([state.iteration, rates[0], train_loss, val_loss, accuracy])
-            if stop_factor and climbed([row[2] for row in state.rows], stop_factor):
-                diverged = True
+            row = [state.iteration, rates[0], train_loss, val_loss, accuracy]
+            if diverged := not add_row(state.rows, row, spec.policy):
                 break
             loss_sum.zero_()
             since = 0
@@ -442,6 +438,15 @@ def _train(
     about = record(spec, dataset, data.split.sizes, state.starts, state.iteration, state.seconds, diverged)
     files.finish(state.rows, about | ({"forked": state.forked} if state.forked else {}) | ends)
     return files.csv
+
+
+def add_row(rows: list[list], row: list, policy: PolicyBase) -> bool:
+    """Add an evaluation to a run's rows; False where it has diverged: a loss is no number, or climbed too far."""
+    if not np.isfinite([row[2], row[3] or 0]).all():
+        return False
+    rows.append(row)
+    factor = getattr(policy, "stop_factor", None)
+    return not (factor and climbed([loss for _, _, loss, *_ in rows], factor))
 
 
 def _ends(state: _State, data: Data, last: tuple[float, Tensor] | None) -> dict:
