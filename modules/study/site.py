@@ -405,6 +405,5 @@ def setup(app) -> dict:
             context["pagetitle"] = html.escape(context["pagetitle"])
 
     app.connect("html-page-context", escaped, priority=900)  # after the theme
-    inline, block = (partial(written, block=block) for block in (False, True))
-    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.add_html_math_renderer("mathml", (partial(written, block=False), None), (partial(written, block=True), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
