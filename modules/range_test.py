@@ -129,10 +129,9 @@ def range_test(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def measure(batch: object) -> tuple[Tensor | None, object, object]:
-        """A batch's mean loss, and where there is no `forward` the outputs and targets it is of."""
         batch = to_device(batch, device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
-            return (forward(model, batch), None, None) if forward else measure_batch(model, loss_fn, batch)
+            return measure_batch(model, loss_fn, forward, batch)
 
     rows: list[tuple[int, float, float, float, float]] = []
     found = snapshot.reached((model, optimizer, loss_fn, forward, evaluate), (batches, validation))
@@ -359,8 +358,23 @@ def length(batch: object) -> int:
     return next((length(part) for part in parts if isinstance(part, Tensor | Mapping | list | tuple)), 1)
 
 
-def measure_batch(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor | None, object, object]:
-    """Loss, outputs and target of a batch of inputs and a target."""
+def measure_batch(
+    model: nn.Module, loss_fn: Callable | None, forward: Callable | None, batch: object
+) -> tuple[Tensor | None, object, object]:
+    """Loss, outputs and target of a batch of inputs and a target; the loss alone where there is a `forward`.
+
+    Where the weights are no numbers any more, an error is the divergence's: torch's distributions raise at the first.
+    """
+    try:
+        return (forward(model, batch), None, None) if forward else _measured(model, loss_fn, batch)
+    except (ValueError, RuntimeError):
+        weights = [weight for weight in model.parameters() if not is_lazy(weight)]
+        if all(weight.isfinite().all() for weight in weights):
+            raise
+        return torch.tensor(math.nan), None, None
+
+
+def _measured(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor, object, object]:
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         raise ValueError(
             f"a batch is inputs and a target, not a {type(batch).__name__}: give a forward, such as "
@@ -616,15 +630,17 @@ def suggest_bounds(
         skip_start, skip_end: points to leave out at either end.
 
     Raises:
-        AnalysisError: arrays that do not fit together, fewer than 12 points, numbers that are not finite, an accuracy
-            that does not rise clear of its own noise, or that has no knee: it still rises at the last rate, or noise
-            hides where the rise ends.
+        AnalysisError: arrays that do not fit together, fewer than 12 points, numbers that are not finite, or not from 0
+            to 1, an accuracy that does not rise clear of its own noise, or that has no knee: it still rises at the last
+            rate, or noise hides where the rise ends.
     """
     if not isinstance(log, bool | np.bool_ | None):
         raise AnalysisError(f"log={log!r}: True, False or None is needed")
     lr, accuracy = points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if np.isnan(accuracy).all():
         raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
+    if np.nanmin(accuracy) < 0 or np.nanmax(accuracy) > 1:
+        raise AnalysisError("accuracy must lie between 0 and 1: this may be a loss, or per cent")
     evaluations = evaluated(accuracy)
     accuracy = diverged_as_chance(accuracy)
     measured = evaluations & np.isfinite(accuracy).all(axis=1)

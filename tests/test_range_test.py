@@ -287,6 +287,13 @@ def test_rows_that_end_where_a_run_diverged_are_no_ramp_that_was_too_short(point
     assert after_divergence(lr, np.stack([falling] * 3, axis=1))[1].shape == (len(longer), 3)
 
 
+def test_a_loss_or_per_cent_is_no_accuracy():
+    rising = np.interp(LR, [RISE, KNEE], [0.1, 0.6])
+    for wrong in (100 * rising, 3 - rising, rising - 0.2):
+        with pytest.raises(AnalysisError, match="must lie between 0 and 1"):
+            suggest_bounds(LR, wrong)
+
+
 def test_a_run_that_diverges_falls_to_chance():
     """So a curve that rises until its runs diverge has an upper bound there."""
     rising = np.interp(LR, [RISE, KNEE], [0.1, 0.6])
@@ -1317,6 +1324,19 @@ def test_single_lost_batches_and_batches_without_a_loss_leave_holes_and_no_diver
     table = range_test(model, optimizer, None, batches, iterations=30, forward=forward)
     at_the_end = set(range(max(set(range(30)) - skipped) + 1, 30))
     assert set(np.flatnonzero(table.train_loss.isna())) == lost | (skipped - at_the_end)
+
+
+def test_an_error_of_a_network_that_has_diverged_ends_the_ramp_there():
+    """torch's distributions refuse a mean that is no number."""
+    model, optimizer, batches, _ = problem()
+
+    def forward(model, batch):
+        if optimizer.param_groups[0]["lr"] > 1:  # a step too large, while the loss is still a number
+            model.weight.data.fill_(torch.nan)
+        return -torch.distributions.Normal(model(batch[0]), 1.0).log_prob(batch[0][:, :4]).mean()
+
+    table = range_test(model, optimizer, None, batches, forward=forward)
+    assert table.lr[table.train_loss.last_valid_index()] == pytest.approx(1, rel=0.05)
 
 
 def test_batches_that_are_skipped_to_the_end_are_no_divergence():

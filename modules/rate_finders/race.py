@@ -279,9 +279,7 @@ class Trials:
     def measure(self, batch: object) -> tuple[Tensor | None, object, object]:
         batch = to_device(batch, self.device)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            if self.forward:
-                return self.forward(self.model, batch), None, None
-            return measure_batch(self.model, self.loss_fn, batch)
+            return measure_batch(self.model, self.loss_fn, self.forward, batch)
 
     @contextmanager
     def _traceless(self) -> Iterator[None]:
