@@ -126,18 +126,29 @@ def bare_step(network: str, precision: str, threads: int, iterations: int) -> fl
         return (time.perf_counter() - started) / iterations
 
 
-def matmul_rate(precision: str, seconds: float = 0.25) -> float:
-    """Best floating point operations a second of one thread in a matrix product, over a few sizes."""
-    best = 0.0
-    with one_thread():
+def arithmetic_rate(precision: str, seconds: float = 0.25) -> float:
+    """Best floating point operations a second of one thread, in large matrix products and large convolutions.
+
+    They come from two libraries, and either may be slow on a processor: MKL's products are, in float32, on AMD's.
+    """
+    dtype, best = getattr(torch, precision), 0.0
+    with one_thread(), torch.no_grad():
+        works = []
         for size in (512, 1024, 2048):
-            a, b = torch.randn(2, size, size).to(getattr(torch, precision))
-            torch.mm(a, b)
-            stop = time.perf_counter() + seconds / 3
+            a, b = torch.randn(2, size, size).to(dtype)
+            works.append((2 * size**3, partial(torch.mm, a, b)))
+        for channels in (64, 128):
+            images = torch.randn(16, channels, 32, 32).to(dtype).contiguous(memory_format=torch.channels_last)
+            weights = torch.randn(channels, channels, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+            count = 2 * images.numel() * channels * 25
+            works.append((count, partial(F.conv2d, images, weights, padding=2)))
+        for count, work in works:
+            work()
+            stop = time.perf_counter() + seconds / len(works)
             while time.perf_counter() < stop:
                 started = time.perf_counter()
-                torch.mm(a, b)
-                best = max(best, 2 * size**3 / (time.perf_counter() - started))
+                work()
+                best = max(best, count / (time.perf_counter() - started))
     return best
 
 
@@ -204,7 +215,7 @@ def measure(rounds: int, iterations: int) -> pd.DataFrame:
             for (name, variant), function in bar:
                 rows.append((name, variant, number, 1000 * function()))
             for precision in ("float32", "bfloat16"):
-                rates = client.gather([client.submit(matmul_rate, precision, pure=False) for _ in range(CPU_COUNT)])
+                rates = client.gather([client.submit(arithmetic_rate, precision, pure=False) for _ in range(CPU_COUNT)])
                 for name in NETWORKS:
                     rows.append((name, f"limit, {precision}", number, 1000 * operations[name] / sum(rates)))
     return pd.DataFrame(rows, columns=["network", "variant", "round", "ms"])

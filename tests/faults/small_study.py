@@ -102,8 +102,8 @@ class Study:
         return {path.stem: path.read_bytes() for path in (self.results / notebook).glob("*.csv")}
 
     def leftovers(self):
-        """Partial and temporary files; what was set aside is meant to stay."""
-        return [path for path in self.results.rglob(".*") if path.name not in (".lock", ".set-aside")]
+        """Partial and temporary files; what was set aside stays, and so does who held a study that was killed."""
+        return [path for path in self.results.rglob(".*") if path.name not in (".lock", ".holder", ".set-aside")]
 
 
 def family(pid):

@@ -101,8 +101,12 @@ def test_second_study_on_the_same_folder_says_who_holds_it(study, whole):
     first = study()
     first.start()
     until(lambda: list(first.results.rglob("*.pt")))
-    holder = first.process
+    holder, stopped = first.process, family(first.process.pid)
+    for process in stopped:  # or it may have ended before the second has begun
+        process.suspend()
     status, output = first.start().finish()
+    for process in stopped:
+        process.resume()
     assert status == 2
     driver = (first.results / "headline" / ".holder").read_text()
     assert f"error: {first.results}/headline is being written by another process ({driver})" in output
