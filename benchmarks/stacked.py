@@ -1,6 +1,6 @@
 """Runs trained together beside runs one after another: what an iteration of a run costs on one core.
 
-    .venv/bin/python benchmarks/together.py [--runs 400] [--iterations 400] [--networks dense-64-64-64 lenet]
+    .venv/bin/python benchmarks/stacked.py [--runs 400] [--iterations 400] [--networks dense-64-64-64 lenet]
 
 Seconds of the processor, so that other work on the machine counts for little; everything is in them: images, updates,
 evaluations, files. Runs one after another all cost the same, so a few of them are trained. Both ways take turns.

@@ -135,10 +135,10 @@ def test_what_these_runs_do_not_say_has_no_value_and_says_why(results, arms):
 #: Which published results a study's numbers are of.
 STUDIES = {
     "digits": "digits",
-    "caffe-quick": "cifar10-jpeg-quick",
+    "caffe-quick": "cifar10-quick",
     "fashion-mnist": "fashion-mnist",
     "mnist": "mnist",
-    "cifar10": "cifar10-jpeg",
+    "cifar10": "cifar10",
     "policies": "cifar10-jpeg",
     "wide-resnet": "cifar10-jpeg",
     "sigmoid": "sigmoid",
@@ -184,9 +184,9 @@ def test_numbers_beside_another_study_are_found_again_before_they_are_published(
     mine = tmp_path / "results" / "mine-quick"
     (mine / "notebooks").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(), mine / "notebooks" / "05_policies.ipynb")
-    published = PUBLISHED / "cifar10-jpeg-quick" / "policies"
+    published = PUBLISHED / "cifar10-quick" / "policies"
     shutil.copytree(published, mine / "policies")
-    (mine.parent / "mine").symlink_to((PUBLISHED / "cifar10-jpeg").resolve())
+    (mine.parent / "mine").symlink_to((PUBLISHED / "cifar10").resolve())
     table = quoted.write_quoted("caffe_quick", mine)
     assert table.value.notna().all()
     monkeypatch.setattr(publishing, "one_kernel", nullcontext)

@@ -25,6 +25,7 @@ SIZES = {
     "digits-8x8": (1297, 1),
     "mnist": (60_000, 1),
     "fashion-mnist": (60_000, 1),
+    "cifar10": (50_000, 3),
     "images": (50_000, 3),
 }
 JPEG = {"dataset": "images", "data_dir": "data/cifar10-jpeg"}
@@ -43,10 +44,10 @@ def named(name, data_dir=None):
 
 STUDIES = [
     ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp"}),
-    ("caffe-quick", "cifar10-jpeg-quick", JPEG, {"policies", "ablation", "policies_range_test"}),
+    ("caffe-quick", "cifar10-quick", {}, {"policies", "ablation", "policies_range_test"}),
     ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
     ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),
-    ("cifar10", "cifar10-jpeg", JPEG, {"range_test", "headline"}),
+    ("cifar10", "cifar10", {}, {"range_test", "headline"}),
     ("policies", "cifar10-jpeg", JPEG, {"policies", "ablation", "policies_range_test"}),
     ("wide-resnet", "cifar10-jpeg", JPEG, {"best_lr_sweep", "best_lr"}),
 ]
@@ -133,7 +134,7 @@ def test_a_checkout_changes_no_bytes():
 
 PUBLISHED = ROOT / "results" / "published"
 #: The arms whose variance is pooled where a table's method says so, by the study's name.
-POOLED = {"cifar10-jpeg": "policies", "cifar10-jpeg-quick": "caffe-quick", "fashion-mnist": "fashion-mnist"}
+POOLED = {"cifar10-jpeg": "policies", "cifar10-quick": "caffe-quick", "fashion-mnist": "fashion-mnist"}
 
 
 def arms_table(folder, table):

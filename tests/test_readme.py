@@ -20,6 +20,19 @@ TEXTS = sorted(
 )
 
 
+def test_every_file_that_a_text_or_a_docstring_names_is_there():
+    named = r"(?<![\w/.-])(?:benchmarks|modules|notebooks|studies|tests)/[\w/.-]+\.(?:py|yaml|ipynb)\b"
+    texts = [
+        *TEXTS,
+        *(path.relative_to(ROOT) for folder in ("benchmarks", "modules") for path in (ROOT / folder).rglob("*.py")),
+    ]
+    found = {
+        (str(path), name) for path in texts for name in re.findall(named, (ROOT / path).read_text(encoding="utf-8"))
+    }
+    assert len(found) > 10
+    assert {each for each in found if not (ROOT / each[1]).exists()} == set()
+
+
 def test_readme_has_its_commands_and_a_picture():
     for begin in ("    make reproduce", "    make test", "!["):
         assert any(line.startswith(begin) for line in README.splitlines()), begin
@@ -108,16 +121,16 @@ def test_no_line_of_prose_begins_with_a_marker():
     } == {}
 
 
-START = "<!-- cifar10-jpeg/headline crossing_iteration triangular -->"
+START = "<!-- fashion-mnist/headline crossing_iteration triangular -->"
 MARKER = f"about {START}9<!-- end --> iterations"
 
 
 def test_a_wrong_number_is_noticed_and_put_right():
-    assert documents.filled(MARKER) == MARKER.replace(">9<", ">20,000 [16,000, 24,000]<")
+    assert documents.filled(MARKER) == MARKER.replace(">9<", ">1,800 [1,600, 2,400]<")
 
 
 def test_a_marker_may_ask_for_a_part_of_a_number():
-    parts = {"value": "20,000", "interval": "[16,000, 24,000]", "low": "16,000", "high": "24,000", "runs": "5"}
+    parts = {"value": "1,800", "interval": "[1,600, 2,400]", "low": "1,600", "high": "2,400", "runs": "5"}
     asked = {form: MARKER.replace("triangular -->", f"triangular : {form} -->") for form in parts}
     filled = {form: documents.filled(text) for form, text in asked.items()}
     assert filled == {form: asked[form].replace(">9<", f">{text}<") for form, text in parts.items()}
@@ -133,14 +146,14 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
 @every(
     ("old", "new", "message"),
     [
-        ("cifar10-jpeg/", "nosuch/", "results/published/nosuch/tables/headline.csv, which does not exist"),
+        ("fashion-mnist/", "nosuch/", "results/published/nosuch/tables/headline.csv, which does not exist"),
         ("/headline", "/headlines", "headlines.csv, which does not exist"),
         ("crossing_iteration", "crossing", "headline.csv has no row crossing triangular"),
         ("triangular", "square", "headline.csv has no row crossing_iteration square"),
         ("triangular -->", "triangular : width -->", "crossing_iteration triangular has no width"),
         ("crossing_iteration triangular", "iterations fixed : low", "iterations fixed has no low"),
         (
-            "<!-- cifar10-jpeg/headline crossing_iteration triangular -->",
+            "<!-- fashion-mnist/headline crossing_iteration triangular -->",
             "<!-- cifar10-jpeg:x:y -->",
             "no marker that can",
         ),

@@ -21,7 +21,7 @@ from modules.study import cli, reproduction, site
 # Of Sphinx, about what its extensions use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
-PICTURE = base64.b64encode((ROOT / "images" / "cifar10-jpeg" / "run.png").read_bytes()).decode()
+PICTURE = base64.b64encode((ROOT / "images" / "cifar10" / "run.png").read_bytes()).decode()
 EVIL = "<script>alert(1)</script>"
 FORMULAS = r"""# 1. Formulas
 
@@ -164,7 +164,7 @@ def test_every_page_can_be_reached_in_reading_order(made):
         "results/published/claims.html",
         "notebooks.html",
         "results/published/digits/index.html",
-        "results/published/cifar10-jpeg/index.html",
+        "results/published/cifar10/index.html",
         "results/published/fashion-mnist/index.html",
         "results/mine/index.html",
         "modules/README.html",

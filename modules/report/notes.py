@@ -187,20 +187,19 @@ def prediction(arm: Arm, pooled: Sequence[Arm] = ()) -> Found:
 
 
 @note("accuracy_difference")
-def theirs_less_ours(arm: Arm, reference: str | Path, source: str, policy: str | None = None) -> Found:
+def theirs_less_ours(arm: Arm, reference: str | Path, source: str) -> Found:
     """An accuracy that somebody published, less our mean.
 
     Args:
         arm: ours.
         reference: the CSV that has it, as `read_reference` takes it.
         source: whose it is, as that file says.
-        policy: its policy there, where it has another name.
     """
     table = read_reference(reference)
-    rows = table[(table.source == source) & (table.policy == (policy or arm.name))]
+    rows = table[(table.source == source) & (table.policy == arm.name)]
     rows = rows[rows.quantity.isin(("final_accuracy", "best_accuracy"))]
     if len(rows) != 1:
-        raise AnalysisError(f"{reference} has no one accuracy of {policy or arm.name} from {source}")
+        raise AnalysisError(f"{reference} has no one accuracy of {arm.name} from {source}")
     return {"runs": len(arm.values), "value": rows.value.item() - arm.values.mean(), "note": source}
 
 

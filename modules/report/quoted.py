@@ -5,7 +5,6 @@ A study's file names the function as `quoted` among a notebook's parameters; the
 """
 
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -57,17 +56,9 @@ def cifar10_headline(results: Path) -> Rows:
         # coxy1989/clr's own runs, where it has them.
         notes.difference("fixed - coxy", fixed.at(70000), their_fixed.at(70000)),
         *(notes.difference(f"clr - coxy at {at}", clr.at(at), their_clr.at(at)) for at in (8000, 20000, 32000)),
-        *(
-            notes.theirs_less_ours(name, arm, REFERENCES / "cifar10.csv", "coxy1989/clr", "fixed")
-            for name, arm in (("fixed below 76", fixed), ("clr at 20000 below 76", clr.at(20000)))
-        ),
+        notes.prediction("one more fixed", fixed),
+        notes.prediction("one more clr at 20000", clr.at(20000)),
     ]
-    # What one more JPEG coding costs (benchmarks/recode.py): the same CLR to 8,000 iterations, less that on the copy.
-    # Runs of one seed have the same weights to begin with and see the same images, coded once more: pairs.
-    for quality, (method, said) in product((75, 50), (("pairs", ""), ("welch", " unpaired"))):
-        name = f"coded_again_{quality}"
-        (coded,) = Experiment(results / name).arms(name)
-        rows.append(notes.difference(f"coded again at quality {quality}{said}", coded.at(8000), clr.at(8000), method))
     return {"headline": rows}
 
 

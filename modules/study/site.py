@@ -24,7 +24,7 @@ SITE = Path("site")
 PUBLISHED = PurePosixPath("results/published")
 
 #: Published studies that come first; the others follow by name.
-FIRST = ("digits", "cifar10-jpeg")
+FIRST = ("digits", "cifar10")
 
 #: The API's pages: name, title, module.
 API = (
