@@ -12,6 +12,19 @@ settings.register_profile("study", parent=settings(), deadline=None)
 settings.load_profile("study")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that no process waits long for the last one's end."""
+    long = (
+        "faults/test_interrupts",
+        "faults/test_workers",
+        "test_study",
+        "test_site",
+        "test_devices",
+        "test_range_test",
+    )
+    items.sort(key=lambda item: not any(name in str(item.path) for name in long))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
     """Folders of the tests' own for data and their cache, so that they neither need nor touch the user's."""

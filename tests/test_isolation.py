@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import yaml
 from toys import ROOT
 
@@ -35,6 +36,7 @@ HOME = {
 }
 
 
+@pytest.mark.ci
 def test_a_users_own_settings_change_nothing(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(STUDY))
     for place, text in HOME.items():

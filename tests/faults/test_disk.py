@@ -13,6 +13,7 @@ from modules.runs.files import RunFiles
 from modules.runs.training import train
 
 
+@pytest.mark.ci
 def test_file_size_limit_is_said_and_what_was_finished_stays(study, trained, uninterrupted, tally, tmp_path):
     small = study(experiments=("range_test", "headline"))
     shutil.copytree(trained("range_test"), small.results / "range_test")

@@ -18,6 +18,7 @@ from modules.study import cli
 TIMES = 5 if FULL else 1
 
 
+@pytest.mark.ci
 def test_ctrl_c_ends_everything_and_the_study_goes_on(study, whole):
     small, chance = study(notebooks={"03_headline_experiment": HEADLINE}), random.Random(2)
     for number in range(TIMES):

@@ -10,6 +10,7 @@ from small_study import FULL, HEADLINE, RANGE_TEST, family, gone, kill, until, w
 TIMES = 20 if FULL else 2
 
 
+@pytest.mark.ci
 def test_killed_study_loses_nothing(study, uninterrupted, tally):
     """At random moments, in turn everything at once and the driver alone, whose orphans must end by themselves."""
     notebooks = {"02_range_test": RANGE_TEST, "03_headline_experiment": HEADLINE}
