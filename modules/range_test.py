@@ -24,6 +24,7 @@ from .statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resampl
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
 LEAST_RISE = 0.01  # a rise of less than one point of accuracy is none
+LOOKED_AT = 100  # batches, for whether they are shuffled
 MOST_POINTS = 50  # the fit tries every three of them
 LEAST_RUNS = 5  # of fewer the bootstrap's interval is far too narrow
 FITTED_RESAMPLES = 2_000  # of more than eight runs; the ends of an interval are measured rates, so more say no more
@@ -117,6 +118,9 @@ def range_test(
             needs a closure (LBFGS), or without a rate.
         AnalysisError: the validation loss is not finite at the first evaluation already.
 
+    Warns:
+        UserWarning: most batches hold a single class; something that changed could not be put back.
+
     Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
     check_given(model, optimizer, loss_fn, batches, forward, evaluate, validation)
@@ -133,6 +137,13 @@ def range_test(
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             return measure_batch(model, loss_fn, forward, batch)
 
+    def next_loss() -> Tensor | None:
+        loss, _, target = measure(next(stream))
+        if len(classes) < LOOKED_AT:
+            classes.append(_only_class(target))
+        return loss
+
+    classes: list[int | None] = []  # of the first batches, the one class that a batch has; None where it has several
     rows: list[tuple[int, float, float, float, float]] = []
     found = snapshot.reached((model, optimizer, loss_fn, forward, evaluate), (batches, validation))
     before: dict[str, object] = {}
@@ -163,7 +174,7 @@ def range_test(
                     _set_lr(group, lr * ratio)
                 snapshot.set_modes(modes)
                 optimizer.zero_grad()
-                loss = backward((measure(next(stream))[0] for _ in range(accumulate)), accumulate, scaler, model)
+                loss = backward((next_loss() for _ in range(accumulate)), accumulate, scaler, model)
                 given, skipped = (given, True) if loss is None else (iteration, skipped)
                 if loss is None:  # no divergence: the batch is passed over
                     pass
@@ -205,6 +216,12 @@ def range_test(
     finally:
         if before and (lost_paths := snapshot.differing(before, snapshot.fingerprint(found.stateful))):
             warnings.warn(f"range_test could not put back {lost_paths}: make them anew before you train", stacklevel=2)
+    alone = [label for label in classes if label is not None]
+    if 2 * len(alone) > len(classes) and len(set(alone)) > 1:
+        warnings.warn(
+            "most batches have a single class, and not the same: shuffle them, or the ramp tells of their order",
+            stacklevel=2,
+        )
     ends = [*range(row_every, iterations, row_every), iterations]
     rows += [(end, lr_at(end - 1), math.nan, math.nan, math.nan) for end in ends[len(rows) :]]
     return pd.DataFrame(rows, columns=["iteration", "lr", "train_loss", "val_loss", "accuracy"])
@@ -387,6 +404,13 @@ def _measured(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tenso
         several = len(inputs) == 1 and isinstance(inputs[0], list | tuple) and not hasattr(inputs[0], "_fields")
         outputs = model(*(inputs[0] if several else inputs))
     return loss_fn(outputs, target), outputs, target
+
+
+def _only_class(target: object) -> int | None:
+    """The class of a batch of 8 or more (of fewer that is chance) that has no other; None too where there are none."""
+    if isinstance(target, Tensor) and target.ndim == 1 and len(target) >= 8 and not target.is_floating_point():
+        return int(target[0]) if (target == target[0]).all() else None
+    return None
 
 
 class _Mean:

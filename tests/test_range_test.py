@@ -716,6 +716,19 @@ def test_a_validation_whose_forward_takes_a_gradient_is_refused_in_a_line():
     assert found.val_loss.notna().all()
 
 
+def test_batches_that_are_sorted_by_class_are_told():
+    model, optimizer, batches, _ = problem()
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = labels.argsort()
+    with pytest.warns(UserWarning, match="most batches have a single class") as warned:
+        range_test(
+            model, optimizer, CROSS_ENTROPY, [*zip(inputs[order].split(20), labels[order].split(20), strict=True)]
+        )
+    assert warned[0].filename == __file__
+    rare = (torch.arange(400) % 40 == 0).long()  # nearly all batches have the frequent class alone
+    range_test(model, optimizer, CROSS_ENTROPY, [*zip(inputs.split(20), rare.split(20), strict=True)])
+
+
 def test_a_packed_sequence_is_one_input():
     """As any named tuple: a plain list or tuple is the model's arguments."""
 
