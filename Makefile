@@ -28,7 +28,7 @@ SIZES = $$(if test "$$(uname)" = Darwin; then echo "0.3 GB to download, 1.1 GB o
     else echo "3.1 GB to download, 6.2 GB of disk (torch with CUDA)"; fi)
 FREE = $$(df -Pk . | awk 'NR == 2 {printf "%.0f", $$4 / 1e6}')
 
-.PHONY: help env active hidden lock check-lock reproduce best-lr publish verify html test test-all test-faults lint benchmark benchmark-scale benchmark-reproduce benchmark-precision lab clean
+.PHONY: help env active hidden lock check-lock reproduce best-lr publish verify html test test-all test-faults lint benchmark benchmark-scale benchmark-reproduce lab clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
@@ -108,9 +108,6 @@ benchmark-scale: $(ENV) ## what the machinery costs from 10 to 10,000 runs, into
 
 benchmark-reproduce: $(ENV) ## where the seconds of a study go, into results/benchmarks/: make benchmark-reproduce [STUDY=digits]
 	@$(PYTHON) benchmarks/reproduce.py --study $(STUDY)
-
-benchmark-precision: $(ENV) ## is bfloat16 safe? CLR again in it: make benchmark-precision RESULTS=results/cifar10
-	@$(PYTHON) benchmarks/precision.py --results "$(RESULTS)" $(PARAMS)
 
 lab: $(ENV) ## open JupyterLab at the notebooks: change one, run all of it; results go to results/lab/
 	@$(PYTHON) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks
