@@ -375,7 +375,7 @@ def test_a_refusal_in_jupyter_is_one_line_and_nothing_runs_behind_it(tmp_path):
     ("folder", "said"),
     [
         ("results/mine/notebooks", "[`notebooks/01_schedulers.ipynb`](../../../notebooks/01_schedulers.ipynb)"),
-        ("/elsewhere/mine/notebooks", "executed copy of `notebooks/01_schedulers.ipynb`,"),
+        ("/elsewhere/mine/notebooks", "executed copy of `notebooks/01_schedulers.ipynb`."),
     ],
 )
 def test_an_executed_copy_leads_to_its_source(folder, said):

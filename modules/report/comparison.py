@@ -339,8 +339,9 @@ def readable_beside(table: pd.DataFrame) -> pd.DataFrame:
         shown = {
             "this study": ("value", "value", "value", "value"),
             "a further run of ours [95 %]": ("value", "low", "high", "interval"),
-            "by the pooled deviation [95 %]": ("value", "pooled_low", "pooled_high", "interval"),
         }
+        if table.pooled_low.notna().any():
+            shown["by the pooled deviation [95 %]"] = ("value", "pooled_low", "pooled_high", "interval")
     for name, (value, low, high, form) in {"published": ("published",) * 3 + ("value",), **shown}.items():
         rows = zip(table.quantity, table[value], table[low], table[high], strict=True)
         out[name] = ["-" if any(map(math.isnan, row[1:])) else show(*row, form=form) for row in rows]

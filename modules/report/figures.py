@@ -129,8 +129,11 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
         label: the data set's.
     """
     figure, axes = plt.subplots()
-    high = curve.high.clip(upper=1.3 * curve[["factor", "low"]].max().max())  # no resample of the baseline gets there
+    most = 1.3 * curve[["factor", "low"]].max().max()
+    high = curve.high.clip(upper=most)
     axes.fill_between(curve.target, curve.low, high, color=CHALLENGER, alpha=0.2, linewidth=0, step="mid")
+    for target in curve.target[np.isinf(curve.high)]:
+        axes.annotate("", (target, 1.08 * most), (target, most), arrowprops=dict(arrowstyle="->", color=CHALLENGER))
     axes.step(
         curve.target, curve.factor, where="mid", color=CHALLENGER, label="both sides' first evaluation that has it"
     )
@@ -140,8 +143,8 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
     axes.set_title(f"{label}: the factor depends on the target")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole per cents
-    bands = curve.low.notna().any()
-    legend_below(axes, 2, "band: 95 % of the resamples of runs" if bands else None)
+    bands = "band: 95 % of the resamples of runs" if curve.low.notna().any() else None
+    legend_below(axes, 2, f"{bands}; arrow: no upper end" if np.isinf(curve.high).any() else bands)
     figure.tight_layout()
     return figure
 

@@ -180,7 +180,7 @@ def link_to_source(notebook: nbformat.NotebookNode, name: str, folder: Path) -> 
         link = f"[{link}]({os.path.relpath(here / source(name), folder.resolve())})"
     for cell in notebook.cells:
         if "copy" in cell.metadata.get("tags", []):
-            cell.source = f"This is an executed copy of {link}, to be changed and run there."
+            cell.source = f"This is an executed copy of {link}. To change it and run it, open that."
 
 
 def _settled(text: str, name: str) -> str:
