@@ -201,3 +201,17 @@ CURVES = {
     "range_test_curve": lambda results: bounds(results)[0],
     "range_test_bounds": lambda results: bounds(results)[1],
 }
+
+
+def test_the_text_says_which_runs_are_of_another_processor():
+    text = (ROOT / "studies" / "README.md").read_text()
+    section = text.split("## Same bytes: on which processor?")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w-]+)`", section.split("- *Intel")[1].split("\n\n")[0]))
+    made = {}
+    for path in PUBLISHED.glob("*/*/runs.jsonl"):
+        kinds = set(re.findall(r'"processor": "([^"]+)"', path.read_text()))
+        assert kinds <= {"AMD EPYC, AVX512", "Intel(R) Xeon(R) Processor @ 2.50GHz, AVX512"}
+        if any(kind.startswith("Intel") for kind in kinds):
+            made.setdefault(path.parts[-3], set()).add(path.parts[-2])
+    assert named - {"cifar10-jpeg"} == {"fashion-mnist", "mnist"} | made.pop("cifar10-jpeg")
+    assert set(made) == {"fashion-mnist", "mnist"}
