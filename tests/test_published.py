@@ -18,7 +18,7 @@ from modules.report import advice, tables
 from modules.runs import parallel
 from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
-from modules.study import design, notebooks, parameters
+from modules.study import design, documents, notebooks, parameters
 
 SIZES = {
     "digits": (1297, 1),
@@ -215,3 +215,11 @@ def test_the_text_says_which_runs_are_of_another_processor():
             made.setdefault(path.parts[-3], set()).add(path.parts[-2])
     assert named - {"cifar10-jpeg"} == {"fashion-mnist", "mnist"} | made.pop("cifar10-jpeg")
     assert set(made) == {"fashion-mnist", "mnist"}
+
+
+def test_every_published_figure_is_on_a_page():
+    """All others are in the executed notebooks."""
+    texts = "".join((ROOT / path).read_text() for path in documents.documents())
+    figures = [path.relative_to(PUBLISHED).as_posix() for path in PUBLISHED.glob("*/figures/*")]
+    assert figures
+    assert [name for name in figures if name not in texts] == []

@@ -251,7 +251,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     monkeypatch.setattr(publishing, "IMAGES", tmp_path / "images")
     readme = tmp_path / "README.md"
     marker = "<!-- smoke/headline iterations fixed -->?<!-- end -->"
-    readme.write_text(f"![Run](images/smoke/run.png) {marker}")
+    readme.write_text(f"![Run](images/smoke/run.png) ![Ends](published/smoke/figures/policies.png) {marker}")
     monkeypatch.setattr(documents, "FOLDERS", (tmp_path,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"
@@ -273,6 +273,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
         )
         assert packed == loose
     assert [path.name for path in (tmp_path / "images" / "smoke").iterdir()] == ["run.png"]
+    assert [path.name for path in (tmp_path / "published" / "smoke" / "figures").iterdir()] == ["policies.png"]
     for path in (mine / "notebooks").glob("*.ipynb"):
         concluded = nbformat.read(tmp_path / "published" / "smoke" / "notebooks" / path.name, 4).cells[-1].source
         assert ("trains 56 iterations" in concluded) == (path.stem == "04_headline_figures")

@@ -30,10 +30,11 @@ IMAGES = Path("images")
 
 
 def publish(study: str, results: Path, model: str | None = None) -> None:
-    """Promote a study's complete results to `results/published/`, and the figures that documents show to `images/`.
+    """Promote a study's complete results to `results/published/`, with the figures that documents show.
 
     Tables are made again from the runs first: what was edited is not published. Runs are packed. What is published
-    already is only packed, and its numbers go into the documents.
+    already is only packed, and its numbers go into the documents. README's figures go to `images/`, those of other
+    pages to the study's `figures/`. The rest stands in its executed notebooks.
 
     Args:
         study: as for `read_study`.
@@ -61,7 +62,9 @@ def publish(study: str, results: Path, model: str | None = None) -> None:
         if lost := sorted(set(experiments(target)) - set(experiments(results))):
             raise StudyError(f"{target} also holds {', '.join(lost)}, which {results} has not: make them there, too")
         texts = documents.updated({target.name: results})  # before anything is replaced
-        images = _images(target.name, results, texts.values())
+        images = _shown(f"images/{target.name}", results, texts.values())
+        pages = _shown(f"{target.name}/figures", results, texts.values())
+        files = [path for path in files if path.parts[0] != "figures" or path.name in pages]
         if results.resolve() == target.resolve():
             for experiment in experiments(target):
                 pack_runs(target / experiment)
@@ -70,7 +73,7 @@ def publish(study: str, results: Path, model: str | None = None) -> None:
             _replace(target, results, files, study)
     for figure in images:
         (IMAGES / target.name).mkdir(parents=True, exist_ok=True)
-        atomic_write(IMAGES / target.name / figure, (target / "figures" / figure).read_bytes())
+        atomic_write(IMAGES / target.name / figure, (results / "figures" / figure).read_bytes())
     changed = {path: text for path, text in texts.items() if text != path.read_text(encoding="utf-8")}
     for path, text in changed.items():
         atomic_write(path, text)
@@ -201,12 +204,12 @@ def _same_table(ours: Path, again: Path) -> bool:
     return True
 
 
-def _images(name: str, results: Path, texts: Iterable[str]) -> list[str]:
-    """The figures of a study that the documents show, as `images/<study>/<figure>`."""
-    shown = {found for text in texts for found in re.findall(rf"images/{re.escape(name)}/([\w.-]+\.png)", text)}
+def _shown(place: str, results: Path, texts: Iterable[str]) -> list[str]:
+    """The figures of a study that the documents show, as `<place>/<figure>`."""
+    shown = {found for text in texts for found in re.findall(rf"{re.escape(place)}/([\w.-]+\.png)", text)}
     for figure in shown:
         if not (results / "figures" / figure).exists():
-            raise StudyError(f"{results} has no figures/{figure}, which a document shows as images/{name}/{figure}")
+            raise StudyError(f"{results} has no figures/{figure}, which a document shows as {place}/{figure}")
     return sorted(shown)
 
 
