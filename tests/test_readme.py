@@ -1,5 +1,6 @@
 """The texts: the code of the READMEs runs, links lead somewhere, numbers are those of the CSVs."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from toys import ROOT, every, make_images
 
+from modules.report import formatting
 from modules.study import design, documents, parameters
 from modules.study.parameters import PUBLISHED
 
@@ -141,6 +143,18 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
     assert "-0.95 points [-1.47, -0.42]" in documents.filled(notes)
     gap = "<!-- cifar10-jpeg/policies_reference final_accuracy exp_range : gap --><!-- end -->"
     assert "+3.08 points" in documents.filled(gap)
+
+
+def test_a_table_of_regrets_has_a_way_a_row_and_no_single_tasks():
+    regrets = dict.fromkeys(("valley constant", "valley linear", "steep linear", "valley linear digits"), 0.02)
+    regrets |= {"race linear": 0.001, "race constant": 0.003, "race cycle": -0.001}
+    table = pd.DataFrame({"quantity": "regret", "policy": list(regrets), "value": list(regrets.values())})
+    made = formatting.by_schedule(table.assign(low=math.nan, high=math.nan))
+    assert made.to_numpy().tolist() == [
+        ["race", "0.30", "0.10", "-0.10"],
+        ["steep", "", "2.00", ""],
+        ["valley", "2.00", "2.00", ""],
+    ]
 
 
 @every(

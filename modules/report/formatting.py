@@ -185,6 +185,20 @@ def read_reference(path: str | Path) -> pd.DataFrame:
     return table
 
 
+def by_schedule(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean regrets of ways to find a rate, for the eye: a way a row, a schedule a column, the least mean of all first.
+
+    Args:
+        table: `rate_finders_summary` of a study; rows of single tasks, `<way> <schedule> <task>`, are left out.
+    """
+    named = table.policy.str.extract(r"^(?P<way>.+) (?P<schedule>constant|linear|cycle)$")
+    found = table.assign(way=named.way, schedule=named.schedule, shown=_shown(table, "value", "low", "high"))
+    cells = found.pivot_table(index="way", columns="schedule", values=["value", "shown"], aggfunc="first")
+    order = cells["value"].mean(axis=1).sort_values().index
+    shown = cells["shown"].loc[order, ["constant", "linear", "cycle"]]
+    return shown.fillna("").replace(" points", "", regex=True).reset_index()
+
+
 def speed_table(table: pd.DataFrame, network: str) -> pd.DataFrame:
     """One network's part of the throughput benchmark's table, for the eye."""
     part = table[table.network == network]

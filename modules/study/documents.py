@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from modules.report.formatting import FORMS, markdown, readable, show, speed_table
+from modules.report.formatting import FORMS, by_schedule, markdown, readable, show, speed_table
 from modules.report.tables import read_table
 from modules.statistics import AnalysisError
 from modules.study.parameters import PUBLISHED
@@ -42,6 +42,8 @@ def table(path: Path, kind: str, name: str) -> str:
         found = speed_table(_read(path, pd.read_csv), name)
         if found.empty:
             raise DocumentError(f"{path} has no network {name}")
+    elif kind == "rate_finders_summary":
+        found = by_schedule(_read(path, read_table))
     else:
         found = readable(_read(path, read_table))
     return markdown(found)
