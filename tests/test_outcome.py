@@ -4,6 +4,7 @@ import shutil
 
 import pandas as pd
 
+from modules.report import tables
 from modules.report.comparison import compare
 from modules.report.outcome import report, sentences
 from modules.study.parameters import PUBLISHED
@@ -36,6 +37,18 @@ def test_sentences_take_their_numbers_from_the_tables(tmp_path):
         shown = f"{100 * low:+.2f}, {100 * high:+.2f}"
         assert f"triangular less mean_rate is +2.00 points [{shown}] at the end (policies){said}" in sentences(ours)
     assert 3 <= len(sentences(ours)) <= 5
+
+
+def test_a_registered_tournaments_verdicts_are_said(tmp_path):
+    (tmp_path / "tables").mkdir()
+    rows = {"cycle - linear": "D2: not needed", "cycle - constant": "", "cycle_drop - constant_drop": "D1: not needed"}
+    rows["cycle - constant_drop 40"] = "A1: harms"
+    table = tables.table_of(
+        {"quantity": f"{'registered' if note else 'described'}_difference", "policy": policy, "value": 0, "note": note}
+        for policy, note in rows.items()
+    )
+    tables.write(table, tmp_path / "tables" / "tournament_2.csv")
+    assert sentences(tmp_path) == ["By the registered rule: D2, D1 not needed; A1 harms."]
 
 
 def test_only_what_is_not_as_published_is_named(tmp_path):

@@ -25,6 +25,7 @@ def sentences(results: str | Path) -> list[str]:
         "policies",
         "mlp",
         "tournament",
+        "tournament_2",
         "rate_finders_summary",
         "best_lr",
         "range_test_bounds",
@@ -45,6 +46,16 @@ def _said(name: str, table: pd.DataFrame) -> Iterator[str]:
 
     if name == "range_test_bounds":
         yield f"The range test's bounds are {number('base_lr', '-')} and {number('max_lr', '-')}."
+        return
+    if name == "tournament_2":
+        verdicts: dict[str, list[str]] = {}
+        for row in rows.values():
+            if row.quantity == "registered_difference":
+                difference, _, verdict = str(row.note).partition(": ")
+                verdicts.setdefault(verdict, []).append(difference)
+        if verdicts:
+            said = [f"{', '.join(differences)} {verdict}" for verdict, differences in verdicts.items()]
+            yield f"By the registered rule: {'; '.join(said)}."
         return
     if name == "your_data":
         for quantity, policy in rows:

@@ -9,12 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from modules.report.figures import COLOURS, DASHES, legend_below
+from modules.palette import BASELINE, CHALLENGER, COLOURS, DASHES
+from modules.report.figures import legend_below
 from modules.tournament.analysis import at, top_of
 from modules.tournament.design import Tournament
 
 PANEL = 2.2  # inches
-FORGIVING = ("cycle_drop", "warm58_drop", "warm_drop", "warm_linear", "constant_drop")
+CONSTANT, CYCLE, BRANCH, AVERAGE = (BASELINE, DASHES[1]), (CHALLENGER, DASHES[0]), COLOURS[2], COLOURS[3]
+#: Colour and dashes of the arms that are asked what they forgive; a constant rate and CLR look alike in all pictures.
+FORGIVING = {
+    "cycle_drop": CYCLE,
+    "warm58_drop": (COLOURS[2], DASHES[2]),
+    "warm_drop": (COLOURS[3], DASHES[3]),
+    "warm_linear": (COLOURS[4], DASHES[4]),
+    "constant_drop": CONSTANT,
+}
 
 
 def _shape(tournament: Tournament, arm: str) -> np.ndarray:
@@ -71,13 +80,14 @@ def _not_yet(axes: Axes) -> None:
 
 
 def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
-    for number, (arm, name) in enumerate((("constant", "constant rate"), ("cycle", "CLR"))):
+    arms = {"constant": ("constant rate", CONSTANT), "cycle": ("CLR", CYCLE)}
+    for number, (arm, (name, (colour, dashes))) in enumerate(arms.items()):
         tops = [top_of(runs, f"{arm}{end}", iterations).accuracy for end in ("", "_drop")]
         values = np.array([found.value for found in tops])
         errors = np.array([np.subtract(found.interval()[1], found.value) for found in tops])
-        look = dict(marker="o", capsize=4, label=name, color=COLOURS[number], linestyle=DASHES[number])
+        look = dict(marker="o", capsize=4, label=name, color=colour, linestyle=dashes)
         axes.errorbar(np.arange(2) + 0.04 * (2 * number - 1), values, yerr=errors, **look)
-    axes.set(ylabel="test accuracy, each arm at its own best rate", xlim=(-0.4, 1.4))
+    axes.set(ylabel="test accuracy at its best rate", xlim=(-0.4, 1.4))
     axes.set_xticks([0, 1], ["no drop", "last quarter\nramped to zero"])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     legend_below(axes, 2, "bars: 95 %")
@@ -88,23 +98,24 @@ def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame
     whole = whole[whole.budget == tournament.design.iterations].drop_duplicates(["arm", "octave", "seed"])
     arms = [arm for arm in FORGIVING if arm in set(whole.arm)]
     for number, arm in enumerate(arms):
+        colour, dashes = FORGIVING[arm]
         found, mean = whole[whole.arm == arm], tournament.rate(0) * _shape(tournament, arm).mean()
         kept = found[~found.collapsed].groupby("octave").test.mean()
-        look = dict(color=COLOURS[number], linestyle=DASHES[number], marker="o", markersize=4)
+        look = dict(color=colour, linestyle=dashes, marker="o", markersize=4)
         axes.plot(mean * 2.0**kept.index, kept, label=tournament.design.arms[arm].label, **look)
         lost = found.groupby("octave").collapsed.agg(["sum", "count"])
         for place, (octave, row) in enumerate(lost[lost["sum"] > 0].iterrows()):
             text = f"{row['sum']} of {row['count']} collapsed"
             where = (mean * 2.0**octave, 0.03 + 0.05 * (number + place % 2))
             axes.annotate(
-                text, where, xycoords=("data", "axes fraction"), color=COLOURS[number], fontsize="x-small", ha="center"
+                text, where, xycoords=("data", "axes fraction"), color=colour, fontsize="x-small", ha="center"
             )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.2g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     kept = whole[~whole.collapsed & whole.arm.isin(arms)].groupby(["arm", "octave"]).test.mean()
     axes.set_ylim(kept.min() - 0.25 * np.ptp(kept), None)
-    axes.set(xlabel="mean learning rate of the run", ylabel="test accuracy, collapsed runs left out")
+    axes.set(xlabel="mean learning rate of the run", ylabel="test accuracy, collapsed runs apart")
     legend_below(axes, 2)
 
 
@@ -119,19 +130,20 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     budgets = sorted(runs.budget[(runs.arm == "cycle") & (runs.octave == 0)].unique().tolist())
     figure, axes = plt.subplots(figsize=(9, 5))
     lines = {}
-    for number, (arm, name) in enumerate((("cycle", "CLR, one run"), ("constant", "constant rate, the trunk"))):
+    looks = {"cycle": ("CLR, one run", *CYCLE), "constant": ("constant rate, the trunk", *CONSTANT)}
+    for arm, (name, colour, dashes) in looks.items():
         lines[arm] = tournament.curves(arm, 0).groupby("iteration").val_acc.mean()
-        axes.plot(lines[arm], color=COLOURS[number], linestyle=DASHES[number], linewidth=1.4, label=name)
+        axes.plot(lines[arm], color=colour, linestyle=dashes, linewidth=1.4, label=name)
     ends = [at(runs, "cycle", 0, budget, "validation").mean() for budget in budgets]
-    axes.plot(budgets, ends, "o", color=COLOURS[0], label="CLR at a cycle's end")
+    axes.plot(budgets, ends, "o", color=CHALLENGER, label="CLR at a cycle's end")
     for number, budget in enumerate(budgets):
         start = tournament.spec("constant_drop", 0, 1, budget).policy.anneal_start(budget)
         end = at(runs, "constant_drop", 0, budget, "validation").mean()
         name = dict(label="a drop branched off the trunk") if not number else {}
-        axes.plot([start, budget], [lines["constant"][start], end], color=COLOURS[2], linewidth=1.2)
-        axes.plot(budget, end, "s", color=COLOURS[2], **name)
+        axes.plot([start, budget], [lines["constant"][start], end], color=BRANCH, linewidth=1.2)
+        axes.plot(budget, end, "s", color=BRANCH, **name)
     averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
-    axes.plot(budgets, averages, "D", color=COLOURS[3], markersize=5, label="moving average of the trunk's weights")
+    axes.plot(budgets, averages, "D", color=AVERAGE, markersize=5, label="moving average of the trunk's weights")
     low = min(lines[arm][lines[arm].index >= budgets[0] / 2].min() for arm in lines)
     axes.set(xlabel="iteration", ylabel="validation accuracy, means of all runs", title=title)
     axes.set_ylim(bottom=low - 0.01)
