@@ -416,3 +416,10 @@ def test_the_lowest_point_is_between_the_rates_that_were_tried():
     assert lowest_point(tried, np.array([1.0, 3.0, 2.0])) == pytest.approx(0.4)
     assert lowest_point(tried, np.array([np.nan, 3.0, 2.0])) == pytest.approx(0.2)
     assert 0.1 <= lowest_point(tried, np.array([2.0, 2.0, 2.0])) <= 0.4
+
+
+def test_the_lowest_point_at_an_end_is_the_very_rate_that_was_tried():
+    """Or the answer would not be known for an end of the ladder."""
+    for rate in np.random.default_rng(0).uniform(1e-5, 1, 200):
+        tried = rate * np.array([2.0, 1.0, 0.5])
+        assert (lowest_point(tried, tried), lowest_point(tried, -tried)) == (tried[2], tried[0])

@@ -638,4 +638,4 @@ def lowest_point(rates: np.ndarray, losses: np.ndarray) -> float:
         if bend > 0:
             low, high = (x[at - 1] - x[at]) / 2, (x[at + 1] - x[at]) / 2
             return float(np.exp(x[at] + np.clip(-slope / (2 * bend), low, high)))
-    return float(np.exp(x[at]))
+    return float(rates[order][at])
