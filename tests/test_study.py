@@ -252,6 +252,7 @@ def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, mo
     readme = tmp_path / "README.md"
     marker = "<!-- smoke/headline iterations fixed -->?<!-- end -->"
     readme.write_text(f"![Run](images/smoke/run.png) ![Ends](published/smoke/figures/policies.png) {marker}")
+    (tmp_path / "other.md").write_text("![Another study's](published/not-smoke/figures/other.png)")
     monkeypatch.setattr(documents, "FOLDERS", (tmp_path,))
     mine = tmp_path / "results" / "smoke"
     temporary = re.escape(str(tmp_path.parent).encode()) + rb"[\w/-]*"

@@ -206,7 +206,7 @@ def _same_table(ours: Path, again: Path) -> bool:
 
 def _shown(place: str, results: Path, texts: Iterable[str]) -> list[str]:
     """The figures of a study that the documents show, as `<place>/<figure>`."""
-    shown = {found for text in texts for found in re.findall(rf"{re.escape(place)}/([\w.-]+\.png)", text)}
+    shown = {found for text in texts for found in re.findall(rf"(?<![\w-]){re.escape(place)}/([\w.-]+\.png)", text)}
     for figure in shown:
         if not (results / "figures" / figure).exists():
             raise StudyError(f"{results} has no figures/{figure}, which a document shows as {place}/{figure}")
