@@ -129,7 +129,7 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
         label: the data set's.
     """
     figure, axes = plt.subplots()
-    most = 1.3 * curve[["factor", "low"]].max().max()
+    most = 1.3 * curve[["factor", "low"]].max().max() or 1.0
     high = curve.high.clip(upper=most)
     axes.fill_between(curve.target, curve.low, high, color=CHALLENGER, alpha=0.2, linewidth=0, step="mid")
     for target in curve.target[np.isinf(curve.high)]:
@@ -139,7 +139,7 @@ def factors(curve: pd.DataFrame, label: str) -> Figure:
     )
     axes.plot(curve.target.iloc[-1], curve.factor.iloc[-1], "o", color=CHALLENGER, label="best mean of the baseline")
     axes.axhline(1, color="0.35", linestyle=":", linewidth=1.2)
-    axes.set(xlabel="test accuracy asked for", ylabel="times fewer iterations", ylim=(0, None))
+    axes.set(xlabel="test accuracy asked for", ylabel="times fewer iterations", ylim=(0, 1.12 * most))
     axes.set_title(f"{label}: the factor depends on the target")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole per cents
