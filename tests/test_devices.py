@@ -12,7 +12,7 @@ from modules.runs.training import one_thread, train
 
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 QUICK = dict(
-    model="cifar10_quick", dataset="digits", batch_size=32, iterations=20, evaluate_every=5, split="validation"
+    model="cifar10_quick", dataset="digits", batch_size=32, iterations=8, evaluate_every=2, split="validation"
 )
 
 
@@ -28,7 +28,7 @@ def quick(seed, **changes):
 def test_a_run_alone_gives_the_same_bytes_again_and_after_a_stop(tmp_path, device):
     first, second = tmp_path / "first", tmp_path / "second"
     train(quick(1), first, device=device)
-    train(quick(1), second, device=device, stop_after=10)
+    train(quick(1), second, device=device, stop_after=4)
     train(quick(1), second, device=device)
     assert contents(first) == contents(second)
 
@@ -40,7 +40,7 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, device, ch
     first, second = tmp_path / "first", tmp_path / "second"
     specs = [quick(seed, **changes) for seed in (1, 2, 3)]
     train_together(specs, first, device=device)
-    train_together(specs, second, device=device, stop_after=10)
+    train_together(specs, second, device=device, stop_after=4)
     assert not list(second.glob("*.csv"))
     train_together(specs, second, device=device)
     assert contents(first) == contents(second)
@@ -48,9 +48,10 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, device, ch
 
 
 def test_a_run_is_what_the_processor_makes_of_it_but_for_rounding(tmp_path, device):
-    """Over 200 iterations, at a rate at which rounding does not grow into another run."""
+    """Over 200 iterations of a card, at a rate at which rounding does not grow into another run."""
     here, there = tmp_path / "here", tmp_path / "there"
-    run = small(dict(name="fixed", lr=0.005, milestones=[]), variant="run", **{**QUICK, "iterations": 200})
+    length = dict(iterations=200 if device == "cuda" else 40, evaluate_every=5)
+    run = small(dict(name="fixed", lr=0.005, milestones=[]), variant="run", **{**QUICK, **length})
     train(run, here, device="cpu")
     train_together([run], there, device=device)
     expected, found = (pd.read_csv(folder / "run-seed1.csv") for folder in (here, there))
@@ -95,7 +96,7 @@ def test_a_group_too_large_for_the_memory_is_split_and_a_stop_finds_the_parts_ag
     specs = [quick(seed, model="mlp") for seed in range(1, 6)]
     train_together(specs, whole)
     groups = room_for(monkeypatch, 2)
-    train_together(specs, parts, stop_after=10)
+    train_together(specs, parts, stop_after=4)
     assert len(list((parts / ".partial").glob("together-*.pt"))) == 3
     train_together(specs, parts)
     assert groups == [2, 1, 2] * 2

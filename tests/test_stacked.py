@@ -255,6 +255,7 @@ def _train_saving_often(specs, folder):
     train_together(specs, folder)
 
 
+@pytest.mark.ci
 def test_a_group_killed_at_work_goes_on_to_the_same_bytes(tmp_path):
     specs = [dense(seed, iterations=4000, evaluate_every=20) for seed in (1, 2)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

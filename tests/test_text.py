@@ -45,6 +45,7 @@ def test_what_would_be_found(source):
     assert list(without_encoding(source)) == [1]
 
 
+@pytest.mark.ci
 def test_a_run_and_its_report_work_in_a_locale_of_another_alphabet(tmp_path):
     """Files first, then what is printed; the folder's name is none of the locale's."""
     code = """

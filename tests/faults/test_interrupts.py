@@ -98,6 +98,7 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     tally("stop button in Jupyter", TIMES, found, expected)
 
 
+@pytest.mark.ci
 def test_second_study_on_the_same_folder_says_who_holds_it(study, whole):
     first = study()
     first.start()

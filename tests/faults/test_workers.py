@@ -72,6 +72,7 @@ def test_a_worker_that_dask_gave_up_is_replaced():
         until(lambda: client.scheduler_info()["workers"].keys() - {before}, 60)
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(not parallel.FORKED, reason="there is no such process here")
 def test_killed_fork_server_is_started_again():
     with parallel.cluster(0) as client:
@@ -101,6 +102,7 @@ def test_scheduler_without_workers_ends_the_study_and_names_it(tmp_path, monkeyp
             run_all([small()], tmp_path)
 
 
+@pytest.mark.ci
 def test_a_temporary_folder_too_deep_for_a_socket_is_no_hindrance(tmp_path):
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
