@@ -8,7 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-settings.register_profile("study", parent=settings(), deadline=None)
+EXAMPLES = 100 if os.environ.get("CI") else 30  # .ci/run tries more, and always the same
+settings.register_profile("study", parent=settings(), deadline=None, max_examples=EXAMPLES)
 settings.load_profile("study")
 
 

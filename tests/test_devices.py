@@ -11,9 +11,7 @@ from modules.runs.stacked import train_together
 from modules.runs.training import one_thread, train
 
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-QUICK = dict(
-    model="cifar10_quick", dataset="digits", batch_size=32, iterations=8, evaluate_every=2, split="validation"
-)
+QUICK = dict(model="cifar10_quick", dataset="digits", batch_size=32, iterations=8, evaluate_every=2, split="validation")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CARD)])
