@@ -95,6 +95,16 @@ def test_a_log_has_a_line_a_minute(monkeypatch):
     ]
 
 
+def test_a_log_says_no_time_left_before_a_hundredth_is_done(monkeypatch):
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = Bar("02_range_test", log)
+    for minute, iteration in enumerate((0, 5, 400)):
+        now[0] = 61.0 * minute
+        bar.show(HALF._replace(iteration=iteration, iterations=1000, before=0))
+    assert [line.split(", ")[1] for line in log.getvalue().splitlines()] == ["1 of 2 runs", "03:03 left"]
+
+
 @pytest.mark.parametrize("runs", [3, 40])
 def test_each_of_few_runs_has_a_line_when_it_ends_and_of_many_the_diverged_are_counted(runs, capsys):
     specs = [small(seed=seed, iterations=10) for seed in range(1, runs + 1)]

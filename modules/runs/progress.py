@@ -71,8 +71,10 @@ class Bar:
             self.bar.update(state.iteration - self.bar.n)
         elif time.monotonic() - self.said > EVERY:
             self.said = time.monotonic()
-            speed = (state.iteration - state.before) / (self.said - self.started)
-            left = f", {tqdm.format_interval((state.iterations - state.iteration) / speed)} left" if speed > 0 else ""
+            done, all_of_it = state.iteration - state.before, state.iterations - state.before
+            seconds = (self.said - self.started) * (all_of_it / done - 1) if done else 0
+            # Before that it is mostly the workers' start that is measured.
+            left = f", {tqdm.format_interval(seconds)} left" if done > all_of_it / 100 else ""
             share = state.iteration / state.iterations
             print(f"{self.title}{share:.0%}{left}, {state.text}", file=self.stream, flush=True)
 
