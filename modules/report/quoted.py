@@ -46,9 +46,23 @@ def cifar10_headline(results: Path) -> Rows:
         *(notes.difference(f"clr at {at} - fixed", clr.at(at), fixed) for at in (16000, 20000, 24000)),
         notes.difference("clr at 32000 - fixed", clr.at(32000), fixed, note=whole),
         # The same runs at other iterations: pairs.
-        notes.difference("first cut", fixed.at(61000), fixed.at(57000, 58000, 59000, 60000), "pairs"),
-        notes.difference("cycle end - mid-cycle", clr.at(32000), clr.at(35000), "pairs"),
-        notes.difference("cycle ends - neighbours", clr.at(*ends), clr.at(*between), "pairs"),
+        notes.difference(
+            "first cut",
+            fixed.at(61000),
+            fixed.at(57000, 58000, 59000, 60000),
+            "pairs",
+            note="fixed, 61,000 less 57,000 to 60,000",
+        ),
+        notes.difference(
+            "cycle end - mid-cycle", clr.at(32000), clr.at(35000), "pairs", note="clr, 32,000 less 35,000"
+        ),
+        notes.difference(
+            "cycle ends - neighbours",
+            clr.at(*ends),
+            clr.at(*between),
+            "pairs",
+            note="clr, eight ends less the middles beside them",
+        ),
         *(notes.factor(f"target {at}", clr, fixed, at / 100) for at in (40, 50, 60, 65, 70, 72, 73, 74, 75)),
         notes.ratio("clr mean rate over fixed", clr, "mean", fixed, "lr"),
         *_counting_range_tests(results, clr, fixed),
