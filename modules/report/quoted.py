@@ -101,6 +101,20 @@ def caffe_quick(results: Path) -> Rows:
     }
 
 
+def headline_controls(results: Path) -> Rows:
+    """Beside the headline's runs, which stand in the folder of `cifar10`."""
+    mean, drop = Experiment(results / "policies").arms("mean_rate", "mean_rate_drop")
+    fixed, clr = Experiment(results.with_name("cifar10") / "headline").arms("fixed", "triangular")
+    return {
+        "policies": [
+            notes.crossing("mean_rate reaches fixed", mean, fixed),
+            notes.crossing("mean_rate_drop reaches fixed", drop, fixed),
+            *(notes.difference(f"clr at 20000 - {arm.name}", clr.at(20000), arm) for arm in (mean, drop)),
+            *(notes.difference(f"{arm.name} - fixed", arm, fixed) for arm in (mean, drop)),
+        ]
+    }
+
+
 def digits_policies(results: Path) -> Rows:
     """When each arm has what *fixed* has at its best."""
     fixed, *others = Experiment(results / "policies").arms("fixed", "triangular", "mean_rate", "linear")
@@ -343,6 +357,7 @@ QUOTED: dict[str, Callable[[Path], Rows]] = {
         cifar10_range_test,
         cifar10_headline,
         caffe_quick,
+        headline_controls,
         digits_policies,
         fashion_headline,
         fashion_policies,
