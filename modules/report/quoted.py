@@ -38,12 +38,14 @@ def cifar10_headline(results: Path) -> Rows:
     whole = "end of its last whole cycle"
     ends, between = range(4000, 32001, 4000), range(3000, 33001, 2000)
     rows = [
+        notes.accuracy("clr at 4000", clr.at(4000), note="its first cycle's end"),
         notes.accuracy("clr at 16000", clr.at(16000)),
         notes.accuracy("clr at 20000", clr.at(20000)),
         notes.accuracy("clr at 24000", clr.at(24000)),
-        notes.accuracy("clr at 32000", clr.at(32000), note="its highest mean"),
+        notes.accuracy("clr at 28000", clr.at(28000)),
+        notes.accuracy("clr at 32000", clr.at(32000), note=whole),
         # At 20,000: the first of the project's two primary contrasts. The same accuracy sooner?
-        *(notes.difference(f"clr at {at} - fixed", clr.at(at), fixed) for at in (16000, 20000, 24000)),
+        *(notes.difference(f"clr at {at} - fixed", clr.at(at), fixed) for at in (16000, 20000, 24000, 28000)),
         notes.difference("clr at 32000 - fixed", clr.at(32000), fixed, note=whole),
         # The same runs at other iterations: pairs.
         notes.difference(
@@ -93,6 +95,7 @@ def caffe_quick(results: Path) -> Rows:
             notes.prediction("one more caffe_quick", quick),
             notes.difference("caffe_quick - fixed", quick, fixed),
             notes.difference("caffe_quick - clr at 20000", quick, triangular.at(20000)),
+            notes.difference("caffe_quick - clr at 28000", quick, triangular.at(28000)),
             notes.difference("caffe_quick - clr at 32000", quick, triangular.at(32000)),
             notes.difference("caffe_clr - caffe_quick", clr, quick),
             notes.difference("caffe_clr_paper - caffe_quick", paper, quick),
