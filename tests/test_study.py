@@ -68,6 +68,7 @@ def test_the_answer_stands_first_on_a_users_page(smoke):
     assert "probably between" in table["text/html"]
 
 
+@pytest.mark.ci
 def test_a_notebook_executed_again_is_the_same_bytes(smoke):
     """Else who reproduces a published study cannot see what changed."""
     results, _ = smoke
@@ -193,6 +194,7 @@ finally:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.ci
 def test_one_notebook_of_a_study_runs_alone(tmp_path, capsys):
     results = tmp_path / "with a space"
     assert cli.main(["reproduce", "--study", "smoke", "--results", str(results), "--only", "00"]) == 0
@@ -246,6 +248,7 @@ def test_bad_files_of_studies_are_named(tmp_path, capsys, content, message):
     assert not results.exists()
 
 
+@pytest.mark.ci
 def test_publish_promotes_complete_results_and_their_figures(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")

@@ -117,6 +117,7 @@ def test_worker_with_two_threads_is_refused(study, cluster):
     assert small.csvs("headline") == {}
 
 
+@pytest.mark.ci
 def test_nobody_at_the_address(study):
     small = study()
     status, output = small.run(
