@@ -48,6 +48,7 @@ STUDIES = [
     ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
     ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),
     ("cifar10", "cifar10", {}, {"range_test", "headline"}),
+    ("headline-controls", "headline-controls", {}, {"policies", "ablation"}),
     ("policies", "cifar10-jpeg", JPEG, {"policies", "ablation", "policies_range_test"}),
     ("wide-resnet", "cifar10-jpeg", JPEG, {"best_lr_sweep", "best_lr"}),
 ]
