@@ -84,6 +84,7 @@ def test_the_table_counts_what_has_no_answer_and_what_is_a_catastrophe():
     assert (100 * short.value).tolist() == pytest.approx([row.value] * 2)
 
 
+@pytest.mark.ci
 def test_intervals_hold_the_true_regret_of_noisy_grids_and_few_ramps():
     """Of 40 made-up benchmarks of four seeds and ten ramps."""
     rng, held = np.random.default_rng(1), 0

@@ -113,6 +113,7 @@ def test_a_sequence_resumes_bit_for_bit():
     assert failures(in_sequence, PAIRS) == {}
 
 
+@pytest.mark.ci
 def test_a_chain_resumes_bit_for_bit():
     assert failures(beside, PAIRS) == {}
 
