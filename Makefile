@@ -87,7 +87,7 @@ verify: $(ENV) ## train the first row of complete runs again: make verify RESULT
 html: $(ENV) ## documents, executed notebooks and the API as one site in site/
 	@$(PYTHON) -m modules html $(PARAMS)
 
-test: $(ENV) ## the tests but for those marked ci, which take long: publishing, and faults of workers, disks, clusters
+test: $(ENV) ## the tests but for those marked ci, which take long: the site, publishing, faults of workers, disks, clusters
 	@$(PYTHON) -m pytest -m "not ci"
 
 test-all: $(ENV) ## all tests

@@ -19,7 +19,6 @@ def pytest_collection_modifyitems(items):
         "faults/test_interrupts",
         "faults/test_workers",
         "test_study",
-        "test_site",
         "test_devices",
         "test_range_test",
     )

@@ -32,7 +32,9 @@ def test_a_run_alone_gives_the_same_bytes_again_and_after_a_stop(tmp_path, devic
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, dict(model="mlp"), dict(model="mlp", optimizer="adam")], ids=["convolutions", "dense", "adam"]
+    "changes",
+    [pytest.param({}, marks=pytest.mark.ci), dict(model="mlp"), dict(model="mlp", optimizer="adam")],
+    ids=["convolutions", "dense", "adam"],
 )
 def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, device, changes):
     first, second = tmp_path / "first", tmp_path / "second"

@@ -109,6 +109,7 @@ def failures(compose, combinations) -> dict:
 PAIRS, SINGLE = list(product(ALL, ALL)), [(name,) for name in ALL]
 
 
+@pytest.mark.ci
 def test_a_sequence_resumes_bit_for_bit():
     assert failures(in_sequence, PAIRS) == {}
 

@@ -19,7 +19,10 @@ from toys import ROOT
 from modules.study import cli, reproduction, site
 
 # Of Sphinx, about what its extensions use.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning"),
+]
 
 PICTURE = base64.b64encode((ROOT / "images" / "cifar10" / "run.png").read_bytes()).decode()
 EVIL = "<script>alert(1)</script>"
