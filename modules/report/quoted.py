@@ -87,7 +87,9 @@ def _counting_range_tests(results: Path, clr: Arm, fixed: Arm) -> list[Found]:
 
 def caffe_quick(results: Path) -> Rows:
     """Beside the headline's runs, which stand in the folder of its study: `cifar10` of `cifar10-quick`."""
-    quick, clr, paper = Experiment(results / "policies").arms("caffe_quick", "caffe_clr", "caffe_clr_paper")
+    quick, clr, own, paper = Experiment(results / "policies").arms(
+        "caffe_quick", "caffe_clr", "caffe_clr_own", "caffe_clr_paper"
+    )
     study = results.with_name(results.name.removesuffix("-quick"))
     fixed, triangular = Experiment(study / "headline").arms("fixed", "triangular")
     return {
@@ -98,6 +100,7 @@ def caffe_quick(results: Path) -> Rows:
             notes.difference("caffe_quick - clr at 28000", quick, triangular.at(28000)),
             notes.difference("caffe_quick - clr at 32000", quick, triangular.at(32000)),
             notes.difference("caffe_clr - caffe_quick", clr, quick),
+            notes.difference("caffe_clr_own - caffe_quick", own, quick),
             notes.difference("caffe_clr_paper - caffe_quick", paper, quick),
             notes.crossing("caffe_quick reaches fixed", quick, fixed),
         ]
