@@ -185,8 +185,8 @@ def test_numbers_beside_another_study_are_found_again_before_they_are_published(
     mine = tmp_path / "results" / "mine-quick"
     (mine / "notebooks").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(), mine / "notebooks" / "05_policies.ipynb")
-    published = PUBLISHED / "cifar10-quick" / "policies"
-    shutil.copytree(published, mine / "policies")
+    for experiment in ("policies", "policies_range_test"):
+        shutil.copytree(PUBLISHED / "cifar10-quick" / experiment, mine / experiment)
     (mine.parent / "mine").symlink_to((PUBLISHED / "cifar10").resolve())
     table = quoted.write_quoted("caffe_quick", mine)
     assert table.value.notna().all()

@@ -263,31 +263,38 @@ def ratio(a: Arm, of_a: str, b: Arm, of_b: str) -> Found:
 @note("max_lr")
 def upper_bounds_one_by_one(arm: Arm) -> Found:
     """The upper bound that range tests give one by one: their mean curve's, the lowest and the highest."""
-    curve = arm.curve
-    rates = arm.experiment.runs.groupby("iteration").lr.first()[curve.index]
+    curve, rates = arm.curve, _rates(arm)
     single = [suggest_bounds(rates, curve[seed]).max_lr for seed in curve]
     ends = {"low": min(single), "high": max(single), "method": "lowest to highest run"}
     return {"runs": len(single), "value": suggest_bounds(rates, curve).max_lr, **ends}
 
 
 @note("base_lr")
-def lower_bound(of: Experiment | Path) -> Found:
-    """The lower bound that the rule reads off one curve: that of an experiment's runs, or somebody else's CSV."""
-    return _bound(of, "base_lr")
+def lower_bound(of: Arm | Path) -> Found:
+    """The lower bound that the rule reads: off range tests, with an interval from five runs on, or off others' CSV."""
+    return _bound(of, "base")
 
 
 @note("max_lr")
-def upper_bound(of: Experiment | Path) -> Found:
+def upper_bound(of: Arm | Path) -> Found:
     """As `lower_bound`."""
-    return _bound(of, "max_lr")
+    return _bound(of, "max")
 
 
-def _bound(of: Experiment | Path, which: str) -> Found:
+def _bound(of: Arm | Path, which: str) -> Found:
     if isinstance(of, Path):
         table = pd.read_csv(of)
+        found, more = suggest_bounds(table.lr, table.val_acc), {"method": "the rule, one curve"}
     else:
-        table = of.runs.groupby("iteration").agg(lr=("lr", "first"), val_acc=("val_acc", "mean"))
-    return {"value": getattr(suggest_bounds(table.lr, table.val_acc), which), "method": "the rule, one curve"}
+        found = suggest_bounds(_rates(of), of.curve)
+        ends = {end: getattr(found, f"{which}_{end}") for end in ("low", "high")}
+        more = {"runs": of.curve.shape[1], "method": "the rule", **ends}
+    return {"value": getattr(found, f"{which}_lr"), **more}
+
+
+def _rates(arm: Arm) -> pd.Series:
+    """The rate at each evaluation of a range test."""
+    return arm.experiment.runs.groupby("iteration").lr.first()[arm.curve.index]
 
 
 @note("falls")
