@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import FIXED, TRIANGULAR, every, small
+from toys import FIXED, ROWS, TRIANGULAR, a_record, every, small
 
 from modules.report.comparison import TABLES, beside, compare, counts, differences_beside, readable_beside
 from modules.report.formatting import ACCURACY, known, latex, read_reference, readable, show
 from modules.report.tables import by_policy, table_of, write
+from modules.runs.files import RunFiles
 from modules.runs.training import train
 from modules.statistics import AnalysisError, Estimate
 from modules.study import parameters
@@ -124,6 +125,17 @@ def test_runs_of_other_settings_are_not_compared(tmp_path):
     assert table["final_accuracy", "fixed"] == "equivalent"
     assert table["final_accuracy", "triangular"] == "other settings"
     assert table["final_accuracy_difference", "triangular - fixed"] == "other settings"
+
+
+def test_runs_from_before_a_setting_existed_have_its_default(tmp_path):
+    run = small(FIXED)
+    record = a_record(run)
+    older = run.model_dump(mode="json", exclude_defaults=True)
+    older["policy"]["name"] = "fixed"
+    assert set(record["spec"]) - set(older) >= {"ema", "split", "registration"}
+    for name, spec, rows in (("a", record["spec"], ROWS), ("b", older, ROWS[:1])):
+        RunFiles(results(tmp_path / name, OURS, run=None) / "headline", run.name).finish(rows, record | {"spec": spec})
+    assert set(compare(tmp_path / "a", tmp_path / "b").verdict) == {"equivalent"}
 
 
 def crossed(folder, rows, run, shares):

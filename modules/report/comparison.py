@@ -1,6 +1,5 @@
 """What a study got, set beside what it published, and beside what others did."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from modules.checks import RunError
 from modules.report.formatting import ACCURACY, Quantity, known, read_reference, show
 from modules.report.tables import curves, read_table
 from modules.runs.files import complete_runs
+from modules.runs.provenance import recorded
+from modules.runs.spec import Spec
 from modules.statistics import Estimate
 
 
@@ -145,17 +146,20 @@ def _other_settings(ours: str | Path, published: str | Path, experiments: Iterab
     return differing and differing | {"sweep"}
 
 
-def _settings(results: str | Path, experiments: Iterable[str]) -> dict[str, set[str]]:
-    """By policy or variant, the settings of its runs but for their seeds, as text."""
-    found: dict[str, set[str]] = {}
+def _settings(results: str | Path, experiments: Iterable[str]) -> dict[str, set[Spec]]:
+    """By policy or variant, the settings of its runs but for their seeds.
+
+    Not as records have them: one from before a setting existed lacks that.
+    """
+    found: dict[str, set[Spec]] = {}
     for folder in (folder for pattern in experiments for folder in Path(results).glob(pattern)):
         for run in complete_runs(folder):
             try:
-                asked = run.read()[1]["spec"]
+                asked = recorded(run.read()[1])
             except RunError:  # said where the runs are read
                 continue
-            same = {key: value for key, value in asked.items() if key not in ("seed", "registration")}
-            found.setdefault(run.name.rpartition("-seed")[0], set()).add(json.dumps(same, sort_keys=True))
+            same = asked.model_copy(update={"seed": 0, "registration": None})
+            found.setdefault(run.name.rpartition("-seed")[0], set()).add(same)
     return found
 
 
