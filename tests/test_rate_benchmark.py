@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from toys import every
 
-from modules.checks import RunError
+from modules.checks import RunError, short
 from modules.rate_finders import benchmark, entrants, frozen, regret
 from modules.rate_finders.benchmark import SCHEDULES, Task, tasks
 from modules.rate_finders.rules import RULES
@@ -146,21 +147,64 @@ def test_a_rule_scored_on_the_frozen_file_has_the_regret_it_has_on_the_runs(trai
     assert twice.value["mine"].tolist() == twice.value["fastai minimum"].tolist()
 
 
-def test_a_rule_in_a_file_is_scored_by_one_command(table, tmp_path, capsys):
+def test_a_rule_in_a_file_is_scored_by_one_command(table, capsys):
     assert main(["score", "--rule", "studies/rules/halfway.py", "--table", str(table)]) == 0
     assert "halfway" in capsys.readouterr().out
-    for text, message in (
-        ("def role(lr, loss): return 1", "has no function rule"),
+
+
+def refusal(capsys, rule, table):
+    """What is said of files that cannot be scored: one line."""
+    assert main(["score", "--rule", str(rule), "--table", str(table)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ").strip()
+
+
+@every(
+    ("text", "message"),
+    [
+        ("def role(lr, loss): return 1", "has no function rule(lr, loss)"),
+        ("rule = 0.1", "has no function rule(lr, loss)"),
+        ("def rule(lr, loss) return 1", "SyntaxError: "),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
         ("def rule(lr, loss): return 1 / 0", "ZeroDivisionError: division by zero"),
-        ("def rule(lr, loss) return 1", "SyntaxError"),
+        ("def rule(lr, loss): return {}['rate']", "KeyError: 'rate'"),
+        ("def rule(lr, loss): return open('gone')", "FileNotFoundError: "),
+        ("def rule(lr): return 1", "TypeError: rule() takes 1 positional argument but 2 were given"),
+        ("def rule(lr, loss): raise ValueError('two\\nlines')", "ValueError: two"),
+        ("def rule(lr, loss): return '0.1'", "rule gave '0.1': one rate is needed, or NaN for no answer"),
+        ("def rule(lr, loss): pass", "rule gave None: one rate is needed"),
+        ("def rule(lr, loss): return lr[:2]", "rule gave array("),
+        ("def rule(lr, loss): return 1j", "rule gave 1j: one rate is needed"),
+    ],
+)
+def test_a_rule_that_fails_or_gives_no_number_is_named_in_a_line(text, message, table, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    said = refusal(capsys, file, table)
+    assert said.startswith(str(file))
+    assert message in said
+
+
+def test_a_rule_may_have_no_answer(table, tmp_path, capsys):
+    for text in ("return float('nan')", "from modules.statistics import AnalysisError; raise AnalysisError('none')"):
+        (tmp_path / "mine.py").write_text(f"def rule(lr, loss): {text}")
+        assert main(["score", "--rule", str(tmp_path / "mine.py"), "--table", str(table)]) == 0
+        assert re.search(r"^mine .* NaN +100%$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_files_that_a_rule_cannot_be_scored_with_are_named_in_a_line(table, tmp_path, capsys):
+    halfway = "studies/rules/halfway.py"
+    assert refusal(capsys, tmp_path / "no.py", table) == f"rule={short(str(tmp_path / 'no.py'))}: no such file"
+    assert refusal(capsys, halfway, tmp_path / "no.csv") == f"table={short(str(tmp_path / 'no.csv'))}: no such file"
+    for text, message in (
+        ("", "is no table: "),
+        ("a\n1,2\n3,4,5\n", "is no table: "),
+        ("a,what\n1,2\n", "no task, chosen"),
     ):
-        (tmp_path / "mine.py").write_text(text)
-        assert main(["score", "--rule", str(tmp_path / "mine.py"), "--table", str(table)]) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert said.count("\n") == 1
-    assert main(["score", "--rule", str(tmp_path / "no.py"), "--table", str(table)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+        (tmp_path / "other.csv").write_text(text)
+        assert message in refusal(capsys, halfway, tmp_path / "other.csv")
 
 
 @every(

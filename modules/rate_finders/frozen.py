@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from modules.checks import RunError, first_line
+from modules.checks import RunError, check_file, first_line, short
 from modules.rate_finders.benchmark import SCHEDULES, Task
 from modules.rate_finders.regret import Landscape, regret_table, regrets
 from modules.rate_finders.rules import RULES, Rule
+from modules.statistics import AnalysisError
 
 VERSION = 2  # of the tasks and of what is measured; regrets compare within one
 FILE = f"rate_finders_frozen_{VERSION}.csv"
+COLUMNS = ("task", "chosen", "what", "seed", "rate", "value")
 RAMP = "ramp"
 PUBLISHED = Path("results/published/rate-finders-digits/tables") / FILE
 
@@ -76,6 +78,47 @@ def _matrix(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return wide.index.to_numpy(), wide.to_numpy()
 
 
+def _rule_of(file: str | Path) -> Rule:
+    """The rule in a Python file, as `score` takes it; whatever goes wrong in it is a RunError that names the file."""
+
+    def failed(error: BaseException) -> RunError:
+        return RunError(f"{file}: {type(error).__name__}: {first_line(error)}")
+
+    check_file("rule", str(file))
+    try:
+        rule = runpy.run_path(str(file)).get("rule")
+    except (Exception, SystemExit) as error:
+        raise failed(error) from error
+    if not callable(rule):
+        raise RunError(f"{file} has no function rule(lr, loss)")
+
+    def rate(lr: np.ndarray, loss: np.ndarray) -> float:
+        try:
+            given = rule(lr, loss)
+            found = np.asarray(given)
+        except AnalysisError:  # no answer
+            raise
+        except (Exception, SystemExit) as error:
+            raise failed(error) from error
+        if found.shape or found.dtype.kind not in "fiu":
+            raise RunError(f"{file}: rule gave {short(given)}: one rate is needed, or NaN for no answer")
+        return float(found)
+
+    return Rule(rate, str(file))
+
+
+def _table(file: str | Path) -> pd.DataFrame:
+    """What `frozen` gave, read again."""
+    check_file("table", str(file))
+    try:
+        read = pd.read_csv(file)
+    except ValueError as error:
+        raise RunError(f"{file} is no table: {first_line(error)}") from error
+    if missing := [column for column in COLUMNS if column not in read]:
+        raise RunError(f"{file} is no table of the benchmark: it has no {', '.join(missing)}")
+    return read
+
+
 def score(file: str | Path, table: str | Path) -> str:
     """Score a rule in a Python file.
 
@@ -88,19 +131,10 @@ def score(file: str | Path, table: str | Path) -> str:
         A table, in text: mean regrets in points, rules down, best first.
 
     Raises:
-        RunError: a file cannot be read, or has no such function; or the rule fails, in a line.
+        RunError: a file is missing or is none of these; the rule fails, or gives something else than one number.
     """
-    name = Path(file).stem
-    try:
-        rule = runpy.run_path(str(file))["rule"]
-        read = pd.read_csv(table)
-        found = scored(read, Rule(rule, str(file)), name)
-    except KeyError:
-        raise RunError(f"{file} has no function rule(lr, loss)") from None
-    except OSError as error:
-        raise RunError(f"{error.filename} cannot be read ({error.strerror})") from error
-    except Exception as error:  # whatever a rule of somebody's raises
-        raise RunError(f"{file}: {type(error).__name__}: {first_line(error)}") from error
+    name, rule, read = Path(file).stem, _rule_of(file), _table(table)
+    found = scored(read, rule, name)
     over = "held-out tasks" if not read.chosen.all() else "tasks"
     whole = found[found.task == "all"]
     wide = whole.pivot(index="rule", columns="schedule", values="value")[list(SCHEDULES)]
