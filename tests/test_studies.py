@@ -143,7 +143,9 @@ def test_a_value_goes_to_the_notebook_that_is_named_or_has_it_alone():
     assert changed({"small_batch": 20}) == ["07"]
     assert changed({"05.momentum": 0.5}) == ["05"]
     assert changed({"kernel_initializer": "torch"}) == ["06"]
-    assert changed({"workers": 1}) == ["02", "03", "05", "06", "07", "09", "10", "11"]
+    having = [name[:2] for name in plan({}) if "workers" in design.declared(name)]
+    assert len(having) > 1
+    assert changed({"workers": 1}) == having
 
 
 def test_no_plain_name_reaches_some_of_the_notebooks_that_have_it():
