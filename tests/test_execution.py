@@ -50,6 +50,13 @@ def test_everything_is_checked_before_anything_is_written(tmp_path):
     assert not folder.exists()
 
 
+def test_a_run_of_every_kind_is_checked(tmp_path):
+    """With images held out there are fewer to train on: a batch that fits one run need not fit the next."""
+    both = [small(batch_size=1200, split="validation", variant="held_out"), small(batch_size=1200)]
+    with pytest.raises(RunError, match="batch_size=1200 exceeds the 11.. training images"):
+        check_all(both, tmp_path)
+
+
 def test_a_worker_with_other_data_trains_nothing(tmp_path, monkeypatch):
     """A cluster's machines may have different files under one name; here it is the client that is lied to."""
     other = replace(load("digits"), fingerprint="another")

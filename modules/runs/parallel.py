@@ -27,7 +27,7 @@ from modules.data.datasets import default_data_dir, load
 from modules.runs.files import RunFiles, complete_runs, writing
 from modules.runs.progress import Bar, Progress, State
 from modules.runs.spec import Spec
-from modules.runs.stacked import divided, train_together, why_not
+from modules.runs.stacked import common, divided, train_together, why_not
 from modules.runs.training import branches_of, check, train
 
 TOPIC = "clr-progress"
@@ -137,9 +137,7 @@ def check_all(
         raise RunError(f"two runs have the same name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
     for name in sorted({spec.dataset for spec in specs}):
         dataset, asked = load(name, data_dir), [spec for spec in specs if spec.dataset == name]
-        for spec in {
-            (s.model, s.pooling, s.init, s.activation, s.bias_lr_mult, s.multipliers, s.batch_size): s for s in asked
-        }.values():
+        for spec in {common(spec): spec for spec in asked}.values():
             check(spec, dataset)
         for spec in asked:
             RunFiles(folder, spec.name).check(spec, dataset.fingerprint)
