@@ -67,9 +67,11 @@ def range_test(
 
     Afterwards everything is as it was, whether the test ended well or not: weights, buffers, modes, the optimizer (with
     one that it wraps) and the scaler (where a rate is a tensor, the same tensor), gradients, and the random states of
-    torch, numpy, Python and the DataLoader's generator. So are other networks and optimizers that the functions given
-    here can be seen to use, such as a teacher or an average of the weights. Only lazy modules do not return: they are
-    initialised by the first batch. Each `state_dict()` is compared with the one before; a warning names what differs.
+    torch, numpy, Python and the DataLoader's generator. So are numbers, tensors and None that the network's own modules
+    keep as attributes, a sampler's count of epochs, and other networks and optimizers that the functions given here can
+    be seen to use, such as a teacher or an average of the weights. Workers that stay are set aside. Only lazy modules
+    do not return: they are initialised by the first batch. Each `state_dict()` is compared with the one before; a
+    warning names what differs.
 
     Args:
         model: the network; trained in place, on whatever device it is on. Modules that are in evaluation mode while

@@ -74,11 +74,11 @@ def reached(roots: tuple, loaders: tuple = ()) -> Reached:
                 found.loaders.append(value)
             if isinstance(value, DataLoader | Sampler):
                 for part in (value, getattr(value, "sampler", None), getattr(value, "batch_sampler", None)):
-                    own = getattr(part, "__dict__", {})
+                    own = _attribute(part, "__dict__", {})
                     found.places += [(own, name) for name, entry in own.items() if type(entry) in NUMBERS]
             if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
                 found.generators.append(value)
-            elif hasattr(value, "state_dict") and not isinstance(value, type):
+            elif _attribute(value, "state_dict") is not None and not isinstance(value, type):
                 found.stateful.append(value)
             if not data:
                 _note_tensors(value, found)
@@ -139,7 +139,7 @@ def _note_tensors(value: object, found: Reached) -> None:
         found.places += [(value, name) for name, entry in list(value.items()) if _all_tensors(entry)]
     elif not isinstance(value, Optimizer | type | ModuleType):
         for part in value.modules() if isinstance(value, nn.Module) else [value]:
-            places = [getattr(part, "__dict__", {}), _Slots(part)]
+            places = [_attribute(part, "__dict__", {}), _Slots(part)]
             tensors = [
                 (own, name)
                 for own in places
@@ -214,7 +214,7 @@ def _inside(value: object) -> list:
             with suppress(ValueError):
                 named.append(cell.cell_contents)
         return [*named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
-    return [*getattr(value, "__dict__", {}).values(), *_Slots(value).values(), *_methods(type(value))]
+    return [*_attribute(value, "__dict__", {}).values(), *_Slots(value).values(), *_methods(type(value))]
 
 
 def _hooks(tensor: Tensor) -> list:
@@ -223,13 +223,25 @@ def _hooks(tensor: Tensor) -> list:
     return [hook for name in named for hook in (getattr(tensor, name, None) or {}).values()]
 
 
+_NONE = object()
+
+
+def _attribute(value: object, name: str, default: object = None) -> object:
+    """An attribute of somebody else's object, whose `__getattr__` may raise anything."""
+    try:
+        return getattr(value, name, default)
+    except Exception:
+        return default
+
+
 class _Slots(dict):
     """What an object has in slots, by name; what is set here is set there."""
 
     def __init__(self, value: object) -> None:
         slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
         names = {name for each in slots for name in ([each] if isinstance(each, str) else each)} - {"__dict__"}
-        super().__init__({name: getattr(value, name) for name in names if hasattr(value, name)})
+        entries = {name: _attribute(value, name, _NONE) for name in names}
+        super().__init__({name: entry for name, entry in entries.items() if entry is not _NONE})
         self.value = value
 
     def __setitem__(self, name: str, entry: object) -> None:

@@ -1297,6 +1297,43 @@ def test_generators_of_random_numbers_are_put_back_wherever_they_are(where):
     assert drawn() == before
 
 
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=1024.0)])
+def test_gradients_are_clipped_by_a_hook(scaler):
+    model, optimizer, batches, _ = problem()
+    norms, clipped = [], []
+
+    def clip(optimizer, args, kwargs):
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)))
+
+    def after(optimizer, args, kwargs):
+        clipped.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
+
+    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(after)
+    range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=10, scaler=scaler)
+    assert all(0.1 < norm < 10 for norm in norms)
+    assert clipped == pytest.approx([0.1] * 10, rel=1e-3)
+
+
+class Stranger:
+    """An object that answers every question with an error."""
+
+    __slots__ = ("unset",)
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"there is no {name}")
+
+
+def test_an_object_whose_attributes_raise_errors_ends_no_ramp():
+    model, optimizer, batches, _ = problem()
+    stranger = Stranger()
+
+    def loss_fn(outputs, labels):
+        return CROSS_ENTROPY(outputs, labels) + 0 * isinstance(stranger, int)
+
+    assert len(range_test(model, optimizer, loss_fn, batches, iterations=10)) == 10
+
+
 class Remembers(torch.nn.Module):
     """A network that counts its steps, and has hidden states that are still to come."""
 

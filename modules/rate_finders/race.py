@@ -177,8 +177,9 @@ def find_rate(
         iterations: of the training to come.
         schedule: what the rate will do in it: `constant`, `linear` (to zero), `cycle` (four cycles from a quarter of
             the rate to it), or a function of an optimizer whose rates are set and of the number of iterations that
-            gives a torch scheduler, stepped once an iteration. It is called once for each race, and before the ramp to
-            see that it works.
+            gives a torch scheduler, stepped once an iteration, such as torch's `CosineAnnealingLR`. Lengths within it,
+            such as a warm-up's, are shares of that number. It is called once for each race, and three times before the
+            ramp, where its rates are looked at.
         budget: iterations that ramp and races may train together; by default a fifth of `iterations`. More makes the
             rate surer: half of `iterations` is a good price for a training that is repeated.
 
@@ -186,6 +187,9 @@ def find_rate(
         ValueError: an argument that makes no sense, in a line that names it, before any training.
         AnalysisError: the validation loss is not finite before any training; the training loss is so at every rate;
             every race diverged; or the ramp shows no edge, and the budget is too small for a race.
+
+    Warns:
+        UserWarning: the schedule has another shape in a race than in the training to come; and as for `range_test`.
 
     Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
     paper, 3.3) places. Fixed before any other task was tried.
