@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 from numbers import Integral, Real
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from . import snapshot
@@ -128,6 +129,8 @@ def range_test(
     check_given(model, optimizer, loss_fn, batches, forward, evaluate, validation)
     check_precision(autocast, scaler)
     _check_lengths(iterations, evaluate_every, accumulate, lost_in_a_row, stop_factor)
+    if validation is batches and isinstance(validation, DataLoader):
+        validation = copy(validation)  # workers that stay would end the epoch that trains
     row_every, every = evaluate_every or 1, evaluate_every or max(1, iterations // 50)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at

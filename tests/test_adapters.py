@@ -94,7 +94,7 @@ def test_both_adapters_find_a_rate_by_a_race():
         compute_loss=lambda model, batch: model.training_step(batch, 0),
         args=SimpleNamespace(gradient_accumulation_steps=1),
     )
-    race = dict(search=find_rate, validation=loader, iterations=800)
+    race = dict(search=find_rate, validation=list(loader), iterations=800)
     found = adapter("lightning_range_test")(module, loader, **race), adapter("trainer_range_test")(trainer, **race)
     assert found[0].rate == found[1].rate
     assert not found[0].tried.empty

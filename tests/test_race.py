@@ -396,6 +396,13 @@ def test_a_schedule_whose_shape_depends_on_its_length_is_told(schedule, told):
     assert all(each.filename == __file__ for each in said)
 
 
+def test_a_validation_that_trains_is_told():
+    toy = Toy()
+    toy.validation, toy.breaks = toy.batches, {1: KeyboardInterrupt()}
+    with pytest.warns(match="validation is what trains"), pytest.raises(KeyboardInterrupt):
+        toy.find(2000)
+
+
 def test_a_schedule_of_a_very_long_training_is_looked_at_in_a_shorter_one(monkeypatch):
     monkeypatch.setattr(race, "MOST_STEPPED", 1000)
     toy, made = Toy(), []

@@ -1408,6 +1408,20 @@ def test_workers_that_stay_are_set_aside(started):
     assert orders[0] == orders[1]
 
 
+def test_workers_that_stay_train_whole_epochs_though_their_loader_is_the_validation_too():
+    model, optimizer, batches, _ = problem()
+    points = torch.utils.data.TensorDataset(*(torch.cat(each) for each in zip(*batches, strict=True)))
+    loader = torch.utils.data.DataLoader(points, 50, num_workers=1, persistent_workers=True)
+    seen = []
+
+    def loss_fn(outputs, labels):
+        seen.extend([labels.tolist()] * torch.is_grad_enabled())
+        return CROSS_ENTROPY(outputs, labels)
+
+    range_test(model, optimizer, loss_fn, loader, validation=loader, iterations=16, evaluate_every=3)
+    assert seen == [labels.tolist() for _, labels in 2 * batches]
+
+
 def test_what_an_optimizer_keeps_in_attributes_is_put_back():
     class Keeper(torch.optim.SGD):
         def __init__(self, parameters):

@@ -189,7 +189,8 @@ def find_rate(
             every race diverged; or the ramp shows no edge, and the budget is too small for a race.
 
     Warns:
-        UserWarning: the schedule has another shape in a race than in the training to come; and as for `range_test`.
+        UserWarning: the schedule has another shape in a race than in the training to come; `validation` is the very
+            object that trains; and as for `range_test`.
 
     Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
     paper, 3.3) places. Fixed before any other task was tried.
@@ -202,6 +203,11 @@ def find_rate(
         raise ValueError("validation is missing: batches that do not train, a DataLoader or a list, decide the race")
     if isinstance(batches, Iterator):
         raise ValueError("batches can be gone through only once, and each race needs them anew: pass a DataLoader")
+    if validation is batches:
+        warnings.warn(
+            "validation is what trains, so a rate that learns it by heart looks best: pass data that do not train",
+            stacklevel=2,
+        )
     shared = dict(
         forward=forward, accumulate=accumulate, autocast=autocast, scaler=scaler, keep_ratios=keep_ratios
     )  # of ramp and races
@@ -588,8 +594,8 @@ class Race:
         """
         if self.rows and not any(math.isfinite(row[4]) for row in self.rows):
             raise AnalysisError(
-                f"every race diverged, down to the rate {min(row[2] for row in self.rows):.2g}: look for batches whose "
-                "loss is not finite, two of which in a row end a race"
+                f"every race diverged, down to the rate {min(row[2] for row in self.rows):.2g}: look for inputs "
+                "that are not normalised, or batches whose loss is not finite, two of which in a row end a race"
             )
         columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
         factor = 2 * max(1.0, self.iterations / self.length) ** UNSURE
