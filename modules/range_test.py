@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 from numbers import Integral, Real
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from . import snapshot
@@ -67,9 +68,11 @@ def range_test(
 
     Afterwards everything is as it was, whether the test ended well or not: weights, buffers, modes, the optimizer (with
     one that it wraps) and the scaler (where a rate is a tensor, the same tensor), gradients, and the random states of
-    torch, numpy, Python and the DataLoader's generator. So are other networks and optimizers that the functions given
-    here can be seen to use, such as a teacher or an average of the weights. Only lazy modules do not return: they are
-    initialised by the first batch. Each `state_dict()` is compared with the one before; a warning names what differs.
+    torch, numpy, Python and the DataLoader's generator. So are numbers, tensors and None that the network's own modules
+    keep as attributes, a sampler's count of epochs, and other networks and optimizers that the functions given here can
+    be seen to use, such as a teacher or an average of the weights. Workers that stay are set aside. Only lazy modules
+    do not return: they are initialised by the first batch. Each `state_dict()` is compared with the one before; a
+    warning names what differs.
 
     Args:
         model: the network; trained in place, on whatever device it is on. Modules that are in evaluation mode while
@@ -124,7 +127,10 @@ def range_test(
     Source: the paper, 3.3; coxy1989/clr for the linear ramp; best_lr for the exponential one and for the early end.
     """
     check_given(model, optimizer, loss_fn, batches, forward, evaluate, validation)
+    check_precision(autocast, scaler)
     _check_lengths(iterations, evaluate_every, accumulate, lost_in_a_row, stop_factor)
+    if validation is batches and isinstance(validation, DataLoader):
+        validation = copy(validation)  # workers that stay would end the epoch that trains
     row_every, every = evaluate_every or 1, evaluate_every or max(1, iterations // 50)
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
@@ -192,7 +198,7 @@ def range_test(
                 val_loss = accuracy = math.nan
                 if evaluates := iteration % every == 0 or last:
                     if validation is not None:
-                        val_loss, accuracy = validate(model, validation, measure)
+                        val_loss, accuracy = validate(model, validation, measure, ignored_by(loss_fn))
                         if not (validated or lost):
                             check_validation(val_loss, f"at the first evaluation, lr={lr:.3g}")
                         validated = True
@@ -269,6 +275,12 @@ def check_given(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    group = getattr(model, "process_group", None)  # of DistributedDataParallel and FullyShardedDataParallel
+    if group is not None and group.size() > 1:
+        raise ValueError(
+            f"model is a {type(model).__name__} over {group.size()} processes, each of which would have losses of its "
+            "own: let one of them find the rate, with model.module, and send it to the others"
+        )
     _check_rates(optimizer)
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in trained for parameter in model.parameters() if parameter.requires_grad):
@@ -301,6 +313,18 @@ def check_given(
         raise ValueError("evaluate must be a function of the model; batches to evaluate on are called validation")
     if isinstance(validation, Iterator):  # `iter` of a DataLoader would draw a random number
         raise ValueError("validation can be gone through only once: pass a DataLoader or a list")
+
+
+def check_precision(autocast: object, scaler: object) -> None:
+    """Refuse what is no type and no scaler, such as True; arguments as for `range_test`.
+
+    Raises:
+        ValueError: a line that says what is wrong.
+    """
+    if autocast and not isinstance(autocast, torch.dtype):
+        raise ValueError(f"autocast must be a type such as torch.bfloat16, or None, not {autocast!r}")
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise ValueError(f"scaler must be a torch.amp.GradScaler, or None, not {scaler!r}")
 
 
 def _check_rates(optimizer: object) -> None:
@@ -393,9 +417,10 @@ def measure_batch(
 
 def _measured(model: nn.Module, loss_fn: Callable, batch: object) -> tuple[Tensor, object, object]:
     if not isinstance(batch, list | tuple) or len(batch) < 2:
+        what = f"{type(batch).__name__}{' of fewer than two' if isinstance(batch, list | tuple) else ''}"
+        such = "model(**batch).loss" if isinstance(batch, Mapping) else "..., the loss of this batch"
         raise ValueError(
-            f"a batch is inputs and a target, not a {type(batch).__name__}: give a forward, such as "
-            "forward=lambda model, batch: model(**batch).loss"
+            f"a batch is inputs and a target, not a {what}: give a forward, such as forward=lambda model, batch: {such}"
         )
     *inputs, target = batch
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
@@ -445,9 +470,7 @@ def backward(
     for loss in losses:
         if loss is None:
             continue
-        if not (isinstance(loss, Tensor) and loss.numel() == 1):
-            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the loss must be a tensor of one number, not {what}")
+        _check_loss(loss)
         if not loss.isfinite():
             with torch.no_grad():
                 for buffer, content in before:
@@ -457,6 +480,14 @@ def backward(
         (scaler.scale(mean) if scaler else mean).backward()
         total, given = total + mean.item(), given + 1
     return (total if given == count else total * count / given) if given else None
+
+
+def _check_loss(loss: object) -> None:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    hint = ": return its loss" if isinstance(getattr(loss, "loss", None), Tensor) else ""
+    raise ValueError(f"the loss must be a tensor of one number, not {what}{hint}")
 
 
 def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
@@ -481,9 +512,46 @@ def check_validation(loss: float, when: str) -> None:
         raise AnalysisError(f"validation: the loss is not finite {when}: look at these batches, and at the model")
 
 
+def ignored_by(loss_fn: object) -> int:
+    """The target that a loss leaves out; torch's losses say it, and by default it is -100."""
+    ignored = getattr(loss_fn, "ignore_index", None)
+    return ignored if isinstance(ignored, int) else -100
+
+
+def _predicted(outputs: object, target: object) -> Tensor | None:
+    """The class that each output is largest for, of the target's shape.
+
+    Torch has the classes in dimension 1. Those of sequences may be the last one, as `[N, length, classes]`.
+
+    Returns:
+        None where the targets are no classes, there are no two classes, or both dimensions fit.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(target, Tensor)) or target.is_floating_point():
+        return None
+    if outputs.ndim != target.ndim + 1 or target.ndim < 1:
+        return None
+    shape = tuple(outputs.shape)
+    fit = {dim for dim in (1, outputs.ndim - 1) if shape[:dim] + shape[dim + 1 :] == tuple(target.shape)}
+    dim = fit.pop() if len(fit) == 1 else None
+    return None if dim is None or shape[dim] < 2 else outputs.argmax(dim)
+
+
 @torch.no_grad()
-def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple[float, float]:
-    """Mean loss over all samples, and accuracy of the targets from 0 on; NaN where the targets are no classes."""
+def validate(model: nn.Module, validation: Iterable, measure: Callable, ignored: int = -100) -> tuple[float, float]:
+    """Mean loss over all samples, and accuracy.
+
+    Args:
+        model: put into evaluation mode.
+        validation: batches.
+        measure: loss, outputs and target of a batch.
+        ignored: a target that counts for no class, as do those below 0.
+
+    Returns:
+        The accuracy is NaN where the targets are no classes.
+
+    Raises:
+        ValueError: no batch, or what is no loss.
+    """
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
@@ -498,12 +566,16 @@ def validate(model: nn.Module, validation: Iterable, measure: Callable) -> tuple
             ) from error
         if loss is None:
             continue
+        try:
+            _check_loss(loss)
+        except ValueError as error:
+            raise ValueError(f"validation, which is measured in evaluation mode: {error}") from None
         count = len(target) if isinstance(target, Tensor) and target.ndim else length(batch)
         total, size = total + count * loss.item(), size + count
-        classes = isinstance(outputs, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
-        if classes and outputs.ndim == target.ndim + 1:
-            counted = target >= 0  # -100 is what torch's losses ignore
-            right += (counted & (outputs.argmax(1) == target)).sum().item()
+        predicted = _predicted(outputs, target)
+        if predicted is not None:
+            counted = (target >= 0) & (target != ignored)
+            right += (counted & (predicted == target)).sum().item()
             labels += counted.sum().item()
     if not size:
         raise ValueError("validation is empty, or no batch of it gave a loss")

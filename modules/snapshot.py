@@ -36,14 +36,17 @@ class Reached:
     Attributes:
         stateful: what has a `state_dict()`. A module's submodules are part of it, and not listed.
         generators: of random numbers, torch's, numpy's and Python's.
-        places: where tensors, arrays and lists of such lie that are no module's: a dictionary of names, and the name.
+        places: where tensors, arrays and lists of such lie that are no module's, and numbers that a module or a sampler
+            keeps: a dictionary of names, and the name.
         cells: the same, of the variables that a function has from around it.
+        loaders: of batches, with workers that stay.
     """
 
     stateful: list = field(default_factory=list)
     generators: list = field(default_factory=list)
     places: list[tuple[dict, str]] = field(default_factory=list)
     cells: list = field(default_factory=list)
+    loaders: list[DataLoader] = field(default_factory=list)
 
 
 def reached(roots: tuple, loaders: tuple = ()) -> Reached:
@@ -51,8 +54,8 @@ def reached(roots: tuple, loaders: tuple = ()) -> Reached:
 
     Looked for in closures, in the globals that a function or an object's methods name, in arguments of `partial`, in
     hooks of modules and of tensors, in attributes, slots and in short lists and dictionaries. Numbers and texts stay as
-    they are, such as a count of calls; but an object that holds tensors, such as an average of weights, is put back
-    with its numbers.
+    they are, such as a count of calls. But what holds tensors is put back with its numbers, such as an average of
+    weights, or a network with a count of its steps; so is what draws the order of images, which may count its epochs.
 
     Args:
         roots: functions, modules, optimizers, objects.
@@ -67,9 +70,15 @@ def reached(roots: tuple, loaders: tuple = ()) -> Reached:
                 continue
             seen[id(value)] = value
             data = data or isinstance(value, DataLoader | Dataset | Sampler)
+            if isinstance(value, DataLoader) and value.persistent_workers:
+                found.loaders.append(value)
+            if isinstance(value, DataLoader | Sampler):
+                for part in (value, getattr(value, "sampler", None), getattr(value, "batch_sampler", None)):
+                    own = _attribute(part, "__dict__", {})
+                    found.places += [(own, name) for name, entry in own.items() if type(entry) in NUMBERS]
             if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
                 found.generators.append(value)
-            elif hasattr(value, "state_dict") and not isinstance(value, type):
+            elif _attribute(value, "state_dict") is not None and not isinstance(value, type):
                 found.stateful.append(value)
             if not data:
                 _note_tensors(value, found)
@@ -82,7 +91,11 @@ def reached(roots: tuple, loaders: tuple = ()) -> Reached:
 
 
 def random_states(found: Reached) -> Callable[[], None]:
-    """A function that puts numpy's, Python's and all generators' random states back as they are now."""
+    """A function that puts numpy's, Python's and all generators' random states back as they are now.
+
+    Workers that stay have random states of their own, and may be in the middle of an epoch. So they are set aside: a
+    loader starts new ones.
+    """
     own, legacy = random.getstate(), np.random.get_state()
     states = []
     for generator in found.generators:
@@ -92,6 +105,9 @@ def random_states(found: Reached) -> Callable[[], None]:
             states.append((generator.setstate, generator.getstate()))
         else:
             states.append((generator.set_state, generator.get_state()))
+    for loader in found.loaders:
+        states.append((partial(setattr, loader, "_iterator"), loader._iterator))
+        loader._iterator = None
 
     def restore() -> None:
         random.setstate(own)
@@ -123,19 +139,29 @@ def _note_tensors(value: object, found: Reached) -> None:
         found.places += [(value, name) for name, entry in list(value.items()) if _all_tensors(entry)]
     elif not isinstance(value, Optimizer | type | ModuleType):
         for part in value.modules() if isinstance(value, nn.Module) else [value]:
-            places = [getattr(part, "__dict__", {}), _Slots(part)]
+            places = [_attribute(part, "__dict__", {}), _Slots(part)]
             tensors = [
                 (own, name)
                 for own in places
                 for name, entry in own.items()
                 if name not in _REGISTRIES and _all_tensors(entry)
             ]
-            if tensors:
+            of_module = isinstance(part, nn.Module) and not _of_a_library(type(part))
+            if tensors or of_module:
                 found.places += tensors
                 found.places += [(own, x) for own in places for x, entry in own.items() if type(entry) in NUMBERS]
+            if of_module:  # a hidden state that is still to come
+                own = vars(part)
+                found.places += [(own, x) for x, entry in own.items() if x not in _OF_ANY_MODULE and _is_empty(entry)]
+
+
+def _is_empty(value: object) -> bool:
+    """Whether there is None, or a list or tuple of such, where tensors may come."""
+    return value is None or (type(value) in (list, tuple) and bool(value) and all(map(_is_empty, value)))
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")  # of a module; `contents` knows them
+_OF_ANY_MODULE = vars(nn.Module()).keys()
 
 
 def _of_a_library(value: object) -> bool:
@@ -188,7 +214,7 @@ def _inside(value: object) -> list:
             with suppress(ValueError):
                 named.append(cell.cell_contents)
         return [*named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
-    return [*getattr(value, "__dict__", {}).values(), *_Slots(value).values(), *_methods(type(value))]
+    return [*_attribute(value, "__dict__", {}).values(), *_Slots(value).values(), *_methods(type(value))]
 
 
 def _hooks(tensor: Tensor) -> list:
@@ -197,13 +223,25 @@ def _hooks(tensor: Tensor) -> list:
     return [hook for name in named for hook in (getattr(tensor, name, None) or {}).values()]
 
 
+_NONE = object()
+
+
+def _attribute(value: object, name: str, default: object = None) -> object:
+    """An attribute of somebody else's object, whose `__getattr__` may raise anything."""
+    try:
+        return getattr(value, name, default)
+    except Exception:
+        return default
+
+
 class _Slots(dict):
     """What an object has in slots, by name; what is set here is set there."""
 
     def __init__(self, value: object) -> None:
         slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
         names = {name for each in slots for name in ([each] if isinstance(each, str) else each)} - {"__dict__"}
-        super().__init__({name: getattr(value, name) for name in names if hasattr(value, name)})
+        entries = {name: _attribute(value, name, _NONE) for name in names}
+        super().__init__({name: entry for name, entry in entries.items() if entry is not _NONE})
         self.value = value
 
     def __setitem__(self, name: str, entry: object) -> None:
@@ -248,6 +286,7 @@ def contents(
         (p, deepcopy(p.get_extra_state())) for p in parts if type(p).get_extra_state is not nn.Module.get_extra_state
     ]
     modes = {part: part.training for part in parts}
+    known_names = [(vars(part), set(vars(part))) for part in parts if not _of_a_library(type(part))]
     groups = [
         (group, {key: _kept(value) for key, value in group.items() if key != "params"})
         for group in {id(group): group for optimizer in optimizers for group in optimizer.param_groups}.values()
@@ -287,6 +326,9 @@ def contents(
             put("a tensor of no module", back)
         for part, values in extra:
             put(f"extra state of {type(part).__name__}", partial(part.set_extra_state, values))
+        for names, known in known_names:
+            for name in [name for name in names.keys() - known if _all_tensors(names[name])]:
+                del names[name]
         set_modes(modes)
         for names, known, values in attributes:
             for name in names.keys() - known:

@@ -1,10 +1,13 @@
 """The adapters of modules/README.md, as they stand there, where the packages install."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import ROOT
+
+from clr_study import find_rate
 
 README = (ROOT / "modules" / "README.md").read_text()
 
@@ -68,6 +71,33 @@ def test_a_step_that_returns_none_skips_its_batch(found):
     skipped = [int(labels[0]) == 0 for _, labels in loader]
     assert 0 < sum(skipped) < len(skipped)
     assert curve.train_loss.isna().tolist() == 2 * skipped
+
+
+def test_both_adapters_find_a_rate_by_a_race():
+    """With what has the methods that they use."""
+
+    class Module(torch.nn.Linear):
+        def training_step(self, batch, index):
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    module = Module(8, 3)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*points()), batch_size=20)
+    trainer = SimpleNamespace(
+        model=module,
+        optimizer=None,
+        create_optimizer=module.configure_optimizers,
+        get_train_dataloader=lambda: loader,
+        compute_loss=lambda model, batch: model.training_step(batch, 0),
+        args=SimpleNamespace(gradient_accumulation_steps=1),
+    )
+    race = dict(search=find_rate, validation=list(loader), iterations=800)
+    found = adapter("lightning_range_test")(module, loader, **race), adapter("trainer_range_test")(trainer, **race)
+    assert found[0].rate == found[1].rate
+    assert not found[0].tried.empty
 
 
 def test_a_trainer_of_transformers_trains_by_its_own_loss(tmp_path):

@@ -139,7 +139,7 @@ loss = torch.nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 curve = clr_study.range_test(model, optimizer, loss, batches)
 assert clr_study.suggest_rate(curve.lr, curve.train_loss, "linear") > 0
-found = clr_study.find_rate(model, optimizer, loss, batches, batches, iterations=500, schedule="linear")
+found = clr_study.find_rate(model, optimizer, loss, batches, list(batches), iterations=500, schedule="linear")
 found.figure()
 clr_study.apply_rate(optimizer, found.rate)
 cycle = clr_study.CyclicLR(optimizer, 0.01, 0.1, 20)

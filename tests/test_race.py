@@ -1,18 +1,22 @@
 """A learning rate by a race: what it finds, what it costs, what it leaves behind, and what it refuses."""
 
 import random
+import warnings
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim import lr_scheduler as torch_schedulers
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
-from toys import rates, sgd
+from toys import every, rates, sgd
 
-from modules.rate_finders import benchmark, find_rate
+from modules.rate_finders import benchmark, find_rate, race
 from modules.rate_finders.race import LADDER, SCHEDULES, best_beside, edge, lowest_point
 from modules.runs.spec import spec
+from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
 
 POINTS = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))
@@ -213,8 +217,8 @@ def test_a_schedule_of_ones_own_is_made_at_the_rates_that_are_tried():
 
     before = toy.state()
     found = toy.find(300, budget=300, schedule=one_cycle)
-    assert made[0] == (1.0, 300)  # whether it is a scheduler at all is seen before the ramp
-    assert made[1:] == [*found.tried[["trained_at", "iterations"]].itertuples(index=False, name=None)]
+    assert made[:3] == [(1.0, 300), (1.0, 30), (2.0, 30)]  # what it does is looked at before the ramp
+    assert made[3:] == [*found.tried[["trained_at", "iterations"]].itertuples(index=False, name=None)]
     assert found.schedule == "one_cycle"
     assert toy.state() == before  # one cycle also turns the momentum
 
@@ -305,6 +309,17 @@ def test_what_makes_no_sense_is_refused_in_a_line_before_any_training():
             dict(schedule=lambda optimizer, iterations: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)),
             "schedule: ReduceLROnPlateau.step needs an argument",
         ),
+        (dict(schedule=lambda optimizer: None), "schedule must be a function of two, an optimizer and a number of"),
+        (
+            dict(schedule=lambda optimizer, iterations: StepLR(Toy().optimizer, 9)),
+            "schedule must make its scheduler with",
+        ),
+        (
+            dict(schedule=lambda optimizer, iterations: OneCycleLR(optimizer, 0.1, total_steps=100)),
+            "schedule: step 101 of 300 fails: Tried to step 101 times",
+        ),
+        (dict(autocast=True), "autocast must be a type such as torch.bfloat16, or None, not True"),
+        (dict(scaler=True), "scaler must be a torch.amp.GradScaler, or None, not True"),
         (dict(accumulate=0), "accumulate must be a whole number above 0, not 0"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
@@ -335,20 +350,92 @@ def test_neither_an_edge_nor_a_race_is_no_answer():
         Toy(scale=1e-6).find(300, budget=60)
 
 
-@pytest.mark.parametrize("rate", ["its own", "the optimizer's"])
-def test_a_schedule_that_sets_rates_of_its_own_is_refused(rate):
-    """Every race is then the same training, and no rate is better than another."""
+@pytest.mark.filterwarnings("ignore:all parameter groups get one rate")
+@every(
+    "schedule",
+    [
+        lambda optimizer, iterations: OneCycleLR(optimizer, 0.1, total_steps=iterations),
+        lambda optimizer, iterations: CyclicLR(optimizer, 0.001, 0.006, iterations // 8),
+        # The first rate is the optimizer's.
+        lambda optimizer, iterations: torch_schedulers.CyclicLR(optimizer, 0.001, 0.006, iterations // 8),
+    ],
+    ids=["OneCycleLR", "CyclicLR", "torch's CyclicLR"],
+)
+def test_a_schedule_that_sets_rates_of_its_own_is_refused_before_any_training(schedule):
+    """Every race would be the same training, and no rate better than another."""
+    toy = Toy()
+    with pytest.raises(ValueError, match="schedule sets rates of its own, whatever the optimizer has"):
+        toy.find(1500, schedule=schedule)
+    assert not toy.calls
 
-    def one_cycle(optimizer, iterations):
-        top = 0.1 if rate == "its own" else [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, top, total_steps=iterations)
+
+def warm_up(share, iterations):
+    return lambda t: min(1.0, (t + 1) / share) * (1 - t / iterations)
+
+
+@every(
+    ("schedule", "told"),
+    [
+        (lambda optimizer, n: LambdaLR(optimizer, warm_up(500, n)), True),
+        (lambda optimizer, n: LambdaLR(optimizer, warm_up(0.1 * n, n)), False),
+        (lambda optimizer, n: StepLR(optimizer, 600), True),
+        (lambda optimizer, n: StepLR(optimizer, n // 3), False),
+        (lambda optimizer, n: CosineAnnealingLR(optimizer, 2000), True),
+        (CosineAnnealingLR, False),
+    ],
+)
+def test_a_schedule_whose_shape_depends_on_its_length_is_told(schedule, told):
+    """A warm-up of 500 iterations is never over in a race of 40: the rate found would be far too high."""
+    toy = Toy()
+    toy.breaks = {1: KeyboardInterrupt()}  # all is said before the first batch
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt):
+            toy.find(2000, schedule=schedule)
+    assert [str(each.message).startswith("schedule: its mean rate in a race of 40") for each in said] == [True] * told
+    assert all(each.filename == __file__ for each in said)
+
+
+def test_a_validation_that_trains_is_told():
+    toy = Toy()
+    toy.validation, toy.breaks = toy.batches, {1: KeyboardInterrupt()}
+    with pytest.warns(match="validation is what trains"), pytest.raises(KeyboardInterrupt):
+        toy.find(2000)
+
+
+def test_a_schedule_of_a_very_long_training_is_looked_at_in_a_shorter_one(monkeypatch):
+    monkeypatch.setattr(race, "MOST_STEPPED", 1000)
+    toy, made = Toy(), []
+    toy.breaks = {1: KeyboardInterrupt()}
+
+    def linear(optimizer, iterations):
+        made.append(iterations)
+        return LambdaLR(optimizer, lambda t: 1 - t / iterations)
+
+    with pytest.raises(KeyboardInterrupt):
+        toy.find(10**9, schedule=linear)
+    assert made == [1000, 1000, 1000]
+
+
+def test_a_forward_that_gives_no_loss_is_refused_in_a_line():
+    class Output(dict):
+        loss = torch.zeros(())
 
     toy = Toy()
-    if rate == "its own":
-        with pytest.raises(AnalysisError, match="the schedule sets rates of its own"):
-            toy.find(1500, schedule=one_cycle)
-    else:
-        assert toy.find(1500, schedule=one_cycle).rate > 0
+    for found, message in (
+        (Output(), "the loss must be a tensor of one number, not Output: return its loss"),
+        (1.5, "the loss must be a tensor of one number, not float"),
+        (torch.zeros(3), r"the loss must be a tensor of one number, not a tensor of shape \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^validation, which is measured in evaluation mode: {message}$"):
+            find_rate(
+                toy.model,
+                toy.optimizer,
+                batches=toy.batches,
+                validation=toy.validation,
+                iterations=300,
+                forward=lambda model, batch, found=found: found,
+            )
 
 
 def test_a_loss_that_is_never_finite_is_refused():

@@ -1,6 +1,7 @@
 """The rule that reads bounds off a curve, on curves whose knees are known; the test itself, on a real model."""
 
 import functools
+import math
 import random
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import warnings
 from collections import Counter, OrderedDict, deque, namedtuple
 from copy import deepcopy
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,16 @@ from modules import snapshot
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
-from modules.range_test import after_divergence, apply_rate, best_rate, climbed, range_test, suggest_bounds
+from modules.range_test import (
+    after_divergence,
+    apply_rate,
+    best_rate,
+    climbed,
+    ignored_by,
+    range_test,
+    suggest_bounds,
+    validate,
+)
 from modules.rate_finders.rules import RULES, suggest_rate
 from modules.runs import training
 from modules.statistics import AnalysisError
@@ -648,6 +659,40 @@ def test_targets_that_the_loss_ignores_are_left_out_of_the_accuracy():
     assert first.accuracy.tolist() == second.accuracy.tolist()
 
 
+def answers(*shape, classes, at):
+    """Targets of a shape, and outputs with the classes in a dimension, of which three quarters are right."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(classes, shape, generator=generator)
+    said = torch.where(torch.arange(target.numel()).reshape(shape) % 4 > 0, target, (target + 1) % classes)
+    return torch.nn.functional.one_hot(said, classes).movedim(-1, at).float(), target
+
+
+@every(
+    ("answered", "ignored", "accuracy"),
+    [
+        (answers(40, classes=5, at=1), None, 0.75),
+        (answers(40, 6, classes=5, at=1), None, 0.75),
+        (answers(40, 6, classes=5, at=-1), None, 0.75),
+        (answers(4, 10, 6, classes=5, at=1), None, 0.75),
+        (answers(4, 10, 6, classes=5, at=-1), None, 0.75),
+        (answers(40, 5, classes=5, at=-1), None, None),  # which dimension has the classes, nobody can tell
+        (answers(40, classes=1, at=1), None, None),  # a single output, as of a binary loss
+        (answers(40, 6, classes=5, at=-1), 0, 0.75),
+    ],
+)
+def test_an_accuracy_is_of_the_dimension_with_the_classes_and_of_the_targets_that_count(answered, ignored, accuracy):
+    outputs, target = answered
+    if ignored is not None:  # such as the padding of sequences; what is said there counts nowhere
+        padded = torch.arange(target.numel()).reshape(target.shape) % 8 < 4
+        target, accuracy = target.where(~padded, ignored), None
+        right = (outputs.argmax(-1) == target)[target != ignored]
+        accuracy = right.float().mean().item()
+    model = torch.nn.Linear(1, 1)
+    loss_fn = torch.nn.CrossEntropyLoss(ignore_index=-100 if ignored is None else ignored)
+    _, found = validate(model, [None], lambda _: (torch.zeros(()), outputs, target), ignored_by(loss_fn))
+    assert found == pytest.approx(math.nan if accuracy is None else accuracy, nan_ok=True)
+
+
 @pytest.mark.parametrize("shape", ["pair", "mapping", "nested"])
 def test_a_short_last_validation_batch_weighs_less_with_a_forward_too(shape):
     model, optimizer, batches, _ = problem()
@@ -1252,6 +1297,131 @@ def test_generators_of_random_numbers_are_put_back_wherever_they_are(where):
     assert drawn() == before
 
 
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=1024.0)])
+def test_gradients_are_clipped_by_a_hook(scaler):
+    model, optimizer, batches, _ = problem()
+    norms, clipped = [], []
+
+    def clip(optimizer, args, kwargs):
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)))
+
+    def after(optimizer, args, kwargs):
+        clipped.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
+
+    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(after)
+    range_test(model, optimizer, CROSS_ENTROPY, batches, iterations=10, scaler=scaler)
+    assert all(0.1 < norm < 10 for norm in norms)
+    assert clipped == pytest.approx([0.1] * 10, rel=1e-3)
+
+
+class Stranger:
+    """An object that answers every question with an error."""
+
+    __slots__ = ("unset",)
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"there is no {name}")
+
+
+def test_an_object_whose_attributes_raise_errors_ends_no_ramp():
+    model, optimizer, batches, _ = problem()
+    stranger = Stranger()
+
+    def loss_fn(outputs, labels):
+        return CROSS_ENTROPY(outputs, labels) + 0 * isinstance(stranger, int)
+
+    assert len(range_test(model, optimizer, loss_fn, batches, iterations=10)) == 10
+
+
+class Remembers(torch.nn.Module):
+    """A network that counts its steps, and has hidden states that are still to come."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.steps, self.hidden, self.several = torch.nn.Linear(10, 4), 0, None, [None, (None, None)]
+
+    def forward(self, inputs):
+        self.steps += 1
+        if not hasattr(self, "first"):
+            self.first = inputs.mean(0)
+        self.hidden = inputs.mean(0) if self.hidden is None else self.hidden + self.first
+        self.several = [self.hidden, (self.hidden, self.hidden)]
+        return self.layer(inputs + self.hidden)
+
+
+def test_what_a_network_counts_and_remembers_is_put_back():
+    """Or a diverged race would leave its hidden state to the next one, and a schedule within the network be over."""
+    _, _, batches, _ = problem()
+    model = torch.nn.Sequential(Remembers())
+    several = model[0].several
+    range_test(model, torch.optim.SGD(model.parameters(), lr=0.1), CROSS_ENTROPY, batches, iterations=10)
+    assert (model[0].steps, model[0].hidden, model[0].several) == (0, None, [None, (None, None)])
+    assert model[0].several is several
+    assert not hasattr(model[0], "first")
+
+
+class Epochs(torch.utils.data.Sampler):
+    """An order that depends on a count of its epochs."""
+
+    def __init__(self, length):
+        self.length, self.epoch = length, 0
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter(torch.randperm(self.length, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_sampler_that_counts_its_epochs_goes_on_where_it_was(within):
+    model, optimizer, batches, _ = problem()
+    utils, sampler = torch.utils.data, Epochs(400)
+    points = utils.TensorDataset(*(torch.cat(each) for each in zip(*batches, strict=True)))
+    order = dict(batch_sampler=utils.BatchSampler(sampler, 50, False)) if within else dict(sampler=sampler)
+    loader = utils.DataLoader(points, **order, **({} if within else dict(batch_size=50)))
+    list(loader)
+    range_test(model, optimizer, CROSS_ENTROPY, loader, iterations=20)
+    assert sampler.epoch == 1
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_workers_that_stay_are_set_aside(started):
+    """An epoch in whose middle a range test is made goes on to its end, in the order that it would have had."""
+    orders = []
+    for tests in (False, True):
+        model, optimizer, batches, _ = problem()
+        points = torch.utils.data.TensorDataset(*(torch.cat(each) for each in zip(*batches, strict=True)))
+        torch.manual_seed(0)
+        loader = torch.utils.data.DataLoader(points, 50, shuffle=True, num_workers=1, persistent_workers=True)
+        order = []
+        for epoch in range(2):
+            if tests and epoch == 0 and not started:
+                range_test(model, optimizer, CROSS_ENTROPY, loader, iterations=10)
+            for index, (_, labels) in enumerate(loader):
+                order += labels.tolist()
+                if tests and epoch == 0 and index == 2 and started:
+                    range_test(model, optimizer, CROSS_ENTROPY, loader, iterations=10)
+        orders.append(order)
+    assert orders[0] == orders[1]
+
+
+def test_workers_that_stay_train_whole_epochs_though_their_loader_is_the_validation_too():
+    model, optimizer, batches, _ = problem()
+    points = torch.utils.data.TensorDataset(*(torch.cat(each) for each in zip(*batches, strict=True)))
+    loader = torch.utils.data.DataLoader(points, 50, num_workers=1, persistent_workers=True)
+    seen = []
+
+    def loss_fn(outputs, labels):
+        seen.extend([labels.tolist()] * torch.is_grad_enabled())
+        return CROSS_ENTROPY(outputs, labels)
+
+    range_test(model, optimizer, loss_fn, loader, validation=loader, iterations=16, evaluate_every=3)
+    assert seen == [labels.tolist() for _, labels in 2 * batches]
+
+
 def test_what_an_optimizer_keeps_in_attributes_is_put_back():
     class Keeper(torch.optim.SGD):
         def __init__(self, parameters):
@@ -1451,6 +1621,10 @@ def test_what_is_not_supported_is_refused_in_a_line():
     torch.optim.lr_scheduler.StepLR(lbfgs, 1)  # which wraps its step
     each = torch.nn.CrossEntropyLoss(reduction="none")
     usual, samples = (model, optimizer, CROSS_ENTROPY, batches), torch.utils.data.TensorDataset(*batches[0])
+    shared, alone = (torch.nn.Linear(10, 4) for _ in range(2))
+    shared.process_group, alone.process_group = SimpleNamespace(size=lambda: 2), SimpleNamespace(size=lambda: 1)
+    of_alone = torch.optim.SGD(alone.parameters(), lr=0.1)
+    assert len(range_test(alone, of_alone, CROSS_ENTROPY, batches, iterations=10)) == 10
     rateless, without = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
     del rateless.param_groups[0]["lr"]
     without.param_groups[0]["lr"] = None
@@ -1458,6 +1632,7 @@ def test_what_is_not_supported_is_refused_in_a_line():
         ("LBFGS calls a closure many times a step", (model, lbfgs, CROSS_ENTROPY, batches), {}),
         ("optimizer must be a torch.optim.Optimizer, not list", (model, [], CROSS_ENTROPY, batches), {}),
         ("model must be a torch.nn.Module, not function", (accuracy, optimizer, CROSS_ENTROPY, batches), {}),
+        ("model is a Linear over 2 processes, each of", (shared, optimizer, CROSS_ENTROPY, batches), {}),
         ("either a loss_fn", (model, optimizer, None, batches), {}),
         ("either a loss_fn", (model, optimizer, CROSS_ENTROPY, batches), dict(forward=accuracy)),
         ("give one of them", (model, optimizer, CROSS_ENTROPY, batches, accuracy), dict(validation=batches)),
@@ -1475,6 +1650,13 @@ def test_what_is_not_supported_is_refused_in_a_line():
             (model, optimizer, CROSS_ENTROPY, [{"x": 1}]),
             {},
         ),
+        (
+            "a batch is inputs and a target, not a list of fewer than two: give a forward",
+            (model, optimizer, CROSS_ENTROPY, [[batches[0][0]]]),
+            {},
+        ),
+        ("autocast must be a type such as torch.bfloat16, or None, not 'bfloat16'", usual, dict(autocast="bfloat16")),
+        ("scaler must be a torch.amp.GradScaler, or None, not True", usual, dict(scaler=True)),
         (
             "accumulate must be a whole number above 0, not 0",
             (model, optimizer, CROSS_ENTROPY, batches),

@@ -167,6 +167,16 @@ def test_saved_and_loaded_scheduler_goes_on_bit_for_bit(settings_):
     assert other.state_dict() == scheduler.state_dict()
 
 
+def test_a_state_counts_and_not_what_the_constructor_was_given():
+    """As in torch; another cycle after a stop begins with `reset`."""
+    old, new = (CyclicLR(sgd(), 0.1, 0.2, step_size) for step_size in (10, 30))
+    rates(old, 25)
+    new.load_state_dict(old.state_dict())
+    assert new.step_size == 10
+    new.reset(step_size=30)
+    assert rates(new, 61) == pytest.approx([0.1 + 0.1 * (1 - abs(1 - t / 30)) for t in range(61)])
+
+
 def test_loading_a_custom_scale_function_needs_that_function():
     scheduler = CyclicLR(sgd(), scale_fn=math.exp)
     with pytest.raises(ValueError, match="'exp'"):

@@ -24,9 +24,11 @@ from ..range_test import (
     LARGEST_RATE,
     backward,
     check_given,
+    check_precision,
     check_validation,
     endless,
     group_shares,
+    ignored_by,
     measure_batch,
     optimizer_step,
     range_test,
@@ -60,6 +62,9 @@ HOPELESS = 15  # a training whose loss is above its first by this, as a mean of 
 OF_NOISE = 30  # standard deviations of a single loss at the start: a ramp's loss counts as falling by that at least
 CLEAR = 3  # standard deviations
 LEAST_BUDGET = 20  # iterations
+RACE_SHARE = 0.1  # of the budget, about what one race has
+MOST_STEPPED = 100_000  # iterations of a schedule that is looked at before the ramp: a second
+OTHER_SHAPE = 1.5  # the factor between two mean rates of a schedule, from which on its shape depends on its length
 UNSURE = 0.25  # by how much `POWER` may be off, on the same tasks
 
 
@@ -172,8 +177,9 @@ def find_rate(
         iterations: of the training to come.
         schedule: what the rate will do in it: `constant`, `linear` (to zero), `cycle` (four cycles from a quarter of
             the rate to it), or a function of an optimizer whose rates are set and of the number of iterations that
-            gives a torch scheduler, stepped once an iteration. It is called once for each race, and before the ramp to
-            see that it works.
+            gives a torch scheduler, stepped once an iteration, such as torch's `CosineAnnealingLR`. Lengths within it,
+            such as a warm-up's, are shares of that number. It is called once for each race, and three times before the
+            ramp, where its rates are looked at.
         budget: iterations that ramp and races may train together; by default a fifth of `iterations`. More makes the
             rate surer: half of `iterations` is a good price for a training that is repeated.
 
@@ -182,21 +188,33 @@ def find_rate(
         AnalysisError: the validation loss is not finite before any training; the training loss is so at every rate;
             every race diverged; or the ramp shows no edge, and the budget is too small for a race.
 
+    Warns:
+        UserWarning: the schedule has another shape in a race than in the training to come; `validation` is the very
+            object that trains; and as for `range_test`.
+
     Source: successive halving (Jamieson and Talwalkar, AISTATS 2016, algorithm 1), on a ladder that a range test (the
     paper, 3.3) places. Fixed before any other task was tried.
     """
     check_given(model, optimizer, loss_fn, batches, forward, None, validation)
+    check_precision(autocast, scaler)
     make_scheduler, name = _schedule(schedule)
     budget = _budget(budget, iterations, accumulate)
     if validation is None:
         raise ValueError("validation is missing: batches that do not train, a DataLoader or a list, decide the race")
     if isinstance(batches, Iterator):
         raise ValueError("batches can be gone through only once, and each race needs them anew: pass a DataLoader")
+    if validation is batches:
+        warnings.warn(
+            "validation is what trains, so a rate that learns it by heart looks best: pass data that do not train",
+            stacklevel=2,
+        )
     shared = dict(
         forward=forward, accumulate=accumulate, autocast=autocast, scaler=scaler, keep_ratios=keep_ratios
     )  # of ramp and races
     trials = Trials(model, optimizer, loss_fn, batches, validation, make_scheduler, **shared)
-    trials.check_schedule(iterations)
+    if callable(schedule):
+        races = ramp_length(budget) < budget
+        trials.check_schedule(iterations, max(LEAST_RACE, int(budget * RACE_SHARE)) if races else iterations)
     lazy = any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers()))
     start_loss = math.nan if lazy else trials.untrained()  # the ramp's first batch initialises lazy modules
     rows = dict(iterations=ramp_length(budget), evaluate_every=1, lost_in_a_row=2)  # as `Race` counts its cost
@@ -221,11 +239,18 @@ def ramp_length(budget: int) -> int:
 def _schedule(schedule: object) -> tuple[Callable[[Optimizer, int], LRScheduler], str]:
     """A function that makes the scheduler, and what it is called."""
     if callable(schedule):
+        try:
+            inspect.signature(schedule).bind(None, 1)
+        except TypeError:
+            raise ValueError(
+                "schedule must be a function of two, an optimizer and a number of iterations, such as "
+                "torch.optim.lr_scheduler.CosineAnnealingLR"
+            ) from None
         return schedule, getattr(schedule, "__name__", type(schedule).__name__)
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(
             f"schedule must be one of {', '.join(SCHEDULES)}, or a function of an optimizer and a number of "
-            f"iterations, not {schedule!r}"
+            f"iterations, such as torch.optim.lr_scheduler.CosineAnnealingLR, not {schedule!r}"
         )
     factor = SCHEDULES[schedule]
     return lambda optimizer, length: LambdaLR(optimizer, lambda t: factor(t, length)), schedule
@@ -294,14 +319,52 @@ class Trials:
             )
             yield
 
-    def check_schedule(self, iterations: int) -> None:
-        """Make the scheduler once, at a rate of 1.
+    def check_schedule(self, iterations: int, length: int) -> None:
+        """Make the scheduler and step it, for the whole training and for a race.
+
+        Args:
+            iterations: of the training to come.
+            length: of a race, about.
 
         Raises:
-            ValueError: it is none that is stepped once an iteration.
+            ValueError: it is none that is stepped once an iteration, it is another optimizer's, a step fails, or the
+                rates are its own whatever the optimizer has.
+
+        Warns:
+            UserWarning: a race has another schedule than the training, as where a warm-up has a length of its own.
         """
-        with self._traceless():
-            set_lr(self.optimizer, self.shares, stacklevel=0)  # the optimizer's own may be 0
+        iterations = min(iterations, MOST_STEPPED)
+        length = min(length, iterations)
+        whole = self._rates(1.0, iterations)
+        short, doubled = self._rates(1.0, length), self._rates(2.0, length)
+        # Some schedulers take the first rate from the optimizer, and all others from their arguments.
+        if length > 1 and np.array_equal(short[1:], doubled[1:]):
+            raise ValueError(
+                "schedule sets rates of its own, whatever the optimizer has: make it from the rates in "
+                "optimizer.param_groups, such as max_lr=[group['lr'] for group in optimizer.param_groups]"
+            )
+        race, training = short.mean(), whole.mean()
+        if min(race, training) * OTHER_SHAPE < max(race, training):
+            warnings.warn(
+                f"schedule: its mean rate in a race of {length:,} iterations is {race / training:.2g} times that in "
+                f"{iterations:,}, so the rate found may be wrong by as much: let its lengths be shares of the number "
+                "of iterations that it is given",
+                stacklevel=3,
+            )
+
+    def _rates(self, rate: float, iterations: int) -> np.ndarray:
+        """The largest group's rate in each iteration, `[iterations]`.
+
+        Args:
+            rate: that the scheduler is made at; the optimizer's own may be 0.
+            iterations: that it is made for.
+
+        Raises:
+            ValueError: it is no scheduler, another optimizer's, or a step fails.
+        """
+        with self._traceless(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of")  # nothing is trained here
+            set_lr(self.optimizer, [rate * share for share in self.shares], stacklevel=0)
             scheduler = self.make_scheduler(self.optimizer, iterations)
             step = getattr(scheduler, "step", None)
             if not callable(step):
@@ -313,6 +376,19 @@ class Trials:
                     f"schedule: {type(scheduler).__name__}.step needs an argument, and there is no metric to give it: "
                     "take a schedule of the iteration alone"
                 ) from None
+            if getattr(scheduler, "optimizer", self.optimizer) is not self.optimizer:
+                raise ValueError(
+                    "schedule must make its scheduler with the optimizer that it is given, not with another"
+                )
+            rates = []
+            for iteration in range(iterations):
+                if iteration:
+                    try:
+                        step()
+                    except Exception as error:
+                        raise ValueError(f"schedule: step {iteration:,} of {iterations:,} fails: {error}") from error
+                rates.append(max(float(group["lr"]) for group in self.optimizer.param_groups))
+        return np.array(rates)
 
     def untrained(self) -> float:
         """The validation loss of the network as it is.
@@ -321,7 +397,7 @@ class Trials:
             AnalysisError: it is not finite.
         """
         with self._traceless():
-            loss = validate(self.model, self.validation, self.measure)[0]
+            loss = validate(self.model, self.validation, self.measure, ignored_by(self.loss_fn))[0]
         check_validation(loss, "before any training")
         return loss
 
@@ -366,7 +442,7 @@ class Trials:
                 if iteration < length - 1:  # some schedulers refuse a step beyond their end
                     with _no_complaint() if iteration == 0 else nullcontext():
                         scheduler.step()
-            val_loss, accuracy = validate(self.model, self.validation, self.measure)
+            val_loss, accuracy = validate(self.model, self.validation, self.measure, ignored_by(self.loss_fn))
             return (val_loss, accuracy, length) if math.isfinite(val_loss) else (math.nan, math.nan, length)
 
 
@@ -492,8 +568,8 @@ class Race:
         """
         if len(losses) > 1 and np.isfinite(losses).all() and np.ptp(losses) == 0:
             raise AnalysisError(
-                f"every rate ended at the validation loss {losses[0]:.4g}: the schedule sets rates of its own, "
-                "whatever the optimizer has (OneCycleLR's max_lr does), or the loss does not depend on the weights"
+                f"every rate ended at the validation loss {losses[0]:.4g}: the loss does not depend on the weights, or "
+                "any rate learns all there is"
             )
         self.learnt = bool(np.isfinite(losses).any()) and self._below(np.nanmin(losses))
         if self.learnt:
@@ -518,8 +594,8 @@ class Race:
         """
         if self.rows and not any(math.isfinite(row[4]) for row in self.rows):
             raise AnalysisError(
-                f"every race diverged, down to the rate {min(row[2] for row in self.rows):.2g}: look for batches whose "
-                "loss is not finite, two of which in a row end a race"
+                f"every race diverged, down to the rate {min(row[2] for row in self.rows):.2g}: look for inputs "
+                "that are not normalised, or batches whose loss is not finite, two of which in a row end a race"
             )
         columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
         factor = 2 * max(1.0, self.iterations / self.length) ** UNSURE
