@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from . import snapshot
-from .schedulers import RangeTestLR, separate_rates, set_lr
+from .schedulers import RangeTestLR, filled, separate_rates, set_lr
 from .statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
@@ -139,9 +139,7 @@ def range_test(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def measure(batch: object) -> tuple[Tensor | None, object, object]:
-        batch = to_device(batch, device)
-        with torch.autocast(device.type, autocast) if autocast else nullcontext():
-            return measure_batch(model, loss_fn, forward, batch)
+        return measure_batch(model, loss_fn, forward, batch, device, autocast)
 
     def next_loss() -> Tensor | None:
         loss, _, target = measure(next(stream))
@@ -155,9 +153,7 @@ def range_test(
     before: dict[str, object] = {}
     try:
         with ExitStack() as afterwards:
-            afterwards.callback(snapshot.random_states(found))
-            forked = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
-            afterwards.enter_context(torch.random.fork_rng(**forked))
+            afterwards.enter_context(snapshot.forked(found, device))
             stream = endless(batches, iterations * accumulate)
             if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):
                 first = next(stream)
@@ -177,22 +173,22 @@ def range_test(
                 if not lr * max(ratios) < LARGEST_RATE:
                     break
                 for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-                    _set_lr(group, lr * ratio)
+                    group["lr"] = filled(group["lr"], lr * ratio)
                 snapshot.set_modes(modes)
                 optimizer.zero_grad()
                 loss = backward((next_loss() for _ in range(accumulate)), accumulate, scaler, model)
-                given, skipped = (given, True) if loss is None else (iteration, skipped)
                 if loss is None:  # no divergence: the batch is passed over
-                    pass
+                    skipped = True
                 elif math.isfinite(loss):
                     optimizer_step(optimizer, scaler)
                     row.add(loss)
                     stretch.add(loss)
-                    lost = 0
+                    given, lost = iteration, 0
                 else:
+                    given = iteration
                     lost, first_lost = lost + 1, first_lost if lost else iteration
                     if lost == lost_in_a_row:
-                        rows = [row for row in rows if row[0] < first_lost]
+                        rows = [kept for kept in rows if kept[0] < first_lost]
                         break
                 last = iteration == iterations
                 val_loss = accuracy = math.nan
@@ -371,14 +367,6 @@ def group_shares(optimizer: Optimizer, keep: bool) -> list[float]:
     return shares
 
 
-def _set_lr(group: dict, lr: float) -> None:
-    """Set a group's rate; a tensor is filled, as compiled and captured optimizers hold on to theirs."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
-
-
 def to_device(batch: object, device: torch.device) -> object:
     """A batch on a device, however its tensors are nested."""
     if hasattr(batch, "to"):
@@ -400,14 +388,21 @@ def length(batch: object) -> int:
 
 
 def measure_batch(
-    model: nn.Module, loss_fn: Callable | None, forward: Callable | None, batch: object
+    model: nn.Module,
+    loss_fn: Callable | None,
+    forward: Callable | None,
+    batch: object,
+    device: torch.device,
+    autocast: torch.dtype | None,
 ) -> tuple[Tensor | None, object, object]:
     """Loss, outputs and target of a batch of inputs and a target; the loss alone where there is a `forward`.
 
     Where the weights are no numbers any more, an error is the divergence's: torch's distributions raise at the first.
     """
+    batch = to_device(batch, device)
     try:
-        return (forward(model, batch), None, None) if forward else _measured(model, loss_fn, batch)
+        with torch.autocast(device.type, autocast) if autocast else nullcontext():
+            return (forward(model, batch), None, None) if forward else _measured(model, loss_fn, batch)
     except (ValueError, RuntimeError):
         weights = [weight for weight in model.parameters() if not is_lazy(weight)]
         if all(weight.isfinite().all() for weight in weights):

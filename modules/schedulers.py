@@ -101,7 +101,7 @@ def separate_rates(optimizer: Optimizer) -> None:
             seen.add(id(group["lr"]))
 
 
-def _filled(old: float | Tensor, value: float) -> float | Tensor:
+def filled(old: float | Tensor, value: float) -> float | Tensor:
     """The new value; a tensor is filled, as compiled and captured optimizers hold on to theirs."""
     return old.fill_(value) if isinstance(old, Tensor) else value
 
@@ -142,7 +142,7 @@ def set_lr(optimizer: Optimizer, lr: PerGroup, stacklevel: int = 2) -> None:
     rates = [rate * group.get("lr_mult", 1.0) for rate, group in zip(rates, groups, strict=True)]
     for group, rate in zip(groups, rates, strict=True):
         group["initial_lr"] = rate
-        group["lr"] = _filled(group["lr"], rate)
+        group["lr"] = filled(group["lr"], rate)
     optimizer._initial_lr_set = rates if _has_scheduler(optimizer) else None
     if stacklevel and _has_scheduler(optimizer):
         warnings.warn(
@@ -476,17 +476,17 @@ class CyclicLR(_PolicyLR):
         """What `get_last_lr` gives: tensors where the optimizer's rates are, but never these."""
         olds = [group["lr"] for group in self.optimizer.param_groups]
         olds = [old.clone() if isinstance(old, Tensor) else old for old in olds]
-        self._last_lr = [_filled(old, lr) for old, lr in zip(olds, rates, strict=True)]
+        self._last_lr = [filled(old, lr) for old, lr in zip(olds, rates, strict=True)]
 
     def _write_rates(self, rates: list[float]) -> None:
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = _filled(group["lr"], lr)
+            group["lr"] = filled(group["lr"], lr)
 
     def _write_momentum(self, momenta: list[float]) -> None:
         for group, momentum in zip(self.optimizer.param_groups, momenta, strict=True):
             if "betas" in group:
                 first, *others = group["betas"]
-                group["betas"] = (_filled(first, momentum), *others)
+                group["betas"] = (filled(first, momentum), *others)
             else:
                 group["momentum"] = momentum
 
@@ -713,7 +713,7 @@ class _Multiplied(LRScheduler):
             )
         # Some schedulers compute a rate from the one they find: let it be their own.
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = _filled(group["lr"], lr)
+            group["lr"] = filled(group["lr"], lr)
         self.scheduler.step()
         self._apply()
 
@@ -721,7 +721,7 @@ class _Multiplied(LRScheduler):
         factor = self.factor(self.last_epoch)
         self._last_lr = [lr * factor for lr in self.scheduler.get_last_lr()]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = _filled(group["lr"], lr)
+            group["lr"] = filled(group["lr"], lr)
 
     @staticmethod
     def state_of(scheduler_state: dict) -> dict:

@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -155,6 +155,28 @@ def _note_tensors(value: object, found: Reached) -> None:
                 found.places += [(own, x) for x, entry in own.items() if x not in _OF_ANY_MODULE and _is_empty(entry)]
 
 
+def _put(where: dict, name: object, back: Callable[[], object]) -> None:
+    where[name] = back()
+
+
+def _drop_new(names: dict, known: set, which: Callable[[object], bool] = lambda value: True) -> None:
+    """Delete what has come since, or those of it that `which` says."""
+    for name in [name for name in names.keys() - known if which(names[name])]:
+        del names[name]
+
+
+@contextmanager
+def forked(found: Reached, device: torch.device) -> Iterator[None]:
+    """All random states are put back at the end: torch's own on the CPU and a device, and those of `random_states`."""
+    devices = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
+    restore = random_states(found)
+    try:
+        with torch.random.fork_rng(**devices):
+            yield
+    finally:
+        restore()
+
+
 def _is_empty(value: object) -> bool:
     """Whether there is None, or a list or tuple of such, where tensors may come."""
     return value is None or (type(value) in (list, tuple) and bool(value) and all(map(_is_empty, value)))
@@ -273,34 +295,44 @@ def contents(
     foreign = [p for p in [*in_groups, *(p for other in others for p in other.parameters())] if not is_lazy(p)]
     read = {id(p): p for p in foreign if id(p) not in own}
     names = {id(p): name for root in [*roots, *others] for name, p in root.named_parameters()}
-    tensors = [(names.get(key, "a parameter"), _kept(p)) for key, p in own.items()]
-    tensors += [(names.get(key, "a parameter"), _kept(p, torch.device("cpu"))) for key, p in read.items()]
     parts = list(dict.fromkeys(part for root in [*roots, *others] for part in root.modules()))
-    buffers = [
-        (part, name, _kept(buffer))
-        for part in parts
-        for name, buffer in dict(part._buffers).items()
-        if not is_lazy(buffer)
-    ]
-    extra = [
-        (p, deepcopy(p.get_extra_state())) for p in parts if type(p).get_extra_state is not nn.Module.get_extra_state
-    ]
-    modes = {part: part.training for part in parts}
-    known_names = [(vars(part), set(vars(part))) for part in parts if not _of_a_library(type(part))]
-    groups = [
-        (group, {key: _kept(value) for key, value in group.items() if key != "params"})
-        for group in {id(group): group for optimizer in optimizers for group in optimizer.param_groups}.values()
-    ]
-    states = [
-        (optimizer.state, {parameter: _kept(values) for parameter, values in optimizer.state.items()})
-        for optimizer in optimizers
-    ]
-    known = {id(tensor) for tensor in [*own.values(), *read.values()]} | {
-        id(b) for part in parts for b in part.buffers()
-    }
-    loose = _loose(found, known)
-    attributes = [(vars(optimizer), set(vars(optimizer)), _plain_attributes(optimizer)) for optimizer in optimizers]
-    scale = deepcopy(scaler.state_dict()) if scaler else None
+    buffers = {id(b) for part in parts for b in part.buffers()}
+    groups = {id(group): group for optimizer in optimizers for group in optimizer.param_groups}.values()
+    backs: list[tuple[str, Callable[[], object]]] = []
+
+    def keep(what: str, back: Callable[..., object], *given: object) -> None:
+        backs.append((what, partial(back, *given)))
+
+    for key, tensor in own.items():
+        keep(names.get(key, "a parameter"), _kept(tensor))
+    for key, tensor in read.items():
+        keep(names.get(key, "a parameter"), _kept(tensor, torch.device("cpu")))
+    for part in parts:
+        for name, buffer in part._buffers.items():
+            if not is_lazy(buffer):
+                keep(f"buffer {name}", _put, part._buffers, name, _kept(buffer))
+    for back in _loose(found, own.keys() | read.keys() | buffers):
+        keep("a tensor of no module", back)
+    for part in parts:
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            keep(f"extra state of {type(part).__name__}", part.set_extra_state, deepcopy(part.get_extra_state()))
+        if not _of_a_library(type(part)):
+            keep(f"attributes of {type(part).__name__}", _drop_new, vars(part), set(vars(part)), _all_tensors)
+    keep("modes", set_modes, {part: part.training for part in parts})
+    for each in optimizers:
+        keep("optimizer attributes", _drop_new, vars(each), set(vars(each)))
+        for name, back in _plain_attributes(each).items():
+            keep(f"optimizer {name}", _put, vars(each), name, back)
+    for group in groups:
+        keep("optimizer groups", _drop_new, group, set(group))
+        for key in group.keys() - {"params"}:
+            keep(f"optimizer {key}", _put, group, key, _kept(group[key]))
+    for each in optimizers:
+        keep("optimizer state", each.state.clear)
+        for parameter, values in each.state.items():
+            keep("optimizer state", _put, each.state, parameter, _kept(values))
+    if scaler:
+        keep("scaler", scaler.load_state_dict, deepcopy(scaler.state_dict()))
     stages = getattr(scaler, "_per_optimizer_states", None)  # whether gradients are unscaled; no state_dict has it
     if stages is not None:
         scaler._per_optimizer_states = copy(stages)
@@ -311,41 +343,11 @@ def contents(
 
     def restore() -> None:
         lost: list[str] = []
-
-        def put(what: str, back: Callable[[], object]) -> None:
+        for what, back in backs:
             try:
                 back()
             except Exception as error:  # what comes after must be put back all the same
                 lost.append(f"{what} ({type(error).__name__})")
-
-        for name, back in tensors:
-            put(name, back)
-        for part, name, back in buffers:
-            put(f"buffer {name}", lambda part=part, name=name, back=back: part._buffers.__setitem__(name, back()))
-        for back in loose:
-            put("a tensor of no module", back)
-        for part, values in extra:
-            put(f"extra state of {type(part).__name__}", partial(part.set_extra_state, values))
-        for names, known in known_names:
-            for name in [name for name in names.keys() - known if _all_tensors(names[name])]:
-                del names[name]
-        set_modes(modes)
-        for names, known, values in attributes:
-            for name in names.keys() - known:
-                del names[name]
-            for name, back in values.items():
-                put(f"optimizer {name}", lambda names=names, name=name, back=back: names.__setitem__(name, back()))
-        for group, values in groups:
-            for key in group.keys() - values.keys() - {"params"}:
-                del group[key]
-            for key, back in values.items():
-                put(f"optimizer {key}", lambda group=group, key=key, back=back: group.__setitem__(key, back()))
-        for state, values in states:
-            state.clear()
-            for parameter, back in values.items():
-                put("optimizer state", lambda state=state, p=parameter, back=back: state.__setitem__(p, back()))
-        if scaler:
-            put("scaler", partial(scaler.load_state_dict, scale))
         if stages is not None:
             scaler._per_optimizer_states = stages
         for parameter, gradient in gradients:

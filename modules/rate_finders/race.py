@@ -4,7 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Integral
@@ -32,7 +32,6 @@ from ..range_test import (
     measure_batch,
     optimizer_step,
     range_test,
-    to_device,
     validate,
 )
 from ..schedulers import set_lr
@@ -302,22 +301,17 @@ class Trials:
         self.fall: float | None = None
 
     def measure(self, batch: object) -> tuple[Tensor | None, object, object]:
-        batch = to_device(batch, self.device)
-        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            return measure_batch(self.model, self.loss_fn, self.forward, batch)
+        return measure_batch(self.model, self.loss_fn, self.forward, batch, self.device, self.autocast)
 
     @contextmanager
     def _traceless(self) -> Iterator[None]:
         """All that happens within is undone at its end. So each race has the same weights and the same batches."""
-        cpu = self.device.type == "cpu"
-        forked = dict(devices=[]) if cpu else dict(devices=[self.device], device_type=self.device.type)
-        with ExitStack() as afterwards:
-            afterwards.callback(snapshot.random_states(self.reached))
-            afterwards.enter_context(torch.random.fork_rng(**forked))
-            afterwards.callback(
-                snapshot.contents([self.model, self.loss_fn], self.optimizer, self.scaler, self.reached)
-            )
-            yield
+        with snapshot.forked(self.reached, self.device):
+            restore = snapshot.contents([self.model, self.loss_fn], self.optimizer, self.scaler, self.reached)
+            try:
+                yield
+            finally:
+                restore()
 
     def check_schedule(self, iterations: int, length: int) -> None:
         """Make the scheduler and step it, for the whole training and for a race.
