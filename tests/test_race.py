@@ -1,10 +1,12 @@
 """A learning rate by a race: what it finds, what it costs, what it leaves behind, and what it refuses."""
 
+import math
 import random
 import warnings
 from copy import deepcopy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
@@ -293,6 +295,31 @@ def test_an_answer_has_a_table_and_a_picture_and_reads_as_a_sentence():
     ramp, race = found.figure().axes
     assert len(ramp.lines) == 2
     assert len(race.lines) == len(LADDER) + 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([1.2, 1.0, 1.1], "between"),
+        ([1.3, 1.2, 1.0], "below"),
+        ([1.0, 1.2, 1.3], "above"),
+        ([np.nan, 1.0, 1.2], "between"),
+    ],
+)
+def test_nothing_is_known_beyond_the_rates_that_were_raced(losses, said):
+    """A rate that diverged was raced, too."""
+    rates = np.geomspace(1e-6, 10, 60)
+    ramp = pd.DataFrame({"lr": rates, "train_loss": np.where(rates < 1, 2 - rates, np.nan)})
+    raced = race.Race(ramp, iterations=1000, budget=200, schedule="linear", scaled=False)
+    raced.start_loss = 2.0
+    asked = raced.ask()
+    raced.tell([(loss, np.nan, asked.length) for loss in losses])
+    assert raced.ask() is None
+    found = raced.found()
+    assert (found.low == 0, math.isinf(found.high)) == (said == "below", said == "above")
+    assert f"the best is probably {said} " in str(found)
+    assert ("a larger budget would look further" in found.note) == (said != "between")
+    found.figure()
 
 
 def test_what_makes_no_sense_is_refused_in_a_line_before_any_training():

@@ -113,8 +113,11 @@ def race(found: FoundRate) -> Figure:
                 "diverged", (rate, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="center"
             )
     right.axvline(found.rate, color="0.1", linewidth=1, label=f"rate {found.rate:.2g}")
-    right.axvspan(found.low, found.high, color="0.1", alpha=0.08, linewidth=0, label="probably between")
-    right.set(xscale="log", xlabel=f"learning rate for {found.iterations:,} iterations", ylabel="validation loss")
+    right.set_xscale("log")
+    left_end, right_end = right.get_xlim()
+    open_ended = max(found.low, left_end), min(found.high, right_end)
+    right.axvspan(*open_ended, color="0.1", alpha=0.08, linewidth=0, label=f"the best is probably {found.where}")
+    right.set(xlabel=f"learning rate for {found.iterations:,} iterations", ylabel="validation loss")
     marks = sorted(set(found.tried.rate)) or [found.rate]
     marks = marks[:: 1 + len(marks) // 8]
     right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)

@@ -95,7 +95,8 @@ class FoundRate:
             a schedule of your own is made at. Of the parameter group with the largest rate, before any `lr_mult`.
         low, high: between these the best rate probably lies: nearly always on the tasks that the rules were fixed on.
             They are a step of the ladder away, and further by what is unknown of how the best rate falls with a
-            training's length: the shorter the races beside the training, the further.
+            training's length: the shorter the races beside the training, the further. Where no lower rate was raced,
+            `low` is 0; where no higher one was, `high` is infinite.
         tried: a row a race, as it was run: `round`, `iterations`, `rate` (for the whole training), `trained_at` (what
             it was in a race of that length), `val_loss` and `accuracy` at the end; NaN where it diverged, or where the
             targets are no classes.
@@ -120,9 +121,16 @@ class FoundRate:
     schedule: str
     note: str
 
+    @property
+    def where(self) -> str:
+        """Where the best rate probably lies, in words, such as `between 0.001 and 0.02`."""
+        if self.low == 0:
+            return f"below {self.high:.2g}"
+        return f"above {self.low:.2g}" if math.isinf(self.high) else f"between {self.low:.2g} and {self.high:.2g}"
+
     def __str__(self) -> str:
         return (
-            f"rate {self.rate:.2g}, the best is probably between {self.low:.2g} and {self.high:.2g} ({self.schedule}, "
+            f"rate {self.rate:.2g}, the best is probably {self.where} ({self.schedule}, "
             f"{self.iterations:,} iterations; {self.cost:,} of {self.budget:,} iterations spent). {self.note}"
         )
 
@@ -593,10 +601,11 @@ class Race:
             )
         columns = ["round", "iterations", "rate", "trained_at", "val_loss", "accuracy"]
         factor = 2 * max(1.0, self.iterations / self.length) ** UNSURE
+        end = self._end()
         return FoundRate(
             rate=float(f"{self.rate:.3g}"),
-            low=float(f"{self.rate / factor:.3g}"),
-            high=float(f"{self.rate * factor:.3g}"),
+            low=0.0 if end == "lowest" else float(f"{self.rate / factor:.3g}"),
+            high=math.inf if end == "highest" else float(f"{self.rate * factor:.3g}"),
             tried=pd.DataFrame(self.rows, columns=columns),
             ramp=self.ramp,
             start_loss=self.start_loss,
@@ -608,6 +617,13 @@ class Race:
             note=self._note(),
         )
 
+    def _end(self) -> str | None:
+        """Which end of the rates that were raced the answer is, if it is one; then nothing is known beyond."""
+        raced = [row[2] for row in self.rows]
+        if not self.learnt or min(raced) < self.rate < max(raced):
+            return None
+        return "highest" if self.rate > self.centre else "lowest"
+
     def _note(self) -> str:
         said = []
         if not self.rows:
@@ -616,8 +632,7 @@ class Race:
             said.append("The races were too short to learn anything, so the ramp alone says it: give a larger budget.")
         if self.edge is None:
             said.append("The ramp shows no rate that is too large.")
-        elif self.learnt and not min(row[2] for row in self.rows) < self.rate < max(row[2] for row in self.rows):
-            end = "highest" if self.rate > self.centre else "lowest"
+        elif end := self._end():
             said.append(f"It is the {end} rate that was tried: a larger budget would look further.")
         return " ".join(said)
 

@@ -109,7 +109,7 @@ def summary(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Image
         row = {
             "schedule": schedule,
             "rate": f"{race.rate:.3g}",
-            "probably between": f"{race.low:.2g} and {race.high:.2g}",
+            "the best is probably": race.where,
         }
         for name, runs in {"images that chose": chosen, **({"test images": trained} if images.tested else {})}.items():
             end = mean_row(final_accuracies(runs, schedule), 0, 1)
@@ -219,7 +219,7 @@ def answer(
             "data and the network first."
         )
     what = IN_WORDS[arm].format(race.rate, race.rate / 4)
-    said.append(f"**{what}.** The best rate for this is probably between {race.low:.2g} and {race.high:.2g}.")
+    said.append(f"**{what}.** The best rate for this is probably {race.where}.")
     said.append(f"```python\n{in_torch(arm, race.rate, run, groups)}\n```")
     said.append(" ".join(["**How good that is.**", _reached(ends), *_judged_by(trained, arm, images)]))
     said.append(" ".join(["**How sure the schedule is.**", *_others(found, trained, arm, images.deciding)]))
