@@ -77,33 +77,20 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
     folds = blocks(baseline), blocks(challenger)
     at = _first(chall.mean(axis=1)[:, None], np.array([target]), steps)[0]
 
-    rows, reached = [], False
-    for step, values in zip(steps, chall, strict=True):
-        found = _difference(values, baseline.loc[best_at], folds)
-        low, high = found.interval()
-        inside = found.df > 0 and not reached and high >= -TIE
-        reached |= low > 0
-        rows.append({"iteration": step, "difference": found.value, "low": low, "high": high, "in_set": inside})
-    table = pd.DataFrame(rows)
     known = min(base.shape[1], chall.shape[1]) > 1
-    if known and not reached:
-        table.loc[len(table)] = {"iteration": math.inf, "in_set": True}
+    table = _confidence_set(baseline.loc[best_at], challenger, folds)
     inside = table[table.in_set].iteration
-
-    never, ends = math.nan, (math.nan, math.nan)
+    shares, ends = {}, (math.nan, math.nan)
     if known:
         pairs = _pairs(baseline, challenger)
         mean, other = base @ pairs.first.T, chall @ pairs.second.T
         drawn = _first(other[:, pairs.j], mean.max(axis=0)[pairs.i], steps)
         shares = statistics.shares(drawn, pairs.weights)
-        never = shares.get(math.inf, 0.0)
-        if never and math.inf not in set(table.iteration):
+        if math.inf in shares and math.inf not in set(table.iteration):
             table.loc[len(table)] = {"iteration": math.inf, "in_set": False}
-        table["share"] = table.iteration.map(shares).fillna(0.0)
         took = baseline.index.to_numpy(dtype=float)[mean.argmax(axis=0)]
         ends = statistics.quantiles(took[pairs.i] / drawn, pairs.weights)
-    else:
-        table["share"] = math.nan
+    table["share"] = table.iteration.map(shares).fillna(0.0) if known else math.nan
     table["factor"] = length / table.iteration
     table = table.assign(in_set=table.in_set.astype(bool), step=float(np.diff(steps, prepend=0).min()))
     return Crossing(
@@ -113,11 +100,35 @@ def crossing(baseline: pd.DataFrame, challenger: pd.DataFrame) -> Crossing:
         float(inside.min()) if len(inside) else math.nan,
         float(inside.max()) if len(inside) else math.nan,
         length,
-        never,
+        shares.get(math.inf, 0.0) if known else math.nan,
         table[table.in_set | (table.share > 0)].reindex(columns=SET_COLUMNS).reset_index(drop=True),
         (best_at / at if np.isfinite(at) else math.nan, *ends),
         f"{METHODS['welch' if None in folds else 'blocks']}, inverted" if known else None,
     )
+
+
+def _confidence_set(target: pd.Series, challenger: pd.DataFrame, folds: tuple) -> pd.DataFrame:
+    """The evaluations at which the challenger may cross, as far as a test can say.
+
+    Args:
+        target: the baseline's accuracies, `[runs]`.
+        challenger: `[iterations, runs]`.
+        folds: of both, as `blocks` gives them.
+
+    Returns:
+        A row an evaluation, and an infinite one where it may never cross: `iteration`, the `difference` there with its
+        interval, whether it is `in_set`.
+    """
+    rows, reached = [], False
+    for step, values in zip(challenger.index, challenger.to_numpy(), strict=True):
+        found = _difference(values, target, folds)
+        low, high = found.interval()
+        inside = found.df > 0 and not reached and high >= -TIE
+        reached |= low > 0
+        rows.append({"iteration": float(step), "difference": found.value, "low": low, "high": high, "in_set": inside})
+    if min(len(target), challenger.shape[1]) > 1 and not reached:
+        rows.append({"iteration": math.inf, "in_set": True})
+    return pd.DataFrame(rows)
 
 
 class Pairs(NamedTuple):

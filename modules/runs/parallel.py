@@ -451,6 +451,7 @@ def _run(
         begun = {spec.name for spec in alone if RunFiles(folder, spec.name).checkpoint.exists()}
         branches = branches_of(alone, begun)
         later = {branch.name for found in branches.values() for branch in found}
+        grouped = {group[0].name for group in groups}
 
         def submit(runs: Sequence[Spec]) -> None:
             first = runs[0]
@@ -473,7 +474,6 @@ def _run(
             running[future.key] = future, runs
             future.add_done_callback(ended.put)
 
-        grouped = {group[0].name for group in groups}
         for runs in (*groups, *([spec] for spec in alone if spec.name not in later)):
             submit(runs)
         while running:
