@@ -137,6 +137,13 @@ def test_the_advice_is_the_least_regret_and_names_what_is_as_good():
     assert "nobody answered" in regret.advice(table, "cycle")
 
 
+def test_the_advice_counts_those_that_it_does_not_name():
+    landscapes = {("t", "linear"): landscape(noise=0.003)}
+    rules = {f"rule {number}": [RATES[10] * (1 + number / 1000)] * 5 for number in range(7)}
+    table = table_of(pd.concat([suggested(rates, rule) for rule, rates in rules.items()]), landscapes)
+    assert regret.advice(table, "linear").endswith("; and 2 more.")
+
+
 def test_grids_without_enough_of_anything_are_refused():
     for accuracies in (np.ones((21, 1)), np.ones(21), np.ones((20, 3))):
         with pytest.raises(AnalysisError, match="two seeds or more are needed"):

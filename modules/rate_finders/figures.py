@@ -58,13 +58,14 @@ def rate_strips(landscapes: Mapping[str, "Landscape"], suggestions: pd.DataFrame
 
     Args:
         landscapes: by schedule.
-        suggestions: of this task: `rule`, `rate`.
+        suggestions: of this task: `rule`, `rate`, `only`: the schedule that it is for, NaN where it is for all.
         title: the figure's title.
     """
     rules = list(dict.fromkeys(suggestions.rule))
     figure, (top, below) = plt.subplots(
         2, 1, sharex=True, figsize=(8, 3 + 0.25 * len(rules)), height_ratios=(3, 0.25 * len(rules))
     )
+    colours = dict(zip(landscapes, COLOURS, strict=False))
     for number, (schedule, landscape) in enumerate(landscapes.items()):
         look = dict(color=COLOURS[number], linestyle=DASHES[number])
         top.plot(landscape.rates, landscape.mean, label=f"{schedule} (best at {landscape.best:.2g})", **look)
@@ -73,11 +74,17 @@ def rate_strips(landscapes: Mapping[str, "Landscape"], suggestions: pd.DataFrame
         for axes in (top, below):
             axes.axvline(landscape.best, color=COLOURS[number], linewidth=0.8, linestyle=DASHES[number])
     top.set(ylabel="test accuracy", title=title)
-    top.legend(frameon=False, fontsize="small", loc="best")
+    below.plot([], [], ".", color="0.35", alpha=0.6, markersize=8, label="an answer for all schedules")
+    handles = [*top.get_legend_handles_labels()[0], *below.get_legend_handles_labels()[0]]
+    look = dict(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize="small")
+    figure.legend(handles=handles, **look)  # below: it hides no curve
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for number, rule in enumerate(rules):
-        rates = suggestions.rate[suggestions.rule == rule]
-        below.plot(rates, np.full(len(rates), number), ".", color=BASELINE, alpha=0.4, markersize=8)
+        answers = suggestions[suggestions.rule == rule]
+        rates = answers.rate
+        for schedule, its in answers.groupby("only", dropna=False):
+            colour = colours.get(schedule, "0.35")
+            below.plot(its.rate, np.full(len(its), number), ".", color=colour, alpha=0.6, markersize=8)
         if missing := int(rates.isna().sum()):
             note = f"{missing} of {len(rates)}: no answer"
             below.annotate(note, (1.01, number), xycoords=("axes fraction", "data"), va="center", fontsize="x-small")
@@ -109,8 +116,16 @@ def race(found: FoundRate) -> Figure:
         label = f"{len(tried)} races of {tried.iterations.iloc[0]:,} iterations"
         right.plot(tried.rate, tried.val_loss, marker="o", label=label, **look)
         for rate in tried.rate[tried.val_loss.isna()]:
+            # In its round's colour: the next round may race this rate again, at a lower one, as its races are longer.
+            right.axvline(rate, color=COLOURS[number], linestyle=":", linewidth=1)
             right.annotate(
-                "diverged", (rate, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="center"
+                "diverged",
+                (rate, 0.98),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                va="top",
+                ha="right",
+                color=COLOURS[number],
             )
     right.axvline(found.rate, color="0.1", linewidth=1, label=f"rate {found.rate:.2g}")
     right.set_xscale("log")
@@ -123,7 +138,8 @@ def race(found: FoundRate) -> Figure:
     right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
     right.xaxis.set_minor_locator(NullLocator())
     right.set(title=f"races, {found.schedule}")
-    # Below: above a race that diverged stands a word.
-    right.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.36), ncols=2)
+    # Below: above a race that diverged stands a word. And of the figure: that of an axis would lie on its label.
+    look = dict(loc="upper center", bbox_to_anchor=(0.75, 0), ncols=2, frameon=False, fontsize="small")
+    figure.legend(*right.get_legend_handles_labels(), **look)
     figure.tight_layout()
     return figure

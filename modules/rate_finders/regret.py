@@ -244,11 +244,12 @@ def advice(table: pd.DataFrame, schedule: str) -> str:
         return f"{schedule}: nobody answered nine times of ten."
     best = whole.loc[whole.value.idxmin()]
     near = whole[(whole.low <= best.high) & (whole.index != best.name)].sort_values("value")
-    others = [f"{row.rule} ({row.value:.2f})" for row in near.itertuples()][:4]
+    others = [f"{row.rule} ({row.value:.2f})" for row in near.itertuples()]
+    others[4:] = [f"and {len(others) - 4} more"] * (len(others) > 4)
     text = (
         f"{schedule}: {best.rule} costs {best.value:.2f} points [{best.low:.2f}, {best.high:.2f}] on average, "
         f"{best.worst:.1f} at worst"
     )
     if best.no_answer:
         text += f", and gives no answer in {best.no_answer:.0%} of the repeats"
-    return text + (f"; not told apart from it: {', '.join(others)}." if others else "; everybody else costs more.")
+    return text + (f"; not told apart from it: {'; '.join(others)}." if others else "; everybody else costs more.")
