@@ -6,6 +6,9 @@ import pandas as pd
 import pytest
 
 from modules.range_test import best_rate
+from modules.rate_finders import figures as finders
+from modules.rate_finders.race import FoundRate
+from modules.rate_finders.regret import Landscape
 from modules.report import figures
 from modules.report.crossing import crossing, factor_curve
 from modules.report.tables import curves, range_test_curve
@@ -183,3 +186,36 @@ def test_other_endings_of_figures_are_refused_and_nothing_is_written(tmp_path):
         with pytest.raises(AnalysisError, match=f"{name}': an ending of .png, .pdf, .svg is needed"):
             figures.save(figure, tmp_path / "new" / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def found():
+    """A race's result: validation losses by rate, in two rounds of which the first diverged at the highest."""
+    rounds = [(1, 66, 0.01, 1.0), (1, 66, 0.02, 0.5), (1, 66, 0.04, np.nan), (2, 135, 0.01, 0.4), (2, 135, 0.02, 0.3)]
+    tried = pd.DataFrame(rounds, columns=["round", "iterations", "rate", "val_loss"])
+    ramp = pd.DataFrame({"lr": np.geomspace(1e-6, 10, 30), "train_loss": np.linspace(2, 1, 30)})
+    shared = dict(start_loss=2.3, edge=0.2, cost=1000, budget=1000, iterations=720, schedule="linear", note="")
+    return FoundRate(rate=0.02, low=0.01, high=0.05, tried=tried, ramp=ramp, **shared)
+
+
+def test_the_picture_of_a_race_shows_the_rate_that_diverged_and_its_legend_lies_on_no_label():
+    figure = finders.race(found())
+    figure.canvas.draw()
+    races = figure.axes[1]
+    left, right = races.get_xlim()
+    assert left < 0.04 < right
+    (legend,) = figure.legends
+    assert {"rate 0.02", "probably between"} <= {text.get_text() for text in legend.get_texts()}
+    written = [axes.xaxis.get_tightbbox() for axes in figure.axes]  # an axis with its label and its rates
+    assert not any(legend.get_window_extent().overlaps(box) for box in written)
+
+
+def test_an_answer_for_one_schedule_has_its_colour_and_one_for_all_is_grey():
+    landscape = Landscape(np.array([0.01, 0.02, 0.04]), np.array([[0.5, 0.6], [0.8, 0.9], [0.4, 0.5]]))
+    answers = pd.DataFrame({"rule": ["a", "a", "b"], "rate": [0.01, 0.02, np.nan], "only": ["x", "y", np.nan]})
+    figure = finders.rate_strips({"x": landscape, "y": landscape}, answers, "toy")
+    lines, dots = figure.axes[0].lines, [line for line in figure.axes[1].lines if line.get_marker() == "."]
+    drawn = {(line.get_xdata()[0], line.get_color()) for line in dots if len(line.get_xdata())}
+    colours = {line.get_label().split()[0]: line.get_color() for line in lines}
+    assert {(0.01, colours["x"]), (0.02, colours["y"])} <= drawn
+    assert len({line.get_color() for line in dots}) == 3
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1 of 1: no answer"]
