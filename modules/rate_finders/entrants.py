@@ -134,7 +134,7 @@ class Entrant:
 
 
 def race(problem: Problem, schedule: str, budget: int) -> float:
-    """`find_rate`."""
+    """A ramp, then two rounds of short trainings at rates below those at which it diverged: `find_rate`."""
     return find_rate(
         problem.model,
         problem.optimizer,
@@ -201,7 +201,7 @@ def optuna_halving(problem: Problem, schedule: str, budget: int) -> float:
 
 
 def optuna_hyperband(problem: Problem, schedule: str, budget: int) -> float:
-    """Optuna's `HyperbandPruner`."""
+    """Optuna's `HyperbandPruner`: successive halvings, of which some stop trainings later than others."""
     import optuna
 
     return _optuna(

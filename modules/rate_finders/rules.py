@@ -199,12 +199,12 @@ def in_rows(lr: np.ndarray, loss: np.ndarray, rows: int = ROWS) -> tuple[np.ndar
 
 
 def lowest_loss(lr: np.ndarray, loss: np.ndarray) -> float:
-    """`range_test.best_rate` of one ramp. Source: this project, after best_lr."""
+    """The rate of the lowest smoothed loss, in some 50 rows of the ramp. Source: this project, after best_lr."""
     return best_rate(*in_rows(lr, loss)).lr
 
 
 def half_lowest_loss(lr: np.ndarray, loss: np.ndarray) -> float:
-    """Half of `range_test.best_rate`. Source: this project's README."""
+    """Half of the rate of the lowest smoothed loss. Source: this project's README."""
     return lowest_loss(lr, loss) / 2
 
 

@@ -1,6 +1,7 @@
 """Pictures of the second tournament. Each function draws one message on new axes and returns the figure."""
 
 import math
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,14 +34,14 @@ def _shape(tournament: Tournament, arm: str) -> np.ndarray:
 
 
 def schedules(tournament: Tournament) -> Figure:
-    """Every arm's rate over its peak against the iteration, one panel an arm."""
+    """Every arm's rate over the registration's against the iteration, one panel an arm."""
     arms, across = tournament.design.arms, 4
     down = math.ceil(len(arms) / across)
-    size = (PANEL * across, 0.7 * PANEL * down)
+    size = (PANEL * across, 0.75 * PANEL * down)
     figure, panels = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
     for axes, arm in zip(panels.flat, arms, strict=False):
         axes.plot(_shape(tournament, arm), color=COLOURS[0], linewidth=1.2)
-        axes.set_title(arms[arm].label, fontsize="x-small")
+        axes.set_title(textwrap.fill(arms[arm].label, 24), fontsize="x-small")
         axes.tick_params(labelsize="x-small")
     for axes in list(panels.flat)[len(arms) :]:
         axes.set_axis_off()
