@@ -204,7 +204,7 @@ def test_the_picture_of_a_race_shows_the_rate_that_diverged_and_its_legend_lies_
     left, right = races.get_xlim()
     assert left < 0.04 < right
     (legend,) = figure.legends
-    assert {"rate 0.02", "probably between"} <= {text.get_text() for text in legend.get_texts()}
+    assert "rate 0.02" in [text.get_text() for text in legend.get_texts()]
     written = [axes.xaxis.get_tightbbox() for axes in figure.axes]  # an axis with its label and its rates
     assert not any(legend.get_window_extent().overlaps(box) for box in written)
 

@@ -132,6 +132,7 @@ def race(found: FoundRate) -> Figure:
     left_end, right_end = right.get_xlim()
     open_ended = max(found.low, left_end), min(found.high, right_end)
     right.axvspan(*open_ended, color="0.1", alpha=0.08, linewidth=0, label=f"the best is probably {found.where}")
+    right.set_xlim(left_end, right_end)  # what reaches beyond ends at the edge, and not before it
     right.set(xlabel=f"learning rate for {found.iterations:,} iterations", ylabel="validation loss")
     marks = sorted(set(found.tried.rate)) or [found.rate]
     marks = marks[:: 1 + len(marks) // 8]
@@ -139,7 +140,7 @@ def race(found: FoundRate) -> Figure:
     right.xaxis.set_minor_locator(NullLocator())
     right.set(title=f"races, {found.schedule}")
     # Below: above a race that diverged stands a word. And of the figure: that of an axis would lie on its label.
-    look = dict(loc="upper center", bbox_to_anchor=(0.75, 0), ncols=2, frameon=False, fontsize="small")
+    look = dict(loc="upper right", bbox_to_anchor=(1, 0), ncols=2, frameon=False, fontsize="small")
     figure.legend(*right.get_legend_handles_labels(), **look)
     figure.tight_layout()
     return figure
