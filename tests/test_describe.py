@@ -457,6 +457,7 @@ def test_the_text_has_it_all():
     assert text.endswith("No warnings.")
 
 
+@pytest.mark.ci
 def test_a_picture_is_drawn_and_matplotlib_waits_for_it():
     code = (
         "import sys, torch\n"

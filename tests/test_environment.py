@@ -181,6 +181,7 @@ def small():
     return run
 
 
+@pytest.mark.ci
 def test_the_parts_need_none_of_the_studys_packages_and_stand_beside_a_folder_called_modules(small, tmp_path):
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "__init__.py").touch()
@@ -188,6 +189,7 @@ def test_the_parts_need_none_of_the_studys_packages_and_stand_beside_a_folder_ca
     assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran.stderr
 
 
+@pytest.mark.ci
 def test_the_study_without_its_packages_says_in_one_line_what_brings_them(small, tmp_path):
     code = (
         "sys.argv[1:] = ['verify', '--results', 'nowhere']; import runpy; runpy.run_module('modules', {}, '__main__')"

@@ -406,6 +406,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is counted in other units")
+@pytest.mark.ci
 def test_a_long_picture_is_cut_before_it_is_resized(tmp_path):
     small = tmp_path / "small.png"
     Image.new("L", (100, 100)).save(small)

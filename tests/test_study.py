@@ -82,6 +82,7 @@ def test_a_notebook_executed_again_is_the_same_bytes(smoke):
             assert len(contents) == 1, name
 
 
+@pytest.mark.ci
 def test_second_run_trains_nothing_and_agrees_with_the_first(smoke, tmp_path, monkeypatch, capsys):
     results, _ = smoke
     monkeypatch.setattr(parameters, "PUBLISHED", tmp_path / "published")

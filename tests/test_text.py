@@ -64,6 +64,7 @@ print(RunFiles(sys.argv[1], small().name).read()[1]["data"]["label"], ascii(sys.
     assert b"ascii" in done.stdout.lower() or b"ansi" in done.stdout.lower()
 
 
+@pytest.mark.ci
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "modules", "reproduce", "--study", "größer"]

@@ -40,6 +40,7 @@ def deadly(tmp_path):
     return small(TRIANGULAR, model=f"{tmp_path}/net.py:network")
 
 
+@pytest.mark.ci
 def test_a_run_that_kills_its_worker_is_set_aside_and_the_others_go_on(tmp_path, deadly):
     others = [small(FIXED, seed) for seed in (1, 2)]
     with pytest.raises(RunError, match="^triangular-seed1 ended the worker process 3 times in a row") as error:
@@ -121,6 +122,7 @@ def test_no_more_workers_are_started_than_the_cores_can_use(tmp_path, monkeypatc
     assert asked == [(4, 4)]
 
 
+@pytest.mark.ci
 def test_too_few_open_files_are_named_before_any_work(tmp_path):
     command = f'ulimit -n 64; "{sys.executable}" -m modules reproduce --study smoke --results "{tmp_path / "results"}"'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
