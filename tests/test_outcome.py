@@ -5,8 +5,8 @@ import shutil
 import pandas as pd
 
 from modules.report import tables
-from modules.report.comparison import compare
-from modules.report.outcome import report, sentences
+from modules.report.comparison import TABLES, compare
+from modules.report.outcome import SAID, report, sentences
 from modules.study.parameters import PUBLISHED
 
 
@@ -37,6 +37,10 @@ def test_sentences_take_their_numbers_from_the_tables(tmp_path):
         shown = f"{100 * low:+.2f}, {100 * high:+.2f}"
         assert f"triangular less mean_rate is +2.00 points [{shown}] at the end (policies){said}" in sentences(ours)
     assert 3 <= len(sentences(ours)) <= 5
+
+
+def test_every_table_that_a_study_is_judged_by_has_a_sentence():
+    assert {name for name, table in TABLES.items() if table.always and table.compared} <= set(SAID) <= TABLES.keys()
 
 
 def test_a_registered_tournaments_verdicts_are_said(tmp_path):

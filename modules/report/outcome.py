@@ -13,6 +13,12 @@ SENTENCES = 5
 ENDS = "final_accuracy"
 EXCEPTIONS = 10
 
+#: Tables that have a sentence, the most telling first.
+SAID = (
+    *("headline", "policies", "mlp", "tournament", "tournament_2", "rate_finders_summary", "best_lr"),
+    *("range_test_bounds", "your_data"),
+)
+
 #: Of a table the row that tells most, the first of these that it has.
 KEYS = ("final_accuracy_difference", "regret", "best_lr", "max_lr", "final_accuracy")
 
@@ -20,17 +26,7 @@ KEYS = ("final_accuracy_difference", "regret", "best_lr", "max_lr", "final_accur
 def sentences(results: str | Path) -> list[str]:
     """What a study found, by its own tables: each sentence one number or two."""
     found = []
-    for name in (
-        "headline",
-        "policies",
-        "mlp",
-        "tournament",
-        "tournament_2",
-        "rate_finders_summary",
-        "best_lr",
-        "range_test_bounds",
-        "your_data",
-    ):
+    for name in SAID:
         if (path := Path(results) / "tables" / f"{name}.csv").exists():
             found += _said(name, read_table(path))
     return found[:SENTENCES]
