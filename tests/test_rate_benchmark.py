@@ -149,7 +149,15 @@ def test_a_rule_scored_on_the_frozen_file_has_the_regret_it_has_on_the_runs(trai
 
 def test_a_rule_in_a_file_is_scored_by_one_command(table, capsys):
     assert main(["score", "--rule", "studies/rules/halfway.py", "--table", str(table)]) == 0
-    assert "halfway" in capsys.readouterr().out
+    assert "\nhalfway.py " in capsys.readouterr().out
+
+
+def test_a_file_that_is_called_as_a_rule_of_ours_is_stands_beside_it(table, tmp_path, capsys):
+    file = tmp_path / "best_rate.py"
+    file.write_text("rule = lambda lr, loss: 1e-6")
+    assert main(["score", "--rule", str(file), "--table", str(table)]) == 0
+    rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"best_rate", "best_rate.py"} <= set(rows)
 
 
 def refusal(capsys, rule, table):
@@ -191,7 +199,7 @@ def test_a_rule_may_have_no_answer(table, tmp_path, capsys):
     for text in ("return float('nan')", "from modules.statistics import AnalysisError; raise AnalysisError('none')"):
         (tmp_path / "mine.py").write_text(f"def rule(lr, loss): {text}")
         assert main(["score", "--rule", str(tmp_path / "mine.py"), "--table", str(table)]) == 0
-        assert re.search(r"^mine .* NaN +100%$", capsys.readouterr().out, re.MULTILINE)
+        assert re.search(r"^mine\.py .* NaN +100%$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_files_that_a_rule_cannot_be_scored_with_are_named_in_a_line(table, tmp_path, capsys):

@@ -133,7 +133,7 @@ def score(file: str | Path, table: str | Path) -> str:
     Raises:
         RunError: a file is missing or is none of these; the rule fails, or gives something else than one number.
     """
-    name, rule, read = Path(file).stem, _rule_of(file), _table(table)
+    name, rule, read = Path(file).name, _rule_of(file), _table(table)  # with `.py`: no rule of ours is called so
     found = scored(read, rule, name)
     over = "held-out tasks" if not read.chosen.all() else "tasks"
     whole = found[found.task == "all"]
