@@ -127,6 +127,18 @@ def _all_tensors(value: object) -> bool:
     return isinstance(value, ARRAYS)
 
 
+@contextmanager
+def forked(found: Reached, device: torch.device) -> Iterator[None]:
+    """All random states are put back at the end: torch's own on the CPU and a device, and those of `random_states`."""
+    devices = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
+    restore = random_states(found)
+    try:
+        with torch.random.fork_rng(**devices):
+            yield
+    finally:
+        restore()
+
+
 def _note_tensors(value: object, found: Reached) -> None:
     if isinstance(value, FunctionType):
         if not _of_a_library(value):
@@ -153,28 +165,6 @@ def _note_tensors(value: object, found: Reached) -> None:
             if of_module:  # a hidden state that is still to come
                 own = vars(part)
                 found.places += [(own, x) for x, entry in own.items() if x not in _OF_ANY_MODULE and _is_empty(entry)]
-
-
-def _put(where: dict, name: object, back: Callable[[], object]) -> None:
-    where[name] = back()
-
-
-def _drop_new(names: dict, known: set, which: Callable[[object], bool] = lambda value: True) -> None:
-    """Delete what has come since, or those of it that `which` says."""
-    for name in [name for name in names.keys() - known if which(names[name])]:
-        del names[name]
-
-
-@contextmanager
-def forked(found: Reached, device: torch.device) -> Iterator[None]:
-    """All random states are put back at the end: torch's own on the CPU and a device, and those of `random_states`."""
-    devices = dict(devices=[]) if device.type == "cpu" else dict(devices=[device], device_type=device.type)
-    restore = random_states(found)
-    try:
-        with torch.random.fork_rng(**devices):
-            yield
-    finally:
-        restore()
 
 
 def _is_empty(value: object) -> bool:
@@ -359,6 +349,16 @@ def contents(
             )
 
     return restore
+
+
+def _put(where: dict, name: object, back: Callable[[], object]) -> None:
+    where[name] = back()
+
+
+def _drop_new(names: dict, known: set, which: Callable[[object], bool] = lambda value: True) -> None:
+    """Delete what has come since, or those of it that `which` says."""
+    for name in [name for name in names.keys() - known if which(names[name])]:
+        del names[name]
 
 
 def _loose(found: Reached, known: set[int]) -> list[Callable[[], object]]:
