@@ -298,15 +298,15 @@ def test_an_answer_has_a_table_and_a_picture_and_reads_as_a_sentence():
 
 
 @pytest.mark.parametrize(
-    ("losses", "said"),
+    ("losses", "open_below", "open_above"),
     [
-        ([1.2, 1.0, 1.1], "between"),
-        ([1.3, 1.2, 1.0], "below"),
-        ([1.0, 1.2, 1.3], "above"),
-        ([np.nan, 1.0, 1.2], "between"),
+        ([1.2, 1.0, 1.1], False, False),
+        ([1.3, 1.2, 1.0], True, False),
+        ([1.0, 1.2, 1.3], False, True),
+        ([np.nan, 1.0, 1.2], False, False),
     ],
 )
-def test_nothing_is_known_beyond_the_rates_that_were_raced(losses, said):
+def test_nothing_is_known_beyond_the_rates_that_were_raced(losses, open_below, open_above):
     """A rate that diverged was raced, too."""
     rates = np.geomspace(1e-6, 10, 60)
     ramp = pd.DataFrame({"lr": rates, "train_loss": np.where(rates < 1, 2 - rates, np.nan)})
@@ -316,10 +316,10 @@ def test_nothing_is_known_beyond_the_rates_that_were_raced(losses, said):
     raced.tell([(loss, np.nan, asked.length) for loss in losses])
     assert raced.ask() is None
     found = raced.found()
-    assert (found.low == 0, math.isinf(found.high)) == (said == "below", said == "above")
-    assert f"the best is probably {said} " in str(found)
-    assert ("a larger budget would look further" in found.note) == (said != "between")
-    found.figure()
+    assert (found.low == 0, math.isinf(found.high)) == (open_below, open_above)
+    assert bool(found.note) == (open_below or open_above)
+    assert "inf" not in str(found)
+    assert np.isfinite(found.figure().axes[1].get_xlim()).all()
 
 
 def test_what_makes_no_sense_is_refused_in_a_line_before_any_training():
