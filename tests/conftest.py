@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(items):
         "test_study",
         "test_devices",
         "test_range_test",
+        "test_put_back",
     )
     items.sort(key=lambda item: not any(name in str(item.path) for name in long))
 

@@ -174,7 +174,8 @@ def test_every_page_can_be_reached_in_reading_order(made):
         "api/schedulers.html",
         "api/describe.html",
         "api/range_test.html",
-        "api/rate_finders.html",
+        "api/find_rate.html",
+        "api/rules.html",
         "studies/README.html",
         "CONTRIBUTING.html",
     )
@@ -259,7 +260,9 @@ def test_the_api_is_read_from_the_docstrings(made):
         ("schedulers", "modules.schedulers.CyclicLR"),
         ("describe", "modules.describe.describe"),
         ("range_test", "modules.range_test.range_test"),
-        ("rate_finders", "modules.rate_finders.rules.suggest_rate"),
+        ("find_rate", "modules.rate_finders.find_rate"),
+        ("find_rate", "modules.rate_finders.FoundRate"),
+        ("rules", "modules.rate_finders.rules.suggest_rate"),
     ):
         assert f'id="{part}"' in made.pages[f"api/{name}.html"]
     assert "upper bound of the cycle" in made.pages["api/schedulers.html"]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from modules.runs.spec import spec
 
+CROSS_ENTROPY = torch.nn.functional.cross_entropy
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -149,3 +150,18 @@ def rates(scheduler, count: int, group: int = 0) -> list[float]:
         scheduler.optimizer.step()
         scheduler.step()
     return out
+
+
+def problem():
+    """A small linear problem: model, optimizer, batches, accuracy."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 10, generator=generator)
+    labels = (inputs @ torch.randn(10, 4, generator=generator)).argmax(1)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(10, 4)
+    batches = [(inputs[i : i + 50], labels[i : i + 50]) for i in range(0, 400, 50)]
+
+    def accuracy(model):
+        return (model(inputs).argmax(1) == labels).float().mean().item()
+
+    return model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), batches, accuracy

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
-from modules.range_test import validate
+from modules.range_test.loop import validate
 from modules.rate_finders.race import SCHEDULES, Trials, find_rate
 from modules.runs.spec import Spec
 from modules.runs.training import (

@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
 from .. import snapshot
-from ..range_test import (
+from ..range_test import range_test
+from ..range_test.loop import (
     LARGEST_RATE,
     backward,
     check_given,
@@ -31,7 +32,6 @@ from ..range_test import (
     ignored_by,
     measure_batch,
     optimizer_step,
-    range_test,
     validate,
 )
 from ..schedulers import set_lr

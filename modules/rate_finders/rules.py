@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..range_test import (
+from ..range_test.reading import (
     CLEAR,
     NO_RISE,
     TOO_EARLY,

@@ -17,7 +17,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from modules.checks import short
 from modules.palette import BASELINE, CHALLENGER, COLOURS, DASHES
 from modules.policies import label
-from modules.range_test import BestRate, best_rate, exponential, suggest_bounds
+from modules.range_test import BestRate, best_rate, suggest_bounds
+from modules.range_test.reading import exponential
 from modules.report.crossing import Crossing
 from modules.runs.files import atomic_write
 from modules.statistics import AnalysisError

@@ -14,7 +14,8 @@ import pandas as pd
 from modules import statistics
 from modules.checks import RunError, short
 from modules.data.splits import FOLDS
-from modules.range_test import diverged_as_chance, suggest_bounds
+from modules.range_test import suggest_bounds
+from modules.range_test.reading import diverged_as_chance
 from modules.runs.files import COLUMNS, atomic_write, complete_runs
 from modules.runs.provenance import recorded
 from modules.runs.spec import Spec

@@ -24,7 +24,8 @@ from modules.data.batches import Data, batches, flip_crop
 from modules.data.datasets import Dataset, load
 from modules.data.splits import split
 from modules.policies import PolicyBase
-from modules.range_test import LARGEST_RATE, climbed
+from modules.range_test import LARGEST_RATE
+from modules.range_test.ramp import climbed
 from modules.runs.files import RunFiles, set_aside
 from modules.runs.provenance import record, remember
 from modules.runs.spec import Spec

@@ -31,7 +31,8 @@ API = (
     ("schedulers", "Schedulers", "modules.schedulers"),
     ("describe", "What a schedule will do", "modules.describe"),
     ("range_test", "The range test", "modules.range_test"),
-    ("rate_finders", "Rules for a rate", "modules.rate_finders.rules"),
+    ("find_rate", "A rate by a race, or by a rule", "modules.rate_finders"),
+    ("rules", "Each library's rule", "modules.rate_finders.rules"),
 )
 
 SETTINGS = {

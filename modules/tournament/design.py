@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from modules.checks import RunError, complaints, short
 from modules.data.datasets import load
 from modules.policies import Count, Frozen, Number, Rate, Share
-from modules.range_test import after_divergence, best_rate
+from modules.range_test import best_rate
+from modules.range_test.reading import after_divergence
 from modules.rate_finders.rules import suggest_rate
 from modules.runs.files import RunFiles
 from modules.runs.parallel import check_all, run_all
