@@ -85,7 +85,10 @@ def test_where_most_of_the_controls_runs_collapse_the_swing_helps_and_where_a_fe
     assert said("forgiveness", collapsed={"warm58_drop": 2}) == {"F": "not resolved"}
     design, runs = registered().design, made_up("forgiveness", collapsed={"warm58_drop": 20})
     note = analysis.differences(design, "forgiveness", runs).note[0]
-    assert note.startswith("F: helps; collapsed: 0 of 24, 20 of 24, Fisher's p ")
+    assert note.startswith("F: helps; collapsed: 0 of 24 (at most 12%), 20 of 24 (at most 94%), Fisher's p ")
+    none = analysis.differences(design, "forgiveness", made_up("forgiveness")).note
+    assert none[0] == "F: not needed; collapsed: 0 of 24 (at most 12%), 0 of 24 (at most 12%)"
+    assert pd.isna(none.iloc[-1])  # at R itself
     shares = analysis.ends(runs, design.iterations).set_index(["quantity", "policy"]).value
     assert shares["share", "warm58_drop at 8"] == pytest.approx(20 / 24)
 
@@ -101,6 +104,27 @@ def test_the_table_shows_the_interval_that_the_verdict_is_read_off():
     assert table.policy.tolist()[:2] == ["cycle_drop - constant_drop", "cycle - linear"]
 
 
+@pytest.mark.parametrize(
+    ("one", "share", "note"),
+    [
+        ("not needed", 1.0, "a good any-time schedule"),
+        ("helps", 1.0, "a good any-time schedule"),
+        ("harms", 0.75, "not shown to be a good any-time schedule"),
+        ("not resolved", 0.75, "not shown to be a good any-time schedule"),
+    ],
+)
+def test_one_run_is_good_at_any_time_if_no_budget_says_that_it_is_worse_or_unknown(one, share, note):
+    found = {"D1": "harms", **dict.fromkeys(("A1", "A3", "A4"), "not needed"), "A2": one}
+    (row,) = analysis.any_time(registered().design, found).itertuples()
+    assert (row.policy, row.value, row.note) == ("cycle any time", share, note)
+    del found["A4"]
+    assert analysis.any_time(registered().design, found).empty
+
+
+def test_what_is_judged_is_trained_before_what_is_described():
+    assert registered().questions == ["accuracy", "forgiveness", "any_time", "untuned", "description"]
+
+
 def test_a_curve_without_a_top_inside_gives_no_verdict():
     runs = made_up("accuracy")
     rising = runs.arm == "cycle_drop"
@@ -108,6 +132,8 @@ def test_a_curve_without_a_top_inside_gives_no_verdict():
     design = registered().design
     table = analysis.differences(design, "accuracy", runs)
     assert table.note[0] == "D1: not resolved; no top inside the ladder"
+    figure = pictures.accuracy_and_forgiveness(registered(), {"accuracy": runs}, "")
+    assert "hollow" in figure.axes[0].get_legend().get_title().get_text()
     arms = analysis.arms(design, runs).set_index(["quantity", "policy"])
     assert arms.loc[("lr", "cycle_drop"), "value"] == pytest.approx(0.002)  # the ladder's end
 
@@ -162,9 +188,10 @@ def test_too_few_runs_and_runs_that_do_not_belong_together_are_refused():
 def test_predictions_are_set_beside_what_was_measured():
     design = registered().design
     measured = {arm: 1 - bound / 10 for arm, bound in design.predicted.items()}
-    table = analysis.predicted(design, measured, ["constant", "linear"]).set_index(["quantity", "policy"])
-    assert table.value[["tau"]].tolist() == pytest.approx([1, 1])
-    assert table.runs["tau", "new"] == len(measured) - 2
+    best = ["cycle", "cycle_drop", "linear"]
+    table = analysis.predicted(design, measured, ["constant", "linear"], best).set_index(["quantity", "policy"])
+    assert table.value[["tau"]].tolist() == pytest.approx([1, 1, 1])
+    assert (table.runs["tau", "new"], table.runs["tau", "at their best"]) == (len(measured) - 2, 3)
 
 
 def test_registered_predictions_are_the_formulas():
@@ -321,4 +348,4 @@ def test_a_run_that_diverged_counts_as_chance(digits, tmp_path):
     del record["test"], record["ema"]
     RunFiles(tmp_path, run.name).finish([line.split(",") for line in text.splitlines()[1:3]], record)
     end = Tournament._end(run, tmp_path)
-    assert (end["validation"], end["test"], end["collapsed"]) == (0.1, 0.1, True)
+    assert (end["validation"], end["test"], end["average"], end["collapsed"]) == (0.1, 0.1, 0.1, True)

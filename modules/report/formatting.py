@@ -120,7 +120,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     if "runs" in table:
         lost = table.diverged.fillna(0) if "diverged" in table else 0 * table.runs
         out["runs"] = [f"{runs}" + (f" ({n} diverged)" if n else "") for runs, n in zip(table.runs, lost, strict=True)]
-    out["value [95 % interval]"] = _shown(table, "value", "low", "high")
+    others = "method" in table and table.method.astype(str).str.endswith("%").any()
+    heading = "95 % interval, unless method says another" if others else "95 % interval"
+    out[f"value [{heading}]"] = _shown(table, "value", "low", "high")
     for name in ("method", "note"):
         if name in table and table[name].notna().any():
             out[name] = table[name].fillna("")

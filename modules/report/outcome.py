@@ -48,10 +48,12 @@ def _said(name: str, table: pd.DataFrame) -> Iterator[str]:
         for row in rows.values():
             if row.quantity == "registered_difference":
                 difference, _, verdict = str(row.note).partition(": ")
-                verdicts.setdefault(verdict, []).append(difference)
+                verdicts.setdefault(verdict.split("; ")[0], []).append(difference)
         if verdicts:
             said = [f"{', '.join(differences)} {verdict}" for verdict, differences in verdicts.items()]
             yield f"By the registered rule: {'; '.join(said)}."
+        if whole := rows.get(("share", "cycle any time")):
+            yield f"CLR is {whole.note}."
         return
     if name == "your_data":
         for quantity, policy in rows:

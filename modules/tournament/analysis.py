@@ -116,6 +116,13 @@ def level(alpha: float, verdicts: int) -> float:
     return 1 - 2 * alpha / verdicts
 
 
+def at_most(collapsed: int, runs: int) -> float:
+    """The largest share of collapses that so many of so many runs leave possible: an exact upper limit of 95 %."""
+    from scipy import stats
+
+    return float(stats.binomtest(collapsed, runs, alternative="less").proportion_ci(0.95).high)
+
+
 def share(collapsed: int, runs: int, others_collapsed: int, others: int) -> float:
     """Fisher's exact two-sided p of two shares of collapsed runs being the same."""
     from scipy import stats
@@ -186,7 +193,8 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
     Returns:
         A table with `tables.TABLE_COLUMNS`. Of primary differences (`registered_difference`) the interval is the
         rule's, at the level of `level`, and the note is the name and the verdict; of others (`described_difference`) it
-        is of 95 %. Where runs collapsed the note says how many, with Fisher's p.
+        is of 95 %. At rates above the registered one the note says how many runs collapsed, and how large a share could
+        (an interval over accuracies knows nothing of a collapse that is rare); with Fisher's p, where some did.
     """
     asked, high, rows = design.questions[question], level(design.alpha, len(design.primary)), []
     named = [*asked.primary.items(), *((None, contrast) for contrast in asked.described)]
@@ -202,9 +210,11 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
         if contrast.octave is not None and contrast.against == "plain":
             budget = contrast.budget or design.iterations
             lost = [at(runs, arm, contrast.octave, budget, "collapsed") for arm in contrast.arms]
-            if any(map(any, lost)):
-                counts = [count for some in lost for count in (int(some.sum()), len(some))]
-                notes.append("collapsed: {} of {}, {} of {}".format(*counts) + f", Fisher's p {share(*counts):.2g}")
+            counts = [(int(some.sum()), len(some)) for some in lost]
+            if contrast.octave > 0 or any(map(any, lost)):
+                said = ", ".join(f"{count} of {runs} (at most {at_most(count, runs):.0%})" for count, runs in counts)
+                p = share(*counts[0], *counts[1])
+                notes.append(f"collapsed: {said}" + (f", Fisher's p {p:.2g}" if any(map(any, lost)) else ""))
         quantity = "registered_difference" if name else "described_difference"
         count = min(_count(runs, arm, contrast, design.iterations) for arm in contrast.arms)
         about = {"quantity": quantity, "policy": name_of(contrast), "runs": count, "note": "; ".join(notes) or None}
@@ -215,6 +225,28 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
 def _count(runs: pd.DataFrame, arm: str, contrast: Contrast, iterations: int) -> int:
     found = runs[(runs.arm == arm) & (runs.budget == (contrast.budget or iterations))]
     return len(found if contrast.octave is None else found[found.octave == contrast.octave])
+
+
+def any_time(design: Design, found: Mapping[str, str]) -> pd.DataFrame:
+    """What the verdicts of the differences at a budget say together: whether one run is a good model at any of them.
+
+    As registered: it is, where none of them says `harms` or `not resolved`.
+
+    Args:
+        design: the registration.
+        found: verdicts by difference.
+
+    Returns:
+        A row of `tables.TABLE_COLUMNS`, the share of the budgets at which it is, with the conclusion as its note; none
+        where a verdict is missing.
+    """
+    asked = [name for name, (_, contrast) in design.primary.items() if contrast.budget]
+    if not asked or not set(asked) <= set(found):
+        return table_of([])
+    good = [found[name] in ("not needed", "helps") for name in asked]
+    note = "a good any-time schedule" if all(good) else "not shown to be a good any-time schedule"
+    arm = design.primary[asked[0]][1].arms[0]
+    return table_of([{"quantity": "share", "policy": f"{arm} any time", "value": float(np.mean(good)), "note": note}])
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
@@ -307,23 +339,28 @@ def untuned(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
     return table_of(rows)
 
 
-def predicted(design: Design, accuracies: Mapping[str, float], before: Sequence[str]) -> pd.DataFrame:
+def predicted(
+    design: Design, accuracies: Mapping[str, float], before: Sequence[str], best: Sequence[str]
+) -> pd.DataFrame:
     """What theory predicted beside what was measured.
 
     Args:
         design: the registration.
         accuracies: at each arm's own best rate, by arm.
         before: arms that had been trained when the prediction was made.
+        best: arms whose best rate lies inside their ladder.
 
     Returns:
         A table with `tables.TABLE_COLUMNS`: each arm's `bound` over the constant rate's, and `tau`, Kendall's, of the
-        bounds' order and the accuracies': 1 where the smallest bound has the highest accuracy and so on.
+        bounds' order and the accuracies': 1 where the smallest bound has the highest accuracy and so on; over `all`
+        arms, over `new` ones, and over those that are `at their best`, as the bound supposes.
     """
     from scipy import stats
 
     rows = [{"quantity": "bound", "policy": arm, "value": bound} for arm, bound in design.predicted.items()]
     known = [arm for arm in design.predicted if arm in accuracies]
-    for name, kept in {"all": known, "new": [arm for arm in known if arm not in before]}.items():
+    new, inside = ([arm for arm in known if arm not in before], [arm for arm in known if arm in best])
+    for name, kept in {"all": known, "new": new, "at their best": inside}.items():
         if len(kept) > 2:
             tau = stats.kendalltau(
                 [-design.predicted[arm] for arm in kept], [accuracies[arm] for arm in kept]

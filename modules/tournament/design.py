@@ -167,8 +167,10 @@ class Tournament:
 
     @property
     def questions(self) -> list[str]:
-        """The names of the questions, in the order of their runs."""
-        return [*self.design.questions, *(["untuned"] if self.design.untuned else [])]
+        """The names of the questions, in the order of their runs: what is judged, then what is described."""
+        judged = [name for name, question in self.design.questions.items() if question.primary]
+        untuned = ["untuned"] if self.design.untuned else []
+        return [*judged, *untuned, *(name for name in self.design.questions if name not in judged)]
 
     def asked(self, question: str) -> list[str]:
         """The questions that a name asks for: one, `all` or `none`.
@@ -306,8 +308,8 @@ class Tournament:
 
         Returns:
             One row a run: `arm`, `octave`, `rate` (the peak), `budget`, `seed`, `validation` and `test` accuracy (0 to
-            1; chance, where the run diverged), `average_validation` and `average` (of the moving average of its
-            weights; NaN where it has none), `collapsed`.
+            1), `average_validation` and `average` (of the moving average of its weights; NaN where it has none), each
+            chance where the run diverged, `collapsed`.
 
         Raises:
             AnalysisError: runs are missing.
@@ -347,7 +349,9 @@ class Tournament:
         lost = record["diverged"]
         validation = CHANCE if lost else float(text.splitlines()[-1].rpartition(",")[2])
         test = CHANCE if lost else record["test"]["accuracy"]
-        average = {} if lost else record.get("ema", {})
+        average = record.get("ema", {})
+        if lost and asked.ema is not None:
+            average = {part: {"accuracy": CHANCE} for part in ("validation", "test")}
         return {
             "validation": validation,
             "test": test,

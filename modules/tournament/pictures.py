@@ -27,7 +27,7 @@ FORGIVING = {
 }
 
 
-def _shape(tournament: Tournament, arm: str) -> np.ndarray:
+def shape(tournament: Tournament, arm: str) -> np.ndarray:
     """An arm's rates over the registration's rate, `[iterations]`."""
     policy = tournament.spec(arm, 0, 1).policy
     return np.array(policy.rates(tournament.design.iterations)) / tournament.rate(0)
@@ -40,7 +40,7 @@ def schedules(tournament: Tournament) -> Figure:
     size = (PANEL * across, 0.75 * PANEL * down)
     figure, panels = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
     for axes, arm in zip(panels.flat, arms, strict=False):
-        axes.plot(_shape(tournament, arm), color=COLOURS[0], linewidth=1.2)
+        axes.plot(shape(tournament, arm), color=COLOURS[0], linewidth=1.2)
         axes.set_title(textwrap.fill(arms[arm].label, 24), fontsize="x-small")
         axes.tick_params(labelsize="x-small")
     for axes in list(panels.flat)[len(arms) :]:
@@ -81,17 +81,21 @@ def _not_yet(axes: Axes) -> None:
 
 
 def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
-    arms = {"constant": ("constant rate", CONSTANT), "cycle": ("CLR", CYCLE)}
+    arms, hollow = {"constant": ("constant rate", CONSTANT), "cycle": ("CLR", CYCLE)}, False
     for number, (arm, (name, (colour, dashes))) in enumerate(arms.items()):
-        tops = [top_of(runs, f"{arm}{end}", iterations).accuracy for end in ("", "_drop")]
-        values = np.array([found.value for found in tops])
-        errors = np.array([np.subtract(found.interval()[1], found.value) for found in tops])
+        tops = [top_of(runs, f"{arm}{end}", iterations) for end in ("", "_drop")]
+        values = np.array([found.accuracy.value for found in tops])
+        errors = np.array([np.subtract(found.accuracy.interval()[1], found.accuracy.value) for found in tops])
+        places = np.arange(2) + 0.04 * (2 * number - 1)
         look = dict(marker="o", capsize=4, label=name, color=colour, linestyle=dashes)
-        axes.errorbar(np.arange(2) + 0.04 * (2 * number - 1), values, yerr=errors, **look)
+        axes.errorbar(places, values, yerr=errors, **look)
+        outside = [number for number, found in enumerate(tops) if not found.inside]
+        axes.plot(places[outside], values[outside], "o", color=colour, markerfacecolor="white", zorder=5)
+        hollow = hollow or bool(outside)
     axes.set(ylabel="test accuracy at its best rate", xlim=(-0.4, 1.4))
     axes.set_xticks([0, 1], ["no drop", "last quarter\nramped to zero"])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    legend_below(axes, 2, "bars: 95 %")
+    legend_below(axes, 2, "bars: 95 %" + ("; hollow: the best rate lies outside the ladder" if hollow else ""))
 
 
 def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame]) -> None:
@@ -100,7 +104,7 @@ def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame
     arms = [arm for arm in FORGIVING if arm in set(whole.arm)]
     for number, arm in enumerate(arms):
         colour, dashes = FORGIVING[arm]
-        found, mean = whole[whole.arm == arm], tournament.rate(0) * _shape(tournament, arm).mean()
+        found, mean = whole[whole.arm == arm], tournament.rate(0) * shape(tournament, arm).mean()
         kept = found[~found.collapsed].groupby("octave").test.mean()
         look = dict(color=colour, linestyle=dashes, marker="o", markersize=4)
         axes.plot(mean * 2.0**kept.index, kept, label=tournament.design.arms[arm].label, **look)
