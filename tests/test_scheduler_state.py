@@ -322,16 +322,6 @@ def test_history_keeps_as_many_iterations_as_asked_for(size):
     assert scheduler.history["iteration"] == list(range(7))[7 - size :]
 
 
-def test_a_state_with_a_bounded_history_does_not_grow():
-    def length(iterations):
-        scheduler = CyclicLR(sgd(), history_size=10)
-        rates(scheduler, iterations)
-        return len(repr(scheduler.state_dict()["history"]["iteration"])), len(scheduler.history["lr"])
-
-    assert length(99)[1] == length(990)[1] == 10
-    assert length(110) == length(990)
-
-
 def test_a_custom_scale_function_is_never_taken_for_a_named_one():
     def sinusoidal(cycle):
         return cycle / 10

@@ -259,12 +259,6 @@ def test_lr_mult_multiplies_a_group(make):
     assert rates(double, 20, group=1) == pytest.approx([2 * lr for lr in rates(single, 20)])
 
 
-def test_base_lr_is_set_at_once_and_rate_is_the_first_one_used():
-    optimizer = sgd()
-    CyclicLR(optimizer, 0.25, 0.5, 10)
-    assert optimizer.param_groups[0]["lr"] == 0.25
-
-
 def test_no_warning_in_normal_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -34,7 +34,6 @@ from .loop import (
 )
 
 LOOKED_AT = 100  # batches, for whether they are shuffled
-LEAST_ROWS_OF_A_RANGE = 5  # of fewer rows the range may be small by chance
 
 
 def range_test(
@@ -88,8 +87,7 @@ def range_test(
             there are 50 evaluations.
         stop_factor: end when the training loss, as a mean of three rows, exceeds this many times the least such mean;
             None goes on while the loss is finite. By default such a row is a fiftieth of the ramp. It counts from a
-            loss of zero: leave it out for a loss that could as well have another zero. Below zero `climbed` says what
-            takes its place.
+            loss of zero: where a row is not above that, the ramp goes on.
         forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
             to skip. Validation is measured without gradients: what takes one there needs `torch.enable_grad()`.
         validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
@@ -282,18 +280,13 @@ def _initialise(model: nn.Module, measure: Callable) -> None:
 def climbed(losses: list[float], factor: float) -> bool:
     """Whether the loss, as a mean of three rows, exceeds `factor` times the least such mean so far.
 
-    Where a row is not above zero that says nothing. Then it is whether the mean is above the least one by `factor`
-    times the range of the rows up to that, if these are five or more.
+    Where a row is not above zero that says nothing, and the answer is no.
 
     Args:
         losses: mean training loss of each row so far.
         factor: above 1.
     """
-    if len(losses) < 3:
+    if len(losses) < 3 or min(losses) <= 0:
         return False
     means = np.convolve(losses, np.ones(3) / 3, "valid")
-    least = int(means.argmin())
-    if min(losses) > 0:
-        return bool(means[-1] > factor * means[least])
-    before = losses[: least + 3]
-    return len(before) >= LEAST_ROWS_OF_A_RANGE and bool(means[-1] - means[least] > factor * np.ptp(before))
+    return bool(means[-1] > factor * means.min())

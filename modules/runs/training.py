@@ -82,18 +82,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def own_random_state(device: torch.device) -> Iterator[None]:
-    """What is drawn inside leaves torch's, numpy's and Python's random state as they were."""
-    numpys, pythons = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        np.random.set_state(numpys)
-        random.setstate(pythons)
-
-
 def draw_from(seed: int, iteration: int, device: torch.device) -> None:
     """Set all the random state that a network may draw from in training, such as its dropout.
 
@@ -198,7 +186,7 @@ def train(
     files.check(spec, dataset.fingerprint)
     if files.complete:
         return files.csv
-    with files.training(), one_thread(), own_random_state(device):
+    with files.training(), one_thread(), snapshot.forked(snapshot.Reached(), device):
         if files.complete:  # by the process that was waited for
             files.check(spec, dataset.fingerprint)
             return files.csv
@@ -225,7 +213,7 @@ def check(spec: Spec, dataset: Dataset) -> None:
         raise RunError(f"batch_size={spec.batch_size} exceeds the {count} training images")
     try:
         device = torch.device("cpu" if models.own.is_own(spec.model) else "meta")  # a user's may need real numbers
-        with device, own_random_state(device):
+        with device, snapshot.forked(snapshot.Reached(), torch.device("cpu")):
             models.parameter_groups(build(spec, dataset), spec.bias_lr_mult, spec.multipliers)
     except ValueError as error:
         raise RunError(str(error)) from error
