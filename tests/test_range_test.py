@@ -354,6 +354,38 @@ def test_a_validation_loader_gives_loss_and_accuracy():
     assert table.accuracy.isna().all()
 
 
+@pytest.mark.parametrize(("frozen", "size", "own"), [(False, 25, True), (False, 8, False), (True, 25, False)])
+def test_in_a_ramp_batch_normalisation_validates_by_the_batch_and_its_running_statistics_stay(frozen, size, own):
+    """Running ones lag behind a rate that climbs. Frozen ones are part of the network; those of few samples are noise."""
+    linear, optimizer, batches, _ = problem()
+    norm = torch.nn.BatchNorm1d(4)
+    model = torch.nn.Sequential(linear, norm)
+    if frozen:
+        norm.eval()
+    validation = [(x[:size], y[:size]) for x, y in batches]
+    seen = []
+
+    def expected(model):
+        model.eval()
+        outputs, running = [model(x) for x, _ in validation], norm.running_mean.tolist()
+        if own:
+            outputs = [
+                torch.nn.functional.batch_norm(linear(x), None, None, norm.weight, norm.bias, True)
+                for x, _ in validation
+            ]
+        seen.append(running)
+        return np.mean(
+            [(said.argmax(1) == y).float().mean().item() for said, (_, y) in zip(outputs, validation, strict=True)]
+        )
+
+    reference = range_test(model, optimizer, CROSS_ENTROPY, batches, expected, iterations=50, max_lr=1e3)
+    table = range_test(model, optimizer, CROSS_ENTROPY, batches, validation=validation, iterations=50, max_lr=1e3)
+    assert table.accuracy.tolist() == pytest.approx(reference.accuracy.tolist(), nan_ok=True)
+    assert table.train_loss.tolist() == pytest.approx(reference.train_loss.tolist(), nan_ok=True)
+    assert (len({tuple(mean) for mean in seen}) > 1) == (not frozen)
+    assert norm.running_mean.tolist() == [0.0] * 4
+
+
 def test_lazy_modules_are_initialised_by_the_first_batch():
     _, _, batches, _ = problem()
     model = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.LazyBatchNorm1d(), torch.nn.LazyLinear(4))

@@ -3,11 +3,12 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -16,6 +17,7 @@ from ..schedulers import separate_rates, set_lr
 from ..statistics import AnalysisError
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
+LEAST_OWN = 16  # samples of a batch whose own statistics batch normalisation may take: those of fewer are noise
 
 
 def check_given(
@@ -283,8 +285,23 @@ def _predicted(outputs: object, target: object) -> Tensor | None:
     return None if dim is None or shape[dim] < 2 else outputs.argmax(dim)
 
 
+@contextmanager
+def _by_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Layers in evaluation mode normalise by each batch's own statistics, and their running ones stay as they are."""
+    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm, *_ in kept:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, mean, var in kept:
+            norm.running_mean, norm.running_var = mean, var
+
+
 @torch.no_grad()
-def validate(model: nn.Module, validation: Iterable, measure: Callable, ignored: int = -100) -> tuple[float, float]:
+def validate(
+    model: nn.Module, validation: Iterable, measure: Callable, ignored: int = -100, lagging: bool = False
+) -> tuple[float, float]:
     """Mean loss over all samples, and accuracy.
 
     Args:
@@ -292,6 +309,8 @@ def validate(model: nn.Module, validation: Iterable, measure: Callable, ignored:
         validation: batches.
         measure: loss, outputs and target of a batch.
         ignored: a target that counts for no class, as do those below 0.
+        lagging: whether running statistics lag behind the weights, as where the rate climbs: then batch normalisation
+            that trains takes each batch's own, of `LEAST_OWN` samples or more.
 
     Returns:
         The accuracy is NaN where the targets are no classes.
@@ -299,11 +318,13 @@ def validate(model: nn.Module, validation: Iterable, measure: Callable, ignored:
     Raises:
         ValueError: no batch, or what is no loss.
     """
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.training] if lagging else []
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
         try:
-            loss, outputs, target = measure(batch)
+            with _by_the_batch(norms if length(batch) >= LEAST_OWN else ()):
+                loss, outputs, target = measure(batch)
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise

@@ -91,7 +91,9 @@ def range_test(
         forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
             to skip. Validation is measured without gradients: what takes one there needs `torch.enable_grad()`.
         validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
-            the targets are classes, the accuracy; in evaluation mode.
+            the targets are classes, the accuracy; in evaluation mode. But batch normalisation takes the statistics of
+            each validation batch of 16 samples or more: its running ones lag behind a rate that climbs, and would show
+            an end of the useful rates that is several times too low.
         accumulate: batches an iteration, whose gradients are averaged.
         autocast: the type of a forward pass under autocast, such as `torch.bfloat16`.
         scaler: of the gradients, where the type is `torch.float16`.
@@ -186,7 +188,7 @@ def range_test(
                 val_loss = accuracy = math.nan
                 if evaluates := iteration % every == 0 or last:
                     if validation is not None:
-                        val_loss, accuracy = validate(model, validation, measure, ignored_by(loss_fn))
+                        val_loss, accuracy = validate(model, validation, measure, ignored_by(loss_fn), lagging=True)
                         if not (validated or lost):
                             check_validation(val_loss, f"at the first evaluation, lr={lr:.3g}")
                         validated = True
