@@ -356,7 +356,7 @@ def test_a_validation_loader_gives_loss_and_accuracy():
 
 @pytest.mark.parametrize(("frozen", "size", "own"), [(False, 25, True), (False, 8, False), (True, 25, False)])
 def test_in_a_ramp_batch_normalisation_validates_by_the_batch_and_its_running_statistics_stay(frozen, size, own):
-    """Running ones lag behind a rate that climbs. Frozen ones are part of the network; those of few samples are noise."""
+    """Running ones lag behind a rate that climbs. Frozen ones are the network; those of few samples are noise."""
     linear, optimizer, batches, _ = problem()
     norm = torch.nn.BatchNorm1d(4)
     model = torch.nn.Sequential(linear, norm)
