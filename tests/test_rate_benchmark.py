@@ -139,10 +139,11 @@ def table(trained, tmp_path):
 def test_a_rule_scored_on_the_frozen_file_has_the_regret_it_has_on_the_runs(trained, table):
     landscapes = trained.landscapes()
     whole = regret.regret_table(regret.regrets(trained.answers(), landscapes), landscapes, ["toy"])
-    scored = frozen.scored(pd.read_csv(table), RULES["fastai minimum"], "mine")
+    scored = frozen.scored(pd.read_csv(table), lambda lr, loss, _: RULES["fastai minimum"](lr, loss), "mine")
     keys = ["task", "schedule", "rule"]
     both = whole.merge(scored, on=keys, suffixes=("_whole", ""))
     assert both.value.to_numpy() == pytest.approx(both.value_whole.to_numpy(), nan_ok=True)
+    assert {*RULES, *regret.CHOSEN_HERE} == set(both.rule)
     twice = scored.set_index("rule")
     assert twice.value["mine"].tolist() == twice.value["fastai minimum"].tolist()
 
@@ -150,6 +151,20 @@ def test_a_rule_scored_on_the_frozen_file_has_the_regret_it_has_on_the_runs(trai
 def test_a_rule_in_a_file_is_scored_by_one_command(table, capsys):
     assert main(["score", "--rule", "studies/rules/halfway.py", "--table", str(table)]) == 0
     assert "\nhalfway.py " in capsys.readouterr().out
+
+
+def test_a_rule_with_a_third_argument_reads_the_accuracies_too(table, tmp_path, capsys):
+    """The paper's own rule, as an entry, has the regret of ours."""
+    file = tmp_path / "peak.py"
+    for name in ("accuracy peak", "accuracy peak / 3"):
+        file.write_text(
+            "import numpy as np\nfrom modules.rate_finders.rules import RULES\n"
+            "def rule(lr, loss, accuracy):\n    there = np.isfinite(accuracy)\n"
+            f"    return RULES['{name}'](lr[there], accuracy[there])\n"
+        )
+        assert main(["score", "--rule", str(file), "--table", str(table)]) == 0
+        rows = {row.split("  ")[0]: row.split()[-5:] for row in capsys.readouterr().out.splitlines()}
+        assert rows["peak.py"] == rows[name]
 
 
 def test_a_file_that_is_called_as_a_rule_of_ours_is_stands_beside_it(table, tmp_path, capsys):
@@ -210,6 +225,7 @@ def test_files_that_a_rule_cannot_be_scored_with_are_named_in_a_line(table, tmp_
         ("", "is no table: "),
         ("a\n1,2\n3,4,5\n", "is no table: "),
         ("a,what\n1,2\n", "no task, chosen"),
+        ("task,chosen,what,seed,rate,value\na,False,ramp,1,0.1,2\n", "no ramp's accuracy"),
     ):
         (tmp_path / "other.csv").write_text(text)
         assert message in refusal(capsys, halfway, tmp_path / "other.csv")

@@ -231,20 +231,38 @@ class Task:
             rate = found.rate or math.nan
             rows.append((found.entrant, found.seed, None if one else found.schedule, rate, found.accuracy))
         for seed in self.seeds:
-            read = {of: self.read_ramp(seed, of) for of in ("loss", "accuracy")}
-            rows += [(name, seed, None, rule(*read[rule.of]), math.nan) for name, rule in RULES.items()]
-            (lr, loss), (rows_lr, values) = read["loss"], read["accuracy"]
-            accuracy = np.full(len(lr), np.nan)
-            accuracy[np.abs(np.log(lr) - np.log(rows_lr)[:, None]).argmin(axis=1)] = values
-            for schedule in SCHEDULES:
-                rates = [share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy)]
-                names = zip(CHOSEN_HERE, rates, strict=True)
-                rows += [(name, seed, schedule, rate, math.nan) for name, rate in names]
+            found = read_off(*(self.read_ramp(seed, of) for of in ("loss", "accuracy")))
+            rows += [(name, seed, only, rate, math.nan) for name, only, rate in found]
             if run := self.bounded(seed):
                 rows.append((BOUNDS, seed, "cycle", run.policy.max_lr, self._accuracy(run)))
             else:
                 rows.append((BOUNDS, seed, "cycle", math.nan, math.nan))
         return pd.DataFrame(rows, columns=["rule", "seed", "only", "rate", "accuracy"]).assign(task=self.name)
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def at_every_rate(loss: Curve, accuracy: Curve) -> np.ndarray:
+    """The accuracies of a ramp at the rates of its losses, `[points]`; NaN where none was measured."""
+    (lr, _), (rates, values) = loss, accuracy
+    found = np.full(len(lr), np.nan)
+    found[np.abs(np.log(lr) - np.log(rates)[:, None]).argmin(axis=1)] = values
+    return found
+
+
+def read_off(loss: Curve, accuracy: Curve) -> list[tuple[str, str | None, float]]:
+    """What every rule that reads a ramp says of one: its name, the schedule it is for, if not for all, and the rate.
+
+    Args:
+        loss, accuracy: rates and what was measured at them, as `Task.read_ramp` gives them.
+    """
+    read, both = {"loss": loss, "accuracy": accuracy}, at_every_rate(loss, accuracy)
+    rows = [(name, None, rule(*read[rule.of])) for name, rule in RULES.items()]
+    for schedule in SCHEDULES:
+        rates = [share_of_lowest(*loss, schedule, given) for given in (None, both)]
+        rows += [(name, schedule, rate) for name, rate in zip(CHOSEN_HERE, rates, strict=True)]
+    return rows
 
 
 def tasks(entries: Sequence[Mapping[str, Any]], results: str | Path, common: Mapping[str, Any]) -> list[Task]:

@@ -1,4 +1,4 @@
-"""The benchmark as one file that a rule of anybody's is scored on in seconds: every ramp, and every rate's accuracy.
+"""The benchmark as one file that a rule of anybody's is scored on in seconds: every ramp, and where every rate ends.
 
 The file is a table of notebook 9. A rule may be made with the tasks where `chosen` is true; on all others it is only
 scored.
@@ -6,22 +6,23 @@ scored.
 
 import math
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from modules.checks import RunError, check_file, first_line, short
-from modules.rate_finders.benchmark import SCHEDULES, Task
+from modules.rate_finders.benchmark import SCHEDULES, Task, at_every_rate, read_off
 from modules.rate_finders.regret import Landscape, regret_table, regrets
-from modules.rate_finders.rules import RULES, Rule
+from modules.rate_finders.rules import Rule
 from modules.statistics import AnalysisError
 
 VERSION = 2  # of the tasks and of what is measured; regrets compare within one
 FILE = f"rate_finders_frozen_{VERSION}.csv"
 COLUMNS = ("task", "chosen", "what", "seed", "rate", "value")
-RAMP = "ramp"
+RAMP = {"loss": "ramp", "accuracy": "ramp's accuracy"}
 PUBLISHED = Path("results/published/rate-finders-digits/tables") / FILE
 
 
@@ -29,16 +30,17 @@ def frozen(tasks: Sequence[Task]) -> pd.DataFrame:
     """The ramps and the accuracies of tasks.
 
     Returns:
-        `task`, `chosen`, `what` (`ramp`, or the schedule of a training), `seed`, `rate`, `value`: a ramp's training
-        loss in the iteration of that rate, NaN from where it diverged; a training's test accuracy.
+        `task`, `chosen`, `what` (of `RAMP`, or the schedule of a training), `seed`, `rate`, `value`: a ramp's training
+        loss in the iteration of that rate, or its accuracy on validation images behind it, both NaN from where it
+        diverged; a training's test accuracy.
     """
     parts = []
     for task in tasks:
         for seed in task.seeds:
-            lr, loss = task.read_ramp(seed, "loss")
-            parts.append(
-                pd.DataFrame(dict(task=task.name, chosen=task.chosen, what=RAMP, seed=seed, rate=lr, value=loss))
-            )
+            for of, what in RAMP.items():
+                lr, values = task.read_ramp(seed, of)
+                about = dict(task=task.name, chosen=task.chosen, what=what, seed=seed)
+                parts.append(pd.DataFrame(about | dict(rate=lr, value=values)))
         for (name, schedule), found in task.landscapes().items():
             for seed, accuracies in enumerate(found.accuracies.T, start=1):
                 about = dict(task=name, chosen=task.chosen, what=schedule, seed=seed)
@@ -46,12 +48,13 @@ def frozen(tasks: Sequence[Task]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def scored(table: pd.DataFrame, rule: Rule, name: str) -> pd.DataFrame:
-    """The regret of a rule beside those in `rules.RULES` that read a loss.
+def scored(table: pd.DataFrame, rule: Callable[..., float], name: str) -> pd.DataFrame:
+    """The regret of a rule beside all others that read a ramp.
 
     Args:
         table: as `frozen` gives it.
-        rule: that reads a loss.
+        rule: of the rates, the losses and the accuracies of a ramp, `[points]`; an accuracy is NaN where none was
+            measured.
         name: what to call it.
 
     Returns:
@@ -61,11 +64,12 @@ def scored(table: pd.DataFrame, rule: Rule, name: str) -> pd.DataFrame:
         (task, what): Landscape(*_matrix(part))
         for (task, what), part in table[table.what.isin(SCHEDULES)].groupby(["task", "what"], sort=False)
     }
-    rules = {known: its for known, its in RULES.items() if its.of == "loss"} | {name: rule}
     rows = []
-    for (task, seed), ramp in table[table.what == RAMP].groupby(["task", "seed"], sort=False):
-        lr, loss = ramp.rate.to_numpy(), ramp.value.to_numpy()
-        rows += [(known, seed, None, its(lr, loss), math.nan, task) for known, its in rules.items()]
+    for (task, seed), ramp in table[table.what.isin(RAMP.values())].groupby(["task", "seed"], sort=False):
+        of = {what: part[["rate", "value"]].to_numpy().T for what, part in ramp.groupby("what")}
+        loss, accuracy = (tuple(of[what]) for what in RAMP.values())
+        found = [*read_off(loss, accuracy), (name, None, rule(*loss, at_every_rate(loss, accuracy)))]
+        rows += [(known, seed, only, rate, math.nan, task) for known, only, rate in found]
     answers = pd.DataFrame(rows, columns=["rule", "seed", "only", "rate", "accuracy", "task"])
     tasks = list(dict.fromkeys(table.task))
     held_out = list(dict.fromkeys(table.task[~table.chosen]))
@@ -78,8 +82,8 @@ def _matrix(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return wide.index.to_numpy(), wide.to_numpy()
 
 
-def _rule_of(file: str | Path) -> Rule:
-    """The rule in a Python file, as `score` takes it; whatever goes wrong in it is a RunError that names the file."""
+def _rule_of(file: str | Path) -> Callable[..., float]:
+    """The rule in a Python file, as `scored` takes it; whatever goes wrong in it is a RunError that names the file."""
 
     def failed(error: BaseException) -> RunError:
         return RunError(f"{file}: {type(error).__name__}: {first_line(error)}")
@@ -92,9 +96,9 @@ def _rule_of(file: str | Path) -> Rule:
     if not callable(rule):
         raise RunError(f"{file} has no function rule(lr, loss)")
 
-    def rate(lr: np.ndarray, loss: np.ndarray) -> float:
+    def called(lr: np.ndarray, loss: np.ndarray, *accuracy: np.ndarray) -> float:
         try:
-            given = rule(lr, loss)
+            given = rule(lr, loss, *accuracy)
             found = np.asarray(given)
         except AnalysisError:  # no answer
             raise
@@ -104,7 +108,17 @@ def _rule_of(file: str | Path) -> Rule:
             raise RunError(f"{file}: rule gave {short(given)}: one rate is needed, or NaN for no answer")
         return float(found)
 
-    return Rule(rate, str(file))
+    try:
+        kinds = [parameter.kind for parameter in signature(rule).parameters.values()]
+    except (TypeError, ValueError):  # one that is written in C
+        kinds = []
+    three = sum(kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds) > 2
+
+    def rate(lr: np.ndarray, loss: np.ndarray, accuracy: np.ndarray) -> float:
+        given = (accuracy,) if three else ()
+        return Rule(lambda lr, loss: called(lr, loss, *given), str(file))(lr, loss)
+
+    return rate
 
 
 def _table(file: str | Path) -> pd.DataFrame:
@@ -114,7 +128,7 @@ def _table(file: str | Path) -> pd.DataFrame:
         read = pd.read_csv(file)
     except ValueError as error:
         raise RunError(f"{file} is no table: {first_line(error)}") from error
-    if missing := [column for column in COLUMNS if column not in read]:
+    if missing := [column for column in COLUMNS if column not in read] or sorted({*RAMP.values()} - {*read.what}):
         raise RunError(f"{file} is no table of the benchmark: it has no {', '.join(missing)}")
     return read
 
@@ -124,7 +138,8 @@ def score(file: str | Path, table: str | Path) -> str:
 
     Args:
         file: has a function `rule` of the rates of a ramp and the training losses at them, both arrays `[points]`, NaN
-            from where the ramp diverged; it gives the rate, or NaN for no answer.
+            from where the ramp diverged; with a third argument also of the accuracies on validation images, NaN where
+            none was measured. It gives the rate, or NaN for no answer.
         table: a file that `frozen` was written to.
 
     Returns:
