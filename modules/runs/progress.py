@@ -50,10 +50,13 @@ class Bar:
         # A page of Jupyter's is no terminal, and has live lines, too.
         self.live = self.stream.isatty() or type(self.stream).__module__.startswith("ipykernel")
         self.bar: tqdm | None = None
-        self.started = self.said = time.monotonic()
+        self.started: float | None = None
+        self.said = time.monotonic()
 
     def show(self, state: State) -> None:
-        """Show how far it is."""
+        """Show how far it is; time counts from the first call, as a notebook may do something else before it trains."""
+        if self.started is None:
+            self.started = self.said = time.monotonic()
         if self.live:
             if self.bar is None:
                 self.bar = tqdm(
