@@ -97,15 +97,8 @@ def row(
     said = [verdict(some, margin, high) if inside else "not resolved" for some, inside in found]
     ends = np.array([some.interval(high) for some, _ in found])
     values = np.array([some.value for some, _ in found])
-    about = {
-        "difference": name,
-        "case": case,
-        "noise": noise,
-        "truth": truth,
-        "margin": margin,
-        "level": high,
-        "draws": len(found),
-    }
+    about = {"difference": name, "case": case, "noise": noise, "truth": truth, "margin": margin}
+    about |= {"level": high, "draws": len(found)}
     about |= {"covers": np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])), "bias": values.mean() - truth}
     about |= {"sd": values.std(ddof=1), "error": np.mean([some.error for some, _ in found])}
     about |= {"no top inside": np.mean([not inside for _, inside in found])}

@@ -124,7 +124,7 @@ class Entrant:
         run: called with a problem, a schedule and the iterations to spend on a search; a rate, or an accuracy.
         answers: `rate` or `accuracy`.
         source: who has it.
-        schedules: that it is tried with; of one that has none of its own the accuracy counts for all.
+        schedules: that it is tried with; of one that has none of its own the answer counts for all.
         repeats: at most so many.
     """
 
@@ -276,7 +276,7 @@ FALLING = ("constant", "linear")
 
 ENTRANTS: Mapping[str, Entrant] = {
     "find_rate": Entrant(race, "rate", "this project"),
-    "range_test, accuracy peak / 3": Entrant(peak_by_the_batch, "rate", "this project", tuple(SCHEDULES)[:1]),
+    "range_test, accuracy peak / 3": Entrant(peak_by_the_batch, "rate", "this project", FALLING[:1]),
     "random search": Entrant(random_search, "rate", "Bergstra and Bengio, JMLR 2012"),
     "Optuna, successive halving": Entrant(optuna_halving, "rate", "Optuna"),
     "Optuna, Hyperband": Entrant(optuna_hyperband, "rate", "Optuna"),

@@ -211,10 +211,11 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
             budget = contrast.budget or design.iterations
             lost = [at(runs, arm, contrast.octave, budget, "collapsed") for arm in contrast.arms]
             counts = [(int(some.sum()), len(some)) for some in lost]
-            if contrast.octave > 0 or any(map(any, lost)):
-                said = ", ".join(f"{count} of {runs} (at most {at_most(count, runs):.0%})" for count, runs in counts)
-                p = share(*counts[0], *counts[1])
-                notes.append(f"collapsed: {said}" + (f", Fisher's p {p:.2g}" if any(map(any, lost)) else ""))
+            collapsed = any(count for count, _ in counts)
+            if contrast.octave > 0 or collapsed:
+                shares = ", ".join(f"{n} of {of} (at most {100 * at_most(n, of):.0f} %)" for n, of in counts)
+                p = f", Fisher's p {share(*counts[0], *counts[1]):.2g}" if collapsed else ""
+                notes.append(f"collapsed: {shares}{p}")
         quantity = "registered_difference" if name else "described_difference"
         count = min(_count(runs, arm, contrast, design.iterations) for arm in contrast.arms)
         about = {"quantity": quantity, "policy": name_of(contrast), "runs": count, "note": "; ".join(notes) or None}

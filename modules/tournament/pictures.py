@@ -89,7 +89,7 @@ def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
         places = np.arange(2) + 0.04 * (2 * number - 1)
         look = dict(marker="o", capsize=4, label=name, color=colour, linestyle=dashes)
         axes.errorbar(places, values, yerr=errors, **look)
-        outside = [number for number, found in enumerate(tops) if not found.inside]
+        outside = [place for place, found in enumerate(tops) if not found.inside]
         axes.plot(places[outside], values[outside], "o", color=colour, markerfacecolor="white", zorder=5)
         hollow = hollow or bool(outside)
     axes.set(ylabel="test accuracy at its best rate", xlim=(-0.4, 1.4))
