@@ -97,12 +97,53 @@ def test_with_accuracies_the_smaller_of_two_rates_is_suggested():
         assert found == pytest.approx(min(alone, peak / 3), rel=0.2)
         rows = np.where(np.arange(POINTS) % (POINTS // 50) == POINTS // 50 - 1, accuracy, np.nan)
         assert suggest_rate(LR, ramp(2), "linear", rows) == found
-    with pytest.raises(AnalysisError, match="the accuracy does not rise clear of its noise: leave it out"):
-        suggest_rate(LR, ramp(2), "linear", np.full(POINTS, 0.1))
     with pytest.raises(AnalysisError, match="give range_test a validation"):
         suggest_rate(LR, ramp(2), "linear", np.full(POINTS, np.nan))
     with pytest.raises(AnalysisError, match=r"lr \[points\] and accuracy"):
         suggest_rate(LR, ramp(2), "linear", accuracy[1:])
+
+
+def peaked(at, points=POINTS):
+    """Accuracies `[points]` with a peak at a share of the ramp, and a noise of a point."""
+    x = np.linspace(0, 1, points)
+    return 0.1 + 0.6 * np.exp(-(((x - at) / 0.1) ** 2)) + 0.01 * np.random.default_rng(0).normal(size=points)
+
+
+@every("loss", [np.linspace(2, 1, POINTS), np.ones(POINTS), np.full(POINTS, np.nan)])
+def test_accuracies_with_a_clear_peak_are_enough_where_the_loss_says_nothing(loss):
+    with pytest.raises(AnalysisError):
+        suggest_rate(LR, loss, "linear")
+    found = suggest_rate(LR, loss, "linear", peaked(0.6))
+    assert 0 < found < LR[int(0.6 * POINTS)]
+    if np.isnan(loss).all():
+        assert found == pytest.approx(LR[int(0.6 * POINTS)] / 3, rel=0.3)
+
+
+def test_a_short_ramp_with_accuracies_is_read():
+    lr = np.geomspace(1e-6, 10, 50)
+    assert suggest_rate(lr, ramp(2)[::8], "linear", peaked(0.6, 50)) <= lr[30]
+
+
+SAYS_NOTHING = {
+    "flat": (np.full(50, 0.1), "does not rise clear of its noise: leave it out"),
+    "rises to the end": (peaked(1.1, 50), r"does not fall again by the last learning rate: .* \(max_lr\)"),
+    "falls from the start": (peaked(-0.1, 50), r"highest at the ramp's start: .* \(min_lr\)"),
+    "few": (peaked(0.5, 9), "10 accuracies or more are needed, not 9"),
+}
+
+
+@every("kind", SAYS_NOTHING)
+def test_accuracies_without_a_peak_are_refused_with_what_to_do(kind):
+    accuracy, message = SAYS_NOTHING[kind]
+    lr = np.geomspace(1e-6, 10, len(accuracy))
+    with pytest.raises(AnalysisError, match=message):
+        suggest_rate(lr, np.ones(len(lr)), "linear", accuracy)
+
+
+def test_where_the_ramp_diverges_the_accuracy_need_not_fall_before():
+    ended = np.arange(POINTS) > 240
+    loss, accuracy = np.where(ended, np.nan, 1.0), np.where(ended, np.nan, peaked(0.6))
+    assert LR[0] < suggest_rate(LR, loss, "linear", accuracy) < LR[240]
 
 
 FINITE = st.floats(-1e4, 1e4)

@@ -28,6 +28,9 @@ ROWS = 50  # into which this project's rules and the paper's divide a ramp
 SLIDE = 15  # iterations between the two ends of fastai's sliding interval
 BETA = 0.98  # of the exponential average that smooths a loss
 LEAST_ITERATIONS = 100  # of a ramp: on shorter ones nothing is learnt before the average has settled
+PEAK_EARLY = "the accuracy is highest at the ramp's start: let it start lower (min_lr)"
+NO_FALL = "the accuracy does not fall again by the last learning rate: let the ramp end higher (max_lr)"
+LEAST_EVALUATIONS = 10  # of the accuracy: a mean of five has to rise and fall
 
 
 @dataclass(frozen=True)
@@ -278,7 +281,7 @@ def share_of_lowest(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: n
     share = math.nan if at is None else float(lr[at] / DIVISORS[schedule])
     if accuracy is None:
         return share
-    return float(np.minimum(share, RULES["accuracy peak / 3"](*_some(lr, accuracy))))
+    return float(np.fmin(share, RULES["accuracy peak / 3"](*_some(lr, accuracy))))
 
 
 def _some(lr: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -294,18 +297,17 @@ def _some(lr: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.ndarray | None = None) -> float:
-    """A share of the rate of the lowest smoothed loss, which depends on what the rate is for.
+    """A rate for a schedule, read off a ramp: give it the accuracies, too, where there are any.
 
-    A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's top lies between. The
-    divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps of about 400 iterations
-    from 1e-6 to 10, measured in every iteration. Of three tasks that did not choose them they held on two, and were
-    too small on one (results/published/rate-finders.md). Where the accuracy on images that do not train is given too,
-    the rate is the smaller of that share and of a third of the rate where the accuracy peaks: more careful, and not
-    shown to be better.
+    Of accuracies on images that do not train: a third of the rate where they peak, as in the paper, but no more than a
+    share of the rate where the smoothed loss is lowest. Where the loss says nothing, the accuracies are enough. Of the
+    loss alone: that share. A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's
+    top lies between. The divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps from
+    1e-6 to 10 that are measured in every iteration. What both ways cost: results/published/rate-finders.md.
 
-    There is an answer only where `best_rate` has one: where the loss falls clear of its noise, and rises again or
-    diverges. Only differences count: a constant added to the loss changes nothing. That a fall of the loss is worth
-    something on new data the loss cannot say: on labels that mean nothing it falls a little, too.
+    Of the loss alone there is an answer only where `best_rate` has one: where the loss falls clear of its noise, and
+    rises again or diverges. Only differences count: a constant added to the loss changes nothing. That a fall of the
+    loss is worth something on new data the loss cannot say: on labels that mean nothing it falls a little, too.
 
     Args:
         lr, loss: of every iteration, `[points]`, NaN from where the ramp diverged, as `range_test` gives them; losses
@@ -318,11 +320,16 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
 
     Raises:
         ValueError: a schedule that is none of these.
-        AnalysisError: arrays that do not fit together; fewer than 100 finite losses, or more than half of them missing
-            before the last one; a loss, or an accuracy, that says
-            nothing, in a line that says why and what to do.
+        AnalysisError: arrays that do not fit together; accuracies that say nothing: fewer than ten of them, no rise
+            clear of their noise, or a peak at either end. Without accuracies fewer than 100 finite losses, or more than
+            half of them missing before the last one; a loss that says nothing. In a line that says why and what to do.
+
+    Source: the paper, 3.3; this project for the shares.
     """
-    share, rate = (share_of_lowest(lr, loss, schedule, given) for given in (None, accuracy))
+    rate = share_of_lowest(lr, loss, schedule, accuracy)
+    if accuracy is not None:
+        _check_peak(_some(lr, accuracy)[1], lost=not np.isfinite(points_and_runs(lr, loss, "loss")[1][-1]).all())
+        return rate
     measured = np.isfinite(points_and_runs(lr, loss, "loss")[1])
     lr, loss = one_curve(lr, loss, "loss")
     if len(lr) < LEAST_ITERATIONS:
@@ -337,12 +344,10 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
         raise AnalysisError("the loss is no number from the ramp's first tenth on: let it start lower (min_lr)")
     _check_measured(measured)
     best_rate(lr, loss)  # refuses a loss that does not fall, or does not rise again
-    if at == len(lr) // 10 or share < lr[0]:
+    if at == len(lr) // 10 or rate < lr[0]:
         raise AnalysisError(TOO_EARLY)
     if at == len(lr) - 6:
         raise AnalysisError(NO_RISE)
-    if accuracy is not None:
-        _check_rise(_some(lr, accuracy)[1])
     return rate
 
 
@@ -361,10 +366,21 @@ def _check_measured(measured: np.ndarray) -> None:
             )
 
 
-def _check_rise(accuracy: np.ndarray) -> None:
-    """Refuse accuracies `[points]` that do not rise, in a mean of five, clear of their noise."""
+def _check_peak(accuracy: np.ndarray, lost: bool) -> None:
+    """Refuse accuracies `[points]` that do not rise, and fall again, in a mean of five, clear of their noise.
+
+    Args:
+        accuracy: of every evaluation until the ramp diverged.
+        lost: whether it did: then the accuracy need not fall before.
+    """
+    if len(accuracy) < LEAST_EVALUATIONS:
+        raise AnalysisError(f"{LEAST_EVALUATIONS} accuracies or more are needed, not {len(accuracy)}")
     smooth = pd.Series(accuracy).rolling(5, center=True, min_periods=1).mean().to_numpy()
     at = int(smooth.argmax())
-    noise = (accuracy - smooth)[: at + 1].std(ddof=1) if at else 0.0
-    if not smooth[at] - smooth[0] > CLEAR * noise:
+    clear = CLEAR * (accuracy - smooth)[: at + 1].std(ddof=1) if at else 0.0
+    if at < 2 and smooth[at] - smooth[-1] > clear:
+        raise AnalysisError(PEAK_EARLY)
+    if not smooth[at] - smooth[0] > clear:
         raise AnalysisError("the accuracy does not rise clear of its noise: leave it out, or let the ramp be longer")
+    if not (lost or smooth[at] - smooth[at:].min() > clear):
+        raise AnalysisError(NO_FALL)
