@@ -272,11 +272,12 @@ def schedule_free(problem: Problem, schedule: str, budget: int) -> float:
     return problem.trained(optimizer, None, iterations)
 
 
+PEAK_BY_THE_BATCH = "range_test, accuracy peak / 3"
 FALLING = ("constant", "linear")
 
 ENTRANTS: Mapping[str, Entrant] = {
     "find_rate": Entrant(race, "rate", "this project"),
-    "range_test, accuracy peak / 3": Entrant(peak_by_the_batch, "rate", "this project", FALLING[:1]),
+    PEAK_BY_THE_BATCH: Entrant(peak_by_the_batch, "rate", "this project", FALLING[:1]),
     "random search": Entrant(random_search, "rate", "Bergstra and Bengio, JMLR 2012"),
     "Optuna, successive halving": Entrant(optuna_halving, "rate", "Optuna"),
     "Optuna, Hyperband": Entrant(optuna_hyperband, "rate", "Optuna"),
