@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, St
 from torch.utils.data import DataLoader, TensorDataset
 from toys import every, rates, sgd
 
-from modules.rate_finders import benchmark, find_rate, race
-from modules.rate_finders.race import LADDER, SCHEDULES, best_beside, edge, lowest_point
+from modules.rate_finders import benchmark, find_rate, race, trials
+from modules.rate_finders.race import LADDER, best_beside, edge, lowest_point
+from modules.rate_finders.trials import SCHEDULES
 from modules.runs.spec import spec
 from modules.schedulers import CyclicLR
 from modules.statistics import AnalysisError
@@ -431,7 +432,7 @@ def test_a_validation_that_trains_is_told():
 
 
 def test_a_schedule_of_a_very_long_training_is_looked_at_in_a_shorter_one(monkeypatch):
-    monkeypatch.setattr(race, "MOST_STEPPED", 1000)
+    monkeypatch.setattr(trials, "MOST_STEPPED", 1000)
     toy, made = Toy(), []
     toy.breaks = {1: KeyboardInterrupt()}
 

@@ -24,8 +24,9 @@ from modules.data.datasets import load
 from modules.data.splits import split
 from modules.range_test import range_test
 from modules.range_test.loop import validate
-from modules.rate_finders.race import SCHEDULES, Trials, find_rate
+from modules.rate_finders.race import find_rate
 from modules.rate_finders.rules import RULES
+from modules.rate_finders.trials import SCHEDULES, Trials
 from modules.runs.spec import Spec
 from modules.runs.training import (
     EVALUATION_BATCH,
