@@ -145,15 +145,16 @@ def test_a_marker_may_ask_for_a_note_and_for_a_gap():
     assert "+3.08 points" in documents.filled(gap)
 
 
-def test_a_table_of_regrets_has_a_way_a_row_and_no_single_tasks():
+def test_a_table_of_regrets_has_a_way_a_row_and_its_worst_task():
     regrets = dict.fromkeys(("valley constant", "valley linear", "steep linear", "valley linear digits"), 0.02)
+    regrets |= {"valley constant mnist": 0.03, "steep linear mnist": 0.01}
     regrets |= {"race linear": 0.001, "race constant": 0.003, "race cycle": -0.001}
     table = pd.DataFrame({"quantity": "regret", "policy": list(regrets), "value": list(regrets.values())})
     made = formatting.by_schedule(table.assign(low=math.nan, high=math.nan))
     assert made.to_numpy().tolist() == [
-        ["race", "0.30", "0.10", "-0.10"],
-        ["steep", "", "2.00", ""],
-        ["valley", "2.00", "2.00", ""],
+        ["race", "0.30", "0.10", "-0.10", ""],
+        ["steep", "", "2.00", "", "1.00 (mnist, linear)"],
+        ["valley", "2.00", "2.00", "", "3.00 (mnist, constant)"],
     ]
 
 

@@ -191,13 +191,21 @@ def by_schedule(table: pd.DataFrame) -> pd.DataFrame:
     """Mean regrets of ways to find a rate, for the eye: a way a row, a schedule a column, the least mean of all first.
 
     Args:
-        table: `rate_finders_summary` of a study; rows of single tasks, `<way> <schedule> <task>`, are left out.
+        table: `rate_finders_summary` of a study. Of rows of single tasks, `<way> <schedule> <task>`, a way's worst is
+            shown.
     """
-    named = table.policy.str.extract(r"^(?P<way>.+) (?P<schedule>constant|linear|cycle)$")
-    found = table.assign(way=named.way, schedule=named.schedule, shown=_shown(table, "value", "low", "high"))
-    cells = found.pivot_table(index="way", columns="schedule", values=["value", "shown"], aggfunc="first")
+    named = table.policy.str.extract(r"^(?P<way>.+) (?P<schedule>constant|linear|cycle)(?: (?P<task>\w+))?$")
+    found = table.join(named).assign(shown=_shown(table, "value", "low", "high"))
+    single = found[found.task.notna()]
+    cells = found[found.task.isna()].pivot_table(
+        index="way", columns="schedule", values=["value", "shown"], aggfunc="first"
+    )
     order = cells["value"].mean(axis=1).sort_values().index
     shown = cells["shown"].loc[order, ["constant", "linear", "cycle"]]
+    worst = single.loc[single.groupby("way").value.idxmax()]
+    shown["worst task"] = pd.Series(
+        [f"{100 * row.value:.2f} ({row.task}, {row.schedule})" for row in worst.itertuples()], worst.way, dtype=object
+    )
     return shown.fillna("").replace(" points", "", regex=True).reset_index()
 
 
