@@ -125,7 +125,7 @@ def test_a_short_ramp_with_accuracies_is_read():
 
 
 SAYS_NOTHING = {
-    "flat": (np.full(50, 0.1), "does not rise clear of its noise: leave it out"),
+    "flat": (np.full(50, 0.1), "does not rise clear of its noise: let the ramp be longer, validate on more images"),
     "rises to the end": (peaked(1.1, 50), r"does not fall again by the last learning rate: .* \(max_lr\)"),
     "falls from the start": (peaked(-0.1, 50), r"highest at the ramp's start: .* \(min_lr\)"),
     "few": (peaked(0.5, 9), "10 accuracies or more are needed, not 9"),

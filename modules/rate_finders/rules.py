@@ -28,6 +28,9 @@ ROWS = 50  # into which this project's rules and the paper's divide a ramp
 SLIDE = 15  # iterations between the two ends of fastai's sliding interval
 BETA = 0.98  # of the exponential average that smooths a loss
 LEAST_ITERATIONS = 100  # of a ramp: on shorter ones nothing is learnt before the average has settled
+NO_RISE_OF_ACCURACY = (
+    "the accuracy does not rise clear of its noise: let the ramp be longer, validate on more images, or leave it out"
+)
 PEAK_EARLY = "the accuracy is highest at the ramp's start: let it start lower (min_lr)"
 NO_FALL = "the accuracy does not fall again by the last learning rate: let the ramp end higher (max_lr)"
 LEAST_EVALUATIONS = 10  # of the accuracy: a mean of five has to rise and fall
@@ -381,6 +384,6 @@ def _check_peak(accuracy: np.ndarray, lost: bool) -> None:
     if at < 2 and smooth[at] - smooth[-1] > clear:
         raise AnalysisError(PEAK_EARLY)
     if not smooth[at] - smooth[0] > clear:
-        raise AnalysisError("the accuracy does not rise clear of its noise: leave it out, or let the ramp be longer")
+        raise AnalysisError(NO_RISE_OF_ACCURACY)
     if not (lost or smooth[at] - smooth[at:].min() > clear):
         raise AnalysisError(NO_FALL)
