@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from numbers import Real
@@ -13,11 +14,13 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from .. import snapshot
 from ..schedulers import separate_rates, set_lr
 from ..statistics import AnalysisError
 
 LARGEST_RATE = 1e36  # beyond it a rate does not fit into float32, whatever the optimizer divides it by
-LEAST_OWN = 16  # samples of a batch whose own statistics batch normalisation may take: those of fewer are noise
+ENOUGH_SAMPLES, LEAST_SAMPLES = 256, 16  # of which batch normalisation takes statistics
+MOST_LAST = 8  # batches, each another forward pass at every evaluation
 
 
 def check_given(
@@ -285,23 +288,62 @@ def _predicted(outputs: object, target: object) -> Tensor | None:
     return None if dim is None or shape[dim] < 2 else outputs.argmax(dim)
 
 
-@contextmanager
-def _by_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Layers in evaluation mode normalise by each batch's own statistics, and their running ones stay as they are."""
-    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
-    try:
-        for norm, *_ in kept:
-            norm.running_mean = norm.running_var = None
-        yield
-    finally:
-        for norm, mean, var in kept:
-            norm.running_mean, norm.running_var = mean, var
+class LastBatches:
+    """The last training batches, for what batch normalisation has to know of the weights as they are now.
+
+    Its running statistics are those of earlier weights. Where the rate climbs they lag, and a network evaluated with
+    them looks ruined at a rate several times below the one that ruins it. Those of a validation batch would depend on
+    which samples share a batch: sorted by class, as a folder for each class is read, they know the answer.
+
+    Args:
+        model: the network; nothing is kept where no layer asks for it.
+        measure: a batch's forward pass.
+    """
+
+    def __init__(self, model: nn.Module, measure: Callable) -> None:
+        self.model, self.measure = model, measure
+        self.batches: deque = deque(maxlen=MOST_LAST)
+
+    def _norms(self) -> list[_BatchNorm]:
+        """The layers that keep statistics and are not frozen."""
+        norms = (norm for norm in self.model.modules() if isinstance(norm, _BatchNorm))
+        return [norm for norm in norms if norm.training and norm.running_mean is not None]
+
+    def add(self, batches: Iterable) -> None:
+        """Take the batches of an iteration with a finite loss, and forget what is more than enough."""
+        if self._norms():
+            self.batches += batches
+            while sum(map(length, self.batches)) - length(self.batches[0]) >= ENOUGH_SAMPLES:
+                self.batches.popleft()
+
+    @contextmanager
+    def statistics(self) -> Iterator[None]:
+        """Layers have the statistics of these batches, averaged, in place of their running ones; then their own again.
+
+        Of fewer than `LEAST_SAMPLES` in all they would be noise, and the running ones stay.
+        """
+        norms = self._norms() if sum(map(length, self.batches)) >= LEAST_SAMPLES else []
+        kept = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+        modes = snapshot.modes(self.model)
+        try:
+            if norms:
+                self.model.eval()
+                for norm in norms:
+                    norm.train().reset_running_stats()
+                    norm.momentum = None  # an average in which all batches count the same
+                for batch in self.batches:
+                    self.measure(batch)
+                snapshot.set_modes(modes)
+            yield
+        finally:
+            for norm, momentum, buffers in kept:
+                norm.momentum = momentum
+                for buffer, before in zip(norm.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
 
 
 @torch.no_grad()
-def validate(
-    model: nn.Module, validation: Iterable, measure: Callable, ignored: int = -100, lagging: bool = False
-) -> tuple[float, float]:
+def validate(model: nn.Module, validation: Iterable, measure: Callable, ignored: int = -100) -> tuple[float, float]:
     """Mean loss over all samples, and accuracy.
 
     Args:
@@ -309,8 +351,6 @@ def validate(
         validation: batches.
         measure: loss, outputs and target of a batch.
         ignored: a target that counts for no class, as do those below 0.
-        lagging: whether running statistics lag behind the weights, as where the rate climbs: then batch normalisation
-            that trains takes each batch's own, of `LEAST_OWN` samples or more.
 
     Returns:
         The accuracy is NaN where the targets are no classes.
@@ -318,13 +358,11 @@ def validate(
     Raises:
         ValueError: no batch, or what is no loss.
     """
-    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.training] if lagging else []
     model.eval()
     total, size, right, labels = 0.0, 0, 0, 0
     for batch in validation:
         try:
-            with _by_the_batch(norms if length(batch) >= LEAST_OWN else ()):
-                loss, outputs, target = measure(batch)
+            loss, outputs, target = measure(batch)
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise

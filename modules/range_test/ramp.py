@@ -21,6 +21,7 @@ from .. import snapshot
 from ..schedulers import RangeTestLR, filled
 from .loop import (
     LARGEST_RATE,
+    LastBatches,
     backward,
     check_given,
     check_precision,
@@ -91,9 +92,9 @@ def range_test(
         forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
             to skip. Validation is measured without gradients: what takes one there needs `torch.enable_grad()`.
         validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
-            the targets are classes, the accuracy; in evaluation mode. But batch normalisation takes the statistics of
-            each validation batch of 16 samples or more: its running ones lag behind a rate that climbs, and would show
-            an end of the useful rates that is several times too low.
+            the targets are classes, the accuracy; in evaluation mode. Here, and for `evaluate`, batch normalisation has
+            the statistics of the last training batches under the present weights (`loop.LastBatches`): its running ones
+            lag behind a rate that climbs, and would show an end of the useful rates that is several times too low.
         accumulate: batches an iteration, whose gradients are averaged.
         autocast: the type of a forward pass under autocast, such as `torch.bfloat16`.
         scaler: of the gradients, where the type is `torch.float16`.
@@ -136,11 +137,14 @@ def range_test(
         return measure_batch(model, loss_fn, forward, batch, device, autocast)
 
     def next_loss() -> Tensor | None:
-        loss, _, target = measure(next(stream))
+        taken.append(next(stream))
+        loss, _, target = measure(taken[-1])
         if len(classes) < LOOKED_AT:
             classes.append(_only_class(target))
         return loss
 
+    taken: list = []  # the batches of an iteration
+    last_batches = LastBatches(model, measure)
     classes: list[int | None] = []  # of the first batches, the one class that a batch has; None where it has several
     rows: list[tuple[int, float, float, float, float]] = []
     found = snapshot.reached((model, optimizer, loss_fn, forward, evaluate), (batches, validation))
@@ -170,11 +174,14 @@ def range_test(
                     group["lr"] = filled(group["lr"], lr * ratio)
                 snapshot.set_modes(modes)
                 optimizer.zero_grad()
+                taken.clear()
                 loss = backward((next_loss() for _ in range(accumulate)), accumulate, scaler, model)
                 if loss is None:  # no divergence: the batch is passed over
                     skipped = True
                 elif math.isfinite(loss):
                     optimizer_step(optimizer, scaler)
+                    if validation is not None or evaluate:
+                        last_batches.add(taken)
                     row.add(loss)
                     stretch.add(loss)
                     given, lost = iteration, 0
@@ -187,13 +194,14 @@ def range_test(
                 last = iteration == iterations
                 val_loss = accuracy = math.nan
                 if evaluates := iteration % every == 0 or last:
-                    if validation is not None:
-                        val_loss, accuracy = validate(model, validation, measure, ignored_by(loss_fn), lagging=True)
-                        if not (validated or lost):
-                            check_validation(val_loss, f"at the first evaluation, lr={lr:.3g}")
-                        validated = True
-                    elif evaluate:
-                        accuracy = _number_of(evaluate(model))
+                    with last_batches.statistics():
+                        if validation is not None:
+                            val_loss, accuracy = validate(model, validation, measure, ignored_by(loss_fn))
+                        elif evaluate:
+                            accuracy = _number_of(evaluate(model))
+                    if validation is not None and not (validated or lost):
+                        check_validation(val_loss, f"at the first evaluation, lr={lr:.3g}")
+                    validated = validation is not None
                     if validation is not None and not math.isfinite(val_loss):
                         break
                     means += [mean] if math.isfinite(mean := stretch.taken()) else []
