@@ -7,6 +7,7 @@ import pytest
 
 from modules.range_test import best_rate
 from modules.rate_finders import figures as finders
+from modules.rate_finders.bracket import Bracket
 from modules.rate_finders.race import FoundRate
 from modules.rate_finders.regret import Landscape
 from modules.report import figures
@@ -207,6 +208,22 @@ def test_the_picture_of_a_race_shows_the_rate_that_diverged_and_its_legend_lies_
     assert "rate 0.02" in [text.get_text() for text in legend.get_texts()]
     written = [axes.xaxis.get_tightbbox() for axes in figure.axes]  # an axis with its label and its rates
     assert not any(legend.get_window_extent().overlaps(box) for box in written)
+
+
+def test_the_picture_of_full_trainings_marks_what_is_taken_and_what_diverged():
+    bracket = Bracket(0.02)
+    bracket.tell([(0.01, 0.7, 1.0), (0.02, 0.8, 0.9), (0.04, np.nan, np.nan)])
+    curve = found().ramp
+    figure = finders.tries(curve, {"linear": 0.02}, {"linear": bracket.found()})
+    left, right = figure.axes
+    (guess,) = (line for line in left.lines if line.get_label().startswith("first guess"))
+    assert guess.get_xdata()[0] == 0.02
+    marks = {mark: [line for line in right.lines if line.get_marker() == mark] for mark in ("*", "x")}
+    assert marks["*"][0].get_xydata().tolist() == [[0.02, 0.8]]
+    assert marks["x"][0].get_xdata() == [0.04]
+    figure.canvas.draw()
+    written = [axes.xaxis.get_tightbbox() for axes in figure.axes]
+    assert not any(legend.get_window_extent().overlaps(box) for legend in figure.legends for box in written)
 
 
 def test_an_answer_for_one_schedule_has_its_colour_and_one_for_all_is_grey():

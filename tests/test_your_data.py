@@ -12,7 +12,7 @@ from toys import every, small
 from modules.checks import RunError
 from modules.data.datasets import DataError
 from modules.rate_finders.benchmark import SCHEDULES
-from modules.rate_finders.race import FoundRate, best_beside
+from modules.rate_finders.bracket import MOST, Bracket, Tried
 from modules.report import advice, tables
 from modules.report.advice import Images
 from modules.report.outcome import sentences
@@ -22,7 +22,7 @@ from modules.study import design
 
 RATES = dict(constant=0.01, linear=0.02, cycle=0.015)
 FIFTY = Images(deciding=50, majority=0.34, tested=0)
-TINY = dict(dataset="digits-8x8", model="dense-8", epochs=1, budget=150, runs=1)
+TINY = dict(dataset="digits-8x8", model="dense-8", epochs=1, runs=1)
 
 
 def asked(tmp_path, **options):
@@ -30,12 +30,11 @@ def asked(tmp_path, **options):
     return design.build("10_your_data", {"results_dir": str(tmp_path / "results"), **options})
 
 
-def raced(rate, schedule="linear"):
-    nothing = pd.DataFrame()
-    return FoundRate(rate, rate / 2, rate * 2, nothing, nothing, 2.3, 1.0, 900, 1000, 400, schedule, "A note.")
+def tried(rate):
+    return Tried(rate, rate / 2, rate * 2, pd.DataFrame(), "A note.")
 
 
-FOUND = {schedule: raced(rate, schedule) for schedule, rate in RATES.items()}
+FOUND = {schedule: tried(rate) for schedule, rate in RATES.items()}
 
 
 def ended(test_acc=math.nan, **accuracies):
@@ -49,7 +48,7 @@ def ended(test_acc=math.nan, **accuracies):
 
 
 def said(runs, images=FIFTY):
-    return advice.answer(FOUND, runs, small(iterations=400), images, {"races": [runs, runs], "trainings": [runs]})
+    return advice.answer(FOUND, runs, small(iterations=400), images, {"trials": [runs, runs], "trainings": [runs]})
 
 
 #: Final accuracies of constant, linear and cycle; which is advised, and what is said of the other two.
@@ -74,7 +73,7 @@ def test_each_outcome_has_its_advice(constant, linear, cycle, schedule, first, s
     text = said(runs, images)
     assert text.startswith(f"**{advice.IN_WORDS[schedule].format(RATES[schedule], RATES[schedule] / 4)}.**")
     count = 400 * len(runs)
-    assert f"{3 * count:,} iterations (races {2 * count:,}, trainings {count:,}), " in text
+    assert f"{3 * count:,} iterations (trials {2 * count:,}, trainings {count:,}), " in text
     for arm, verdict in zip(others, (first, second), strict=True):
         assert f"{arm.capitalize()} at {RATES[arm]} {verdict}" in text
     assert ("not told apart" in text) == bool({first, second} & {advice.ALIKE, advice.ONE_RUN})
@@ -141,59 +140,88 @@ def test_the_answer_in_torchs_words_is_what_was_trained(schedule, optimizer, mod
 
 
 def test_no_schedule_is_advised_where_all_diverge():
-    with pytest.raises(AnalysisError, match="every schedule has runs that diverged at the rate of its races"):
+    with pytest.raises(AnalysisError, match="every schedule has runs that diverged at the best rate that was tried"):
         advice.advised(ended(constant=[None], linear=[None], cycle=[None]), 50)
 
 
-def landscape(names, best):
-    """A `train` whose ramps end at 20 times, and whose losses are least at, the best rate of their length."""
+def ends(best, rate):
+    """Accuracy and loss of a made-up training, which diverges at four times the best rate."""
+    off = math.log2(rate / best)
+    return (math.nan, math.nan) if off >= 2 else (0.9 - 0.1 * off**2, 0.5 + off**2)
+
+
+@every("off", [1 / 100, 1 / 16, 1 / 3, 1, 1.4, 5, 20, 400])
+def test_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides(off):
+    bracket, best = Bracket(0.03 * off), 0.03
+    rounds = 0
+    while rates := bracket.ask():
+        bracket.tell([(rate, *ends(best, rate)) for rate in rates])
+        rounds += 1
+    found = bracket.found()
+    assert rounds == len(found.tried) - 2 <= MOST - 2
+    if 1 / 32 < off < 32:
+        assert 2**-0.5 < found.rate / best < 2**0.5
+        assert found.low < found.rate < found.high
+        assert found.high / found.low == pytest.approx(4, rel=0.01)
+        assert found.note == ""
+    else:  # too far: the answer says on which side it is open
+        assert (found.low == 0) == (off > 1)
+        assert math.isinf(found.high) == (off < 1)
+        assert "others beyond may be better" in found.note or "diverged" in found.note
+
+
+def test_of_equal_accuracies_the_least_loss_is_taken_and_where_all_diverge_lower_rates_are_tried():
+    bracket = Bracket(0.1)
+    assert bracket.ask() == [0.05, 0.1, 0.2]
+    bracket.tell([(0.05, 0.5, 2.0), (0.1, 0.5, 1.0), (0.2, 0.5, 1.5)])
+    assert bracket.ask() == []
+    assert bracket.found().rate == 0.1
+    bracket = Bracket(0.1)
+    bracket.tell([(rate, math.nan, math.nan) for rate in (0.05, 0.1, 0.2)])
+    assert bracket.ask() == [0.025]
+
+
+def test_the_search_finds_the_best_rate_of_each_schedule(tmp_path):
+    names = asked(tmp_path, dataset="digits-8x8", model="dense-8", epochs=11)
+    best = {"constant": 0.01, "linear": 0.05, "cycle": 0.02}
+    trained = []
 
     def train(specs, folder):
         rows = []
         for run in specs:
             about = dict(policy=run.kind, seed=run.seed, diverged=False)
-            here = best * best_beside(run.iterations, names["iterations"], scaled=False)
             if run.kind == "ramp":
                 for number, lr in enumerate(run.policy.rates(run.iterations), start=1):
-                    loss = 2.3 - math.log1p(lr / here) if lr < 20 * here else math.nan
+                    loss = 2.3 - math.log1p(lr / 0.02) if lr < 0.4 else math.nan
                     rows += [about | dict(iteration=number, train_loss=loss)] if loss == loss else []
                 continue
-            rate = {**run.policy.settings(), "max_lr": None}["lr"] if "lr" in run.policy.settings() else 0
-            rate = rate or run.policy.max_lr
-            loss = 2.3 if run.kind == "untrained" else 0.5 + math.log(rate / here) ** 2 / 10
-            lost = rate > 2.5 * here and run.kind != "untrained"  # with numbers to its end, or without
-            ends = dict(val_loss=1e4 if lost else loss, val_acc=0.5, diverged=lost and run.kind.startswith("linear"))
-            rows.append(about | ends | dict(iteration=run.iterations))
+            schedule, rate = run.kind.rpartition("_")[::2]
+            accuracy, loss = ends(best[schedule], float(rate))
+            about |= dict(iteration=run.iterations, val_acc=accuracy, val_loss=loss, diverged=accuracy != accuracy)
+            rows.append(about)
         trained.extend(specs)
         return pd.DataFrame(rows)
 
-    trained = []
-    return train, trained
-
-
-@every("best", [0.003, 0.03, 0.3])
-def test_the_search_finds_the_best_rate_of_each_schedule_within_its_budget(tmp_path, best):
-    names = asked(tmp_path, dataset="digits-8x8", model="dense-8", epochs=11)
-    train, trained = landscape(names, best)
     found = names["search"](train)
-    assert names["iterations"] == 396
-    for schedule, race in found.items():
-        assert 2**-0.5 < race.rate / best < 2**0.5, schedule  # half a step of the ladder
-        assert race.low < best < race.high
-        assert race.cost <= race.budget == 1000
-        assert race.tried.val_loss.isna().any()
-        assert race.tried.val_loss.max() < 2.3
-    # One ramp for all; five rates and three, twice as long, for each schedule; none with a seed of a training.
-    lengths = [run.iterations for run in trained]
-    assert lengths[:2] == [333, 1]
-    assert len(lengths) == 2 + 3 * 8
-    assert max(lengths[2:17]) * 2 <= min(lengths[17:]) + 4
+    for schedule, each in found.items():
+        assert 2**-0.5 < each.rate / best[schedule] < 2**0.5, schedule
+        assert each.low < best[schedule] < each.high
+    ramp, *trials = trained
+    assert (ramp.iterations, {run.iterations for run in trials}) == (300, {396})
     assert {run.seed for run in trained} == {0}
+    assert len(trials) == sum(len(each.tried) for each in found.values())
     assert not {run.seed for run in names["trainings"](RATES)} & {0}
 
 
+def test_a_ramp_that_says_nothing_gives_the_rates_that_people_take(tmp_path):
+    nothing = pd.DataFrame({"iteration": [1], "train_loss": [math.nan]})
+    for optimizer, rate in (("sgd", 0.01), ("adamw", 0.001)):
+        names = asked(tmp_path, dataset="digits-8x8", model="dense-8", optimizer=optimizer)
+        assert set(names["first_guesses"](nothing)[1].values()) == {rate}
+
+
 def test_a_stop_loses_little_and_a_second_call_trains_nothing_again(tmp_path):
-    """Also for a search that was stopped between two races of one round."""
+    """Also for a search that was stopped between two trials of one round."""
     names = asked(tmp_path, **TINY)
     done = []
 
@@ -215,18 +243,18 @@ def test_a_stop_loses_little_and_a_second_call_trains_nothing_again(tmp_path):
         names["search"](until(5))
     assert asked(tmp_path, **TINY)["found"] is None
     found = names["search"](until(100))
-    assert len(done) == len(set(done)) == 2 + 3 * 3
+    assert len(done) == len(set(done)) == 1 + sum(len(each.tried) for each in found.values())
     again = asked(tmp_path, **TINY)
     assert again["found"] == found
-    assert again["rates"] == {schedule: race.rate for schedule, race in found.items()}
+    assert again["rates"] == {schedule: each.rate for schedule, each in found.items()}
     until(100)(again["trainings"](again["rates"]), "your_data")
     asked(tmp_path, **TINY)
-    # Of other settings, or without the races that they come from, runs are refused before anything is trained.
-    for changed in (dict(epochs=2), dict(budget=200), dict(optimizer="adamw")):
+    # Of other settings, or without the trials that they come from, runs are refused before anything is trained.
+    for changed in (dict(batch_size=16), dict(optimizer="adamw")):
         with pytest.raises(RunError, match="seed0.csv is a complete run with other settings"):
             asked(tmp_path, **{**TINY, **changed})
-    shutil.rmtree(tmp_path / "results" / "your_data_race1")
-    with pytest.raises(RunError, match="your_data holds runs at rates of other races: move it, or use another RES"):
+    shutil.rmtree(tmp_path / "results" / "your_data_tries")
+    with pytest.raises(RunError, match="your_data holds runs at rates of other trials: move it, or use another RES"):
         asked(tmp_path, **TINY)
 
 
@@ -255,7 +283,7 @@ def test_a_folder_for_validation_decides_and_one_for_testing_is_read_once(tmp_pa
         photographs(folder / part, cat=count, dog=count)
     (folder / "train" / "cat" / "1.heic").touch()
     names = asked(tmp_path, dataset="images", data_dir=str(folder), image_size=16, batch_size=8)
-    runs = [names["ramp"], names["race"]("linear", 0.1, 0.1, 10), *names["trainings"](RATES)]
+    runs = [names["ramp"], names["trial"]("linear", 0.1), *names["trainings"](RATES)]
     assert [run.test_at_end for run in runs] == [False] * 2 + [True] * 9
     assert {run.evaluation for run in runs} == {"none", "validation"}
     judges = advice.judged(names["images"], names["divided"])
@@ -272,7 +300,7 @@ def test_what_the_data_were_when_the_ramp_was_trained_they_must_still_be(tmp_pat
     names = asked(tmp_path, **options)
     ramps = tmp_path / "results" / "your_data_ramps"
     ramps.mkdir(parents=True)
-    train(names["untrained"], ramps, folder)
+    train(names["ramp"], ramps, folder)
     next((folder / "cat").rglob("*.png")).unlink()
     with pytest.raises(RunError, match="your_data_ramps was trained on pets .*they have changed since; put them back"):
         asked(tmp_path, **options)
@@ -281,10 +309,11 @@ def test_what_the_data_were_when_the_ramp_was_trained_they_must_still_be(tmp_pat
 def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp_path):
     folder = photographs(tmp_path / "pets", cat=20, dog=20)
     given = dict(dataset="images", data_dir=str(folder), image_size=16)
-    for options, iterations, spend in (({}, 400, 1000), (dict(epochs=7), 7, 1000), (dict(epochs=4000), 4000, 2000)):
+    for options, iterations, climb in (({}, 400, 300), (dict(epochs=7), 7, 300), (dict(epochs=4000), 4000, 800)):
         names = asked(tmp_path, **given, **options)
-        assert {run.iterations for run in names["trainings"](RATES)} == {iterations}
-        assert names["spend"] == spend
+        runs = [names["trial"]("linear", 0.1), *names["trainings"](RATES)]
+        assert {run.iterations for run in runs} == {iterations}
+        assert names["ramp"].iterations == climb
 
 
 @every(
@@ -292,7 +321,6 @@ def test_a_training_lasts_400_iterations_or_more_unless_its_epochs_are_given(tmp
     [
         (dict(image_size=32), "image_size=32: of the data set images only, not of 'digits'"),
         (dict(dataset="images", image_size=4), "images-4: from 8 to 1024 pixels"),
-        (dict(budget=20), "budget=20: 140 iterations or more are needed"),
         (dict(epochs=0), "epochs=0: a whole number from 1"),
         (dict(batch_size=2000), "batch_size=2000 exceeds the 1167 training images"),
         (dict(model="net"), "unknown model 'net'"),

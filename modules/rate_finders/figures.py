@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from ..palette import BASELINE, CHALLENGER, COLOURS, DASHES
+from .bracket import Tried
 from .race import FoundRate
 
 if TYPE_CHECKING:
@@ -142,5 +143,43 @@ def race(found: FoundRate) -> Figure:
     # Below: above a race that diverged stands a word. And of the figure: that of an axis would lie on its label.
     look = dict(loc="upper right", bbox_to_anchor=(1, 0), ncols=2, frameon=False, fontsize="small")
     figure.legend(*right.get_legend_handles_labels(), **look)
+    figure.tight_layout()
+    return figure
+
+
+def tries(ramp: pd.DataFrame, starts: Mapping[str, float], found: Mapping[str, Tried]) -> Figure:
+    """A ramp with the rates that were tried first; beside it the accuracy of every full training, one line a schedule.
+
+    Args:
+        ramp: `lr`, `train_loss`.
+        starts: the first guess of each schedule.
+        found: by schedule.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
+    left.plot(ramp.lr, ramp.train_loss, color=BASELINE, linewidth=0.8)
+    first = ramp.train_loss[: max(3, len(ramp) // 3)].mean()
+    lowest = ramp.train_loss.min()
+    left.set(xscale="log", ylim=(lowest - 0.1 * abs(first - lowest), first + 0.6 * abs(first - lowest)))
+    left.set(xlabel="learning rate of the ramp", ylabel="training loss", title=f"a ramp of {len(ramp)} iterations")
+    for number, (schedule, each) in enumerate(found.items()):
+        look = dict(color=COLOURS[number], linestyle=DASHES[number])
+        left.axvline(starts[schedule], linewidth=1, label=f"first guess, {schedule}", **look)
+        right.plot(each.tried.rate, each.tried.accuracy, marker="o", markersize=4, label=schedule, **look)
+        for rate in each.tried.rate[each.tried.accuracy.isna()]:
+            right.plot(rate, 0.02 + 0.04 * number, "x", color=COLOURS[number], transform=right.get_xaxis_transform())
+        best = each.tried.set_index("rate").accuracy[each.rate]
+        right.plot(each.rate, best, "*", color=COLOURS[number], markersize=14)
+    right.plot([], [], "*", color="0.1", markersize=10, label="taken")
+    if any(each.tried.accuracy.isna().any() for each in found.values()):
+        right.plot([], [], "x", color="0.1", label="diverged")
+    right.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy", title="full trainings")
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    marks = sorted({rate for each in found.values() for rate in each.tried.rate})
+    marks = marks[:: 1 + len(marks) // 8]
+    right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
+    right.xaxis.set_minor_locator(NullLocator())
+    for axes, columns, at in ((left, 1, 0.3), (right, 3, 0.75)):  # below: they hide no curve
+        look = dict(loc="upper center", bbox_to_anchor=(at, 0), ncols=columns, frameon=False, fontsize="small")
+        figure.legend(*axes.get_legend_handles_labels(), **look)
     figure.tight_layout()
     return figure

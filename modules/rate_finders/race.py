@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..range_test import range_test
 from ..range_test.loop import check_given, check_precision
 from ..statistics import AnalysisError
+from .bracket import between
 from .trials import Trials, schedule_of
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ class FoundRate:
     @property
     def where(self) -> str:
         """Where the best rate probably lies, in words, such as `between 0.001 and 0.02`."""
-        if self.low == 0:
-            return f"below {self.high:.2g}"
-        return f"above {self.low:.2g}" if math.isinf(self.high) else f"between {self.low:.2g} and {self.high:.2g}"
+        return between(self.low, self.high)
 
     def __str__(self) -> str:
         return (

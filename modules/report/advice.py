@@ -1,4 +1,4 @@
-"""What races and trainings on a user's own data say: the rate, the schedule, and how sure both are."""
+"""What trainings on a user's own data say: the rate, the schedule, and how sure both are."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -10,7 +10,7 @@ import pandas as pd
 from modules.data.datasets import Dataset
 from modules.data.splits import Split
 from modules.models import label
-from modules.rate_finders.race import FoundRate, best_beside
+from modules.rate_finders.bracket import Tried
 from modules.report.formatting import show
 from modules.report.tables import TABLE_COLUMNS, by_policy, final_accuracies, final_difference, mean_row, table_of
 from modules.runs.spec import Spec
@@ -70,7 +70,7 @@ def described(data: Dataset, divided: Split, images: Images) -> str:
     return " ".join([said, *data.notes])
 
 
-def results(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
+def results(found: Mapping[str, Tried], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
     """The rate of each schedule, where its trainings end, and by how much these differ, as a table of results.
 
     Args:
@@ -83,13 +83,13 @@ def results(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Image
         {
             "quantity": "lr",
             "policy": schedule,
-            "value": race.rate,
-            "low": race.low,
-            "high": race.high,
-            "method": "race",
+            "value": tried.rate,
+            "low": tried.low,
+            "high": tried.high,
+            "method": "tried",
             "note": "advised" if schedule == best else None,
         }
-        for schedule, race in found.items()
+        for schedule, tried in found.items()
     )
     parts = [rates, by_policy(chosen, ("iterations", "final_accuracy"))]
     parts.append(table_of(final_difference(chosen, a, b) for a, b in combinations(PREFERENCE, 2)))
@@ -100,16 +100,16 @@ def results(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Image
     return pd.concat(known, ignore_index=True).reindex(columns=TABLE_COLUMNS)
 
 
-def summary(found: Mapping[str, FoundRate], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
+def summary(found: Mapping[str, Tried], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
     """The schedules beside each other, for the eye, the advised one first; arguments as for `results`."""
     chosen, best = deciding_only(trained), advised(trained, images.deciding)
     rows = []
     for schedule in [best, *(other for other in PREFERENCE if other != best)]:
-        race, less = found[schedule], final_difference(chosen, schedule, best)
+        tried, less = found[schedule], final_difference(chosen, schedule, best)
         row = {
             "schedule": schedule,
-            "rate": f"{race.rate:.3g}",
-            "the best is probably": race.where,
+            "rate": f"{tried.rate:.3g}",
+            "the best is probably": tried.where,
         }
         for name, runs in {"images that chose": chosen, **({"test images": trained} if images.tested else {})}.items():
             end = mean_row(final_accuracies(runs, schedule), 0, 1)
@@ -138,7 +138,9 @@ def advised(trained: pd.DataFrame, deciding: int) -> str:
     trained = deciding_only(trained)
     stable = [arm for arm in PREFERENCE if not trained[trained.policy == arm].diverged.any()]
     if not stable:
-        raise AnalysisError("every schedule has runs that diverged at the rate of its races: give a larger budget")
+        raise AnalysisError(
+            "every schedule has runs that diverged at the best rate that was tried: look at the data and the network"
+        )
     best = max(stable, key=lambda arm: final_accuracies(trained, arm).mean())
     return next(arm for arm in stable if arm == best or compared(trained, arm, best, deciding) != LOWER)
 
@@ -189,7 +191,7 @@ def in_torch(schedule: str, rate: float, run: Spec, groups: bool = False) -> str
 
 
 def answer(
-    found: Mapping[str, FoundRate],
+    found: Mapping[str, Tried],
     trained: pd.DataFrame,
     run: Spec,
     images: Images,
@@ -208,7 +210,7 @@ def answer(
         AnalysisError: as `advised`.
     """
     arm = advised(trained, images.deciding)
-    race = found[arm]
+    tried = found[arm]
     said = []
     ends = final_accuracies(deciding_only(trained), arm)
     reached = mean_row(ends, 0, 1)
@@ -218,12 +220,12 @@ def answer(
             f"{images.majority:.1%}, and the accuracy is not clear of that. More runs may settle it; else look at the "
             "data and the network first."
         )
-    what = IN_WORDS[arm].format(race.rate, race.rate / 4)
-    said.append(f"**{what}.** The best rate for this is probably {race.where}.")
-    said.append(f"```python\n{in_torch(arm, race.rate, run, groups)}\n```")
+    what = IN_WORDS[arm].format(tried.rate, tried.rate / 4)
+    said.append(f"**{what}.** The best rate for this is probably {tried.where}.")
+    said.append(f"```python\n{in_torch(arm, tried.rate, run, groups)}\n```")
     said.append(" ".join(["**How good that is.**", _reached(ends), *_judged_by(trained, arm, images)]))
     said.append(" ".join(["**How sure the schedule is.**", *_others(found, trained, arm, images.deciding)]))
-    said.append(" ".join(filter(None, ["**What it is for.**", _used_for(race, run), race.note])))
+    said.append(" ".join(filter(None, ["**What it is for.**", _used_for(run), tried.note])))
     last = {
         part: pd.concat([runs.groupby(["policy", "seed"]).tail(1) for runs in lists]) for part, lists in spent.items()
     }
@@ -250,7 +252,7 @@ def _judged_by(trained: pd.DataFrame, arm: str, images: Images) -> list[str]:
     return [*said, "These images also chose rate and schedule: expect a little less of new ones."]
 
 
-def _others(found: Mapping[str, FoundRate], trained: pd.DataFrame, arm: str, deciding: int) -> list[str]:
+def _others(found: Mapping[str, Tried], trained: pd.DataFrame, arm: str, deciding: int) -> list[str]:
     said, alike = [], False
     for other in (other for other in PREFERENCE if other != arm):
         row = final_difference(deciding_only(trained), other, arm)
@@ -267,9 +269,8 @@ def _others(found: Mapping[str, FoundRate], trained: pd.DataFrame, arm: str, dec
     return said
 
 
-def _used_for(race: FoundRate, run: Spec) -> str:
-    longer = best_beside(10 * run.iterations, run.iterations, scaled=run.optimizer != "sgd")
+def _used_for(run: Spec) -> str:
     return (
-        f"{label(run.model)}, {run.iterations:,} iterations of {run.batch_size} images. A training ten times as long "
-        f"wants about {longer:.2g} of this rate; the parameter `epochs` finds it."
+        f"{label(run.model)}, {run.iterations:,} iterations of {run.batch_size} images. A training of another length "
+        "has another best rate, a longer one most often a lower one; the parameter `epochs` finds it."
     )

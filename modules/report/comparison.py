@@ -47,9 +47,7 @@ TABLES = {
         "09_rate_finders", ("rate_finders_*",), judged=r"(find_rate|suggest_rate) \w+$", counts_runs=False
     ),
     # A user's own, with few runs.
-    "your_data": Table(
-        "10_your_data", ("your_data_ramps", "your_data_race1", "your_data_race2", "your_data"), compared=False
-    ),
+    "your_data": Table("10_your_data", ("your_data_ramps", "your_data_tries", "your_data"), compared=False),
 }
 
 #: What a comparison may say of a number, the reassuring first.
