@@ -156,7 +156,7 @@ def tries(ramp: pd.DataFrame, starts: Mapping[str, float], found: Mapping[str, T
         found: by schedule.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
-    left.plot(ramp.lr, ramp.train_loss, color=BASELINE, linewidth=0.8)
+    left.plot(ramp.lr, ramp.train_loss, color="0.5", linewidth=0.8)
     first = ramp.train_loss[: max(3, len(ramp) // 3)].mean()
     lowest = ramp.train_loss.min()
     left.set(xscale="log", ylim=(lowest - 0.1 * abs(first - lowest), first + 0.6 * abs(first - lowest)))
