@@ -36,7 +36,9 @@ def trained(request, tmp_path_factory):
     for run in filter(None, map(found.bounded, found.seeds)):
         train(run, found.folder)
     rows = [("find_rate", "linear", 1001, 0.1, math.nan), ("schedule-free", "constant", 1001, math.nan, 0.5)]
-    rows += [(entrants.PEAK_BY_THE_BATCH, "constant", 1001 + row, rate, math.nan) for row, rate in enumerate((1e-4, 0))]
+    rows += [
+        (entrants.PEAK_OF_RANGE_TEST, "constant", 1001 + row, rate, math.nan) for row, rate in enumerate((1e-4, 0))
+    ]
     pd.DataFrame(rows, columns=benchmark.FOUND).to_csv(found.folder / benchmark.SEARCHES, index=False)
     return found
 
@@ -77,8 +79,8 @@ def test_the_rule_that_reads_both_is_given_the_accuracies_at_their_rates(trained
 def test_with_range_test_s_accuracies_the_smaller_rate_counts_for_each_schedule(trained):
     found = trained.answers().set_index(["seed", "rule", "only"]).rate
     for schedule in SCHEDULES:
-        assert found[1001, regret.BY_THE_BATCH, schedule] == min(1e-4, found[1001, "suggest_rate", schedule])
-        assert found[1002, regret.BY_THE_BATCH, schedule] == found[1002, "suggest_rate", schedule]
+        assert found[1001, regret.OF_RANGE_TEST, schedule] == min(1e-4, found[1001, "suggest_rate", schedule])
+        assert found[1002, regret.OF_RANGE_TEST, schedule] == found[1002, "suggest_rate", schedule]
 
 
 def test_tables_come_out_of_the_runs(trained):

@@ -332,7 +332,7 @@ class LastBatches:
                     norm.train().reset_running_stats()
                     norm.momentum = None  # an average in which all batches count the same
                 for batch in self.batches:
-                    self.measure(batch)
+                    self.measure(batch)  # not under no_grad: a user's forward may take a gradient
                 snapshot.set_modes(modes)
             yield
         finally:

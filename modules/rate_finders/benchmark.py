@@ -20,9 +20,9 @@ from tqdm import tqdm
 from modules.checks import RunError, short
 from modules.data.datasets import load
 from modules.range_test import suggest_bounds
-from modules.rate_finders.entrants import ENTRANTS, PEAK_BY_THE_BATCH, entered
+from modules.rate_finders.entrants import ENTRANTS, PEAK_OF_RANGE_TEST, entered
 from modules.rate_finders.race import LEAST_BUDGET
-from modules.rate_finders.regret import BOUNDS, BY_THE_BATCH, CHOSEN_HERE, Landscape
+from modules.rate_finders.regret import BOUNDS, CHOSEN_HERE, OF_RANGE_TEST, Landscape
 from modules.rate_finders.rules import ROWS, RULES, share_of_lowest
 from modules.runs.files import RunFiles, atomic_write
 from modules.runs.parallel import check_all, cluster, run_all
@@ -230,13 +230,11 @@ class Task:
             one = len(ENTRANTS[found.entrant].schedules) == 1
             rate = found.rate or math.nan
             rows.append((found.entrant, found.seed, None if one else found.schedule, rate, found.accuracy))
-            if found.entrant == PEAK_BY_THE_BATCH:
-                shares = {
-                    schedule: share_of_lowest(*self.read_ramp(found.seed, "loss"), schedule) for schedule in SCHEDULES
-                }
-                rows += [
-                    (BY_THE_BATCH, found.seed, only, np.fmin(share, rate), math.nan) for only, share in shares.items()
-                ]
+            if found.entrant == PEAK_OF_RANGE_TEST:
+                ramp = self.read_ramp(found.seed, "loss")
+                for only in SCHEDULES:
+                    smaller = np.fmin(share_of_lowest(*ramp, only), rate)
+                    rows.append((OF_RANGE_TEST, found.seed, only, smaller, math.nan))
         for seed in self.seeds:
             found = read_off(*(self.read_ramp(seed, of) for of in ("loss", "accuracy")))
             rows += [(name, seed, only, rate, math.nan) for name, only, rate in found]

@@ -151,7 +151,7 @@ def race(problem: Problem, schedule: str, budget: int) -> float:
     ).rate
 
 
-def peak_by_the_batch(problem: Problem, schedule: str, budget: int) -> float:
+def peak_of_range_test(problem: Problem, schedule: str, budget: int) -> float:
     """A third of the rate where the accuracy peaks on a ramp of `range_test`, which lets no batch normalisation lag."""
     shared = dict(validation=problem.validation, iterations=budget, autocast=problem.autocast)
     curve = range_test(problem.model, problem.optimizer, problem.loss_fn, problem.batches, **shared)
@@ -273,12 +273,12 @@ def schedule_free(problem: Problem, schedule: str, budget: int) -> float:
     return problem.trained(optimizer, None, iterations)
 
 
-PEAK_BY_THE_BATCH = "range_test, accuracy peak / 3"
+PEAK_OF_RANGE_TEST = "range_test, accuracy peak / 3"
 FALLING = ("constant", "linear")
 
 ENTRANTS: Mapping[str, Entrant] = {
     "find_rate": Entrant(race, "rate", "this project"),
-    PEAK_BY_THE_BATCH: Entrant(peak_by_the_batch, "rate", "this project", FALLING[:1]),
+    PEAK_OF_RANGE_TEST: Entrant(peak_of_range_test, "rate", "this project", FALLING[:1]),
     "random search": Entrant(random_search, "rate", "Bergstra and Bengio, JMLR 2012"),
     "Optuna, successive halving": Entrant(optuna_halving, "rate", "Optuna"),
     "Optuna, Hyperband": Entrant(optuna_hyperband, "rate", "Optuna"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
@@ -95,6 +96,22 @@ def rate_strips(landscapes: Mapping[str, "Landscape"], suggestions: pd.DataFrame
     return figure
 
 
+def _ramp(axes: Axes, ramp: pd.DataFrame, colour: str) -> None:
+    """The training loss of a ramp; a divergence is cut off above."""
+    axes.plot(ramp.lr, ramp.train_loss, color=colour, linewidth=0.8)
+    start, lowest = ramp.train_loss[: max(3, len(ramp) // 3)].mean(), ramp.train_loss.min()
+    axes.set(xscale="log", ylim=(lowest - 0.1 * abs(start - lowest), start + 0.6 * abs(start - lowest)))
+    axes.set(xlabel="learning rate of the ramp", ylabel="training loss", title=f"a ramp of {len(ramp)} iterations")
+
+
+def _rates(axes: Axes, rates: set[float]) -> None:
+    """Some of the rates themselves as an axis's marks."""
+    marks = sorted(rates)
+    marks = marks[:: 1 + len(marks) // 8]
+    axes.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def race(found: FoundRate) -> Figure:
     """The ramp and its edge; beside it the validation loss of every race, one line a round, and the rate found.
 
@@ -102,13 +119,7 @@ def race(found: FoundRate) -> Figure:
         found: as `find_rate` gives it.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
-    left.plot(found.ramp.lr, found.ramp.train_loss, color=BASELINE, linewidth=0.8)
-    start = found.ramp.train_loss[: max(3, len(found.ramp) // 3)].mean()
-    lowest = found.ramp.train_loss.min()
-    left.set(xscale="log", ylim=(lowest - 0.1 * abs(start - lowest), start + 0.6 * abs(start - lowest)))
-    left.set(
-        xlabel="learning rate of the ramp", ylabel="training loss", title=f"a ramp of {len(found.ramp)} iterations"
-    )
+    _ramp(left, found.ramp, BASELINE)
     if found.edge is not None:
         left.axvline(found.edge, color=CHALLENGER, linestyle="--", label=f"too large from {found.edge:.2g} on")
         left.legend(frameon=False, fontsize="small", loc="upper left")
@@ -135,10 +146,7 @@ def race(found: FoundRate) -> Figure:
     right.axvspan(*open_ended, color="0.1", alpha=0.08, linewidth=0, label=f"the best is probably {found.where}")
     right.set_xlim(left_end, right_end)  # what reaches beyond ends at the edge, and not before it
     right.set(xlabel=f"learning rate for {found.iterations:,} iterations", ylabel="validation loss")
-    marks = sorted(set(found.tried.rate)) or [found.rate]
-    marks = marks[:: 1 + len(marks) // 8]
-    right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
-    right.xaxis.set_minor_locator(NullLocator())
+    _rates(right, set(found.tried.rate) or {found.rate})
     right.set(title=f"races, {found.schedule}")
     # Below: above a race that diverged stands a word. And of the figure: that of an axis would lie on its label.
     look = dict(loc="upper right", bbox_to_anchor=(1, 0), ncols=2, frameon=False, fontsize="small")
@@ -156,11 +164,7 @@ def tries(ramp: pd.DataFrame, starts: Mapping[str, float], found: Mapping[str, T
         found: by schedule.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
-    left.plot(ramp.lr, ramp.train_loss, color="0.5", linewidth=0.8)
-    first = ramp.train_loss[: max(3, len(ramp) // 3)].mean()
-    lowest = ramp.train_loss.min()
-    left.set(xscale="log", ylim=(lowest - 0.1 * abs(first - lowest), first + 0.6 * abs(first - lowest)))
-    left.set(xlabel="learning rate of the ramp", ylabel="training loss", title=f"a ramp of {len(ramp)} iterations")
+    _ramp(left, ramp, "0.5")  # schedules have the colours
     for number, (schedule, each) in enumerate(found.items()):
         look = dict(color=COLOURS[number], linestyle=DASHES[number])
         left.axvline(starts[schedule], linewidth=1, label=f"first guess, {schedule}", **look)
@@ -174,10 +178,7 @@ def tries(ramp: pd.DataFrame, starts: Mapping[str, float], found: Mapping[str, T
         right.plot([], [], "x", color="0.1", label="diverged")
     right.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy", title="full trainings")
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    marks = sorted({rate for each in found.values() for rate in each.tried.rate})
-    marks = marks[:: 1 + len(marks) // 8]
-    right.set_xticks(marks, [f"{rate:.2g}" for rate in marks], rotation=45)
-    right.xaxis.set_minor_locator(NullLocator())
+    _rates(right, {rate for each in found.values() for rate in each.tried.rate})
     for axes, columns, at in ((left, 1, 0.3), (right, 3, 0.75)):  # below: they hide no curve
         look = dict(loc="upper center", bbox_to_anchor=(at, 0), ncols=columns, frameon=False, fontsize="small")
         figure.legend(*axes.get_legend_handles_labels(), **look)

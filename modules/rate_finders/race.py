@@ -58,10 +58,9 @@ class FoundRate:
         rate: for the whole training: a constant rate, where a line to zero starts, the top of a cycle, or the rate that
             a schedule of your own is made at. Of the parameter group with the largest rate, before any `lr_mult`.
         low, high: between these the best rate probably lies: nearly always on the tasks that the rules were fixed on,
-            less often on others (on the Keras article's network in 3 of 8 repeats, for a line to zero). They are a step
-            of the ladder away, and further by what is unknown of how the best rate falls with a training's length: the
-            shorter the races beside the training, the further. Where no lower rate was raced, `low` is 0; where no
-            higher one was, `high` is infinite.
+            on others less often. They are a step of the ladder away, and further by what is unknown of how the best
+            rate falls with a training's length: the shorter the races beside the training, the further. Where no lower
+            rate was raced, `low` is 0; where no higher one was, `high` is infinite.
         tried: a row a race, as it was run: `round`, `iterations`, `rate` (for the whole training), `trained_at` (what
             it was in a race of that length), `val_loss` and `accuracy` at the end; NaN where it diverged, or where the
             targets are no classes.

@@ -22,7 +22,7 @@ MOST_SPLITS = 500
 BOUNDS = "suggest_bounds, both"  # a cycle between both bounds, which is trained itself
 #: This project's own, without and with accuracies; chosen on some of the tasks, where their regret flatters them.
 CHOSEN_HERE = ("suggest_rate", "suggest_rate, accuracy too")
-BY_THE_BATCH = "range_test, suggest_rate"  # the last, where `range_test` measures the accuracies: for users to copy
+OF_RANGE_TEST = "range_test, suggest_rate"  # the last, where `range_test` measures the accuracies: for users to copy
 FEW = 0.1  # of the repeats may be without an answer for a rule that is advised
 KEYS = ["task", "schedule", "rule"]
 
