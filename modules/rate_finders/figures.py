@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 
 
 def regret_profile(shares: pd.DataFrame) -> Figure:
-    """For each schedule, the share of tasks and repeats on which a rule costs at most x points; the best in colour.
+    """For each schedule, the share of tasks and repeats on which a rule costs at most x points.
+
+    In colour: those that the pages compare, and the best of the others.
 
     Args:
         shares: as `regret.profile` gives it.
     """
+    from .regret import COMPARED  # not at the top: `find_rate`'s picture does without it
+
     schedules, areas = list(dict.fromkeys(shares.schedule)), shares.groupby("rule").share.mean()
     rules = areas.sort_values().index  # the best last: on top
-    best = list(rules[::-1][: len(DASHES)])
+    others = [rule for rule in rules if rule not in COMPARED][len(rules.intersection(COMPARED)) - len(DASHES) :]
+    best = [rule for rule in reversed(rules) if rule in COMPARED or rule in others]
     figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 4.5), squeeze=False)
     for axes, schedule in zip(panels[0], schedules, strict=True):
         for rule in rules:

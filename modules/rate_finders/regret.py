@@ -23,6 +23,8 @@ BOUNDS = "suggest_bounds, both"  # a cycle between both bounds, which is trained
 #: This project's own, without and with accuracies; chosen on some of the tasks, where their regret flatters them.
 CHOSEN_HERE = ("suggest_rate", "suggest_rate, accuracy too")
 OF_RANGE_TEST = "range_test, suggest_rate"  # the last, where `range_test` measures the accuracies: for users to copy
+#: What the pages compare: their advice, the race, what two libraries do.
+COMPARED = (OF_RANGE_TEST, "find_rate", "fastai minimum", "pytorch-lr-finder")
 FEW = 0.1  # of the repeats may be without an answer for a rule that is advised
 KEYS = ["task", "schedule", "rule"]
 
