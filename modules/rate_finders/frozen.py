@@ -23,7 +23,7 @@ VERSION = 2  # of the tasks and of what is measured; regrets compare within one
 FILE = f"rate_finders_frozen_{VERSION}.csv"
 COLUMNS = ("task", "chosen", "what", "seed", "rate", "value")
 RAMP = {"loss": "ramp", "accuracy": "ramp's accuracy"}
-PUBLISHED = Path("results/published/rate-finders-digits/tables") / FILE
+PUBLISHED = Path("results/published/rate-finders/tables") / FILE
 
 
 def frozen(tasks: Sequence[Task]) -> pd.DataFrame:
