@@ -60,7 +60,7 @@ class FoundRate:
         low, high: between these the best rate probably lies: nearly always on the tasks that the rules were fixed on,
             on others less often. They are a step of the ladder away, and further by what is unknown of how the best
             rate falls with a training's length: the shorter the races beside the training, the further. Where no lower
-            rate was raced, `low` is 0; where no higher one was, `high` is infinite.
+            rate was raced, or no race learnt anything, `low` is 0; where no higher one was, `high` is infinite.
         tried: a row a race, as it was run: `round`, `iterations`, `rate` (for the whole training), `trained_at` (what
             it was in a race of that length), `val_loss` and `accuracy` at the end; NaN where it diverged, or where the
             targets are no classes.
@@ -382,9 +382,14 @@ class Race:
             note=self._note(),
         )
 
+    def _nothing_learnt(self) -> bool:
+        return bool(self.rows) and not any(self._below(row[4]) for row in self.rows)
+
     def _end(self) -> str | None:
         """Which end of the rates that were raced the answer is, if it is one; then nothing is known beyond."""
         raced = [row[2] for row in self.rows]
+        if self._nothing_learnt():
+            return "lowest"  # all of them may have been too high
         if not self.learnt or min(raced) < self.rate < max(raced):
             return None
         return "highest" if self.rate > self.centre else "lowest"
@@ -393,11 +398,13 @@ class Race:
         said = []
         if not self.rows:
             said.append("The budget is too small for a race: the ramp alone says it.")
-        elif not any(self._below(row[4]) for row in self.rows):
-            said.append("The races were too short to learn anything, so the ramp alone says it: give a larger budget.")
+        elif self._nothing_learnt():
+            said.append(
+                "No race learnt anything, so the ramp alone says it: their rates were too high, or they too short."
+            )
         if self.edge is None:
             said.append("The ramp shows no rate that is too large.")
-        elif end := self._end():
+        elif not self._nothing_learnt() and (end := self._end()):
             said.append(f"It is the {end} rate that was tried: a larger budget would look further.")
         return " ".join(said)
 
