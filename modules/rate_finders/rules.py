@@ -304,9 +304,10 @@ def suggest_rate(lr: np.ndarray, loss: np.ndarray, schedule: str, accuracy: np.n
 
     Of accuracies on images that do not train: a third of the rate where they peak, which is the paper's lower bound,
     but no more than a share of the rate where the smoothed loss is lowest. Where the loss says nothing, the accuracies
-    are enough. Of the loss alone: that share. A constant rate must be safe to the end; one that falls to zero may start higher; a cycle's
-    top lies between. The divisors also make up for the smoothing, which lags behind the ramp: they belong to ramps from
-    1e-6 to 10 that are measured in every iteration. What both ways cost: results/published/rate-finders.md.
+    are enough. Of the loss alone: that share. A constant rate must be safe to the end; one that falls to zero may start
+    higher; a cycle's top lies between. The divisors also make up for the smoothing, which lags behind the ramp: they
+    belong to ramps from 1e-6 to 10 that are measured in every iteration. What both ways cost:
+    results/published/rate-finders.md.
 
     Of the loss alone there is an answer only where `best_rate` has one: where the loss falls clear of its noise, and
     rises again or diverges. Only differences count: a constant added to the loss changes nothing. That a fall of the
