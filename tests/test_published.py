@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -224,3 +225,10 @@ def test_every_published_figure_is_on_a_page():
     figures = [path.relative_to(PUBLISHED).as_posix() for path in PUBLISHED.glob("*/figures/*")]
     assert figures
     assert [name for name in figures if name not in texts] == []
+
+
+def test_the_table_of_a_strangers_loop_is_what_its_trainings_give():
+    made = runpy.run_path(str(ROOT / "benchmarks" / "own_loop.py"))
+    runs = {seed: pd.read_csv(PUBLISHED / "own-loop" / f"seed{seed}.csv") for seed in made["SEEDS"]}
+    published = pd.read_csv(PUBLISHED / "own-loop" / "tables" / "own_loop.csv")
+    pd.testing.assert_frame_equal(made["table"](runs).reset_index(drop=True), published, check_dtype=False)
