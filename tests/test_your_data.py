@@ -58,8 +58,9 @@ OUTCOMES = {
     "constant is best": ([0.9, 0.91], [0.7, 0.71], [0.8, 0.81], "constant", advice.LOWER, advice.LOWER),
     "nothing is told apart": ([0.7, 0.9], [0.7, 0.8], [0.7, 0.95], "linear", advice.ALIKE, advice.ALIKE),
     "one image is no difference": ([0.9, 0.9], [0.9, 0.9], [0.92, 0.92], "linear", advice.ALIKE, advice.ALIKE),
-    "linear diverges": ([0.9, 0.91], [None, 0.95], [0.9, 0.91], "cycle", advice.ALIKE, advice.DIVERGED),
-    "linear diverges always": ([0.9, 0.91], [None, None], [0.9, 0.91], "cycle", advice.ALIKE, advice.DIVERGED),
+    "linear diverges": ([0.9, 0.91], [None, 0.95], [0.9, 0.91], "cycle", advice.ALIKE, advice.FAILED),
+    "linear diverges always": ([0.9, 0.91], [None, None], [0.9, 0.91], "cycle", advice.ALIKE, advice.FAILED),
+    "a run of linear learns nothing": ([0.9, 0.91], [0.02, 0.99], [0.9, 0.91], "cycle", advice.ALIKE, advice.FAILED),
     "one run each": ([0.9], [0.8], [0.8], "linear", advice.ONE_RUN, advice.ONE_RUN),
 }
 
@@ -67,9 +68,9 @@ OUTCOMES = {
 @every(("constant", "linear", "cycle", "schedule", "first", "second"), OUTCOMES.values(), ids=[*OUTCOMES])
 def test_each_outcome_has_its_advice(constant, linear, cycle, schedule, first, second, tmp_path):
     runs = ended(constant=constant, linear=linear, cycle=cycle)
-    images = FIFTY._replace(majority=0.0)
+    images = FIFTY._replace(majority=0.02)
     others = [arm for arm in RATES if arm != schedule]
-    assert [advice.compared(runs, arm, schedule, 50) for arm in others] == [first, second]
+    assert [advice.compared(runs, arm, schedule, images) for arm in others] == [first, second]
     text = said(runs, images)
     assert text.startswith(f"**{advice.IN_WORDS[schedule].format(RATES[schedule], RATES[schedule] / 4)}.**")
     count = 400 * len(runs)
@@ -77,8 +78,8 @@ def test_each_outcome_has_its_advice(constant, linear, cycle, schedule, first, s
     for arm, verdict in zip(others, (first, second), strict=True):
         assert f"{arm.capitalize()} at {RATES[arm]} {verdict}" in text
     assert ("not told apart" in text) == bool({first, second} & {advice.ALIKE, advice.ONE_RUN})
-    assert advice.summary(FOUND, runs, FIFTY).schedule[0] == schedule
-    tables.write(advice.results(FOUND, runs, FIFTY), tmp_path / "tables" / "your_data.csv")
+    assert advice.summary(FOUND, runs, images).schedule[0] == schedule
+    tables.write(advice.results(FOUND, runs, images), tmp_path / "tables" / "your_data.csv")
     (sentence,) = sentences(tmp_path)
     assert sentence.startswith(f"Take the schedule {schedule} at a rate of {RATES[schedule]:#.3g} [")
 
@@ -88,7 +89,7 @@ def test_test_images_are_reported_and_choose_nothing():
     runs = ended(**given)
     runs["test_acc"] = runs.policy.map(dict(constant=0.9, linear=0.4, cycle=0.9)) + 0.01 * runs.seed
     tested = FIFTY._replace(tested=200)
-    assert advice.advised(runs, 50) == "linear"
+    assert advice.advised(runs, tested) == "linear"
     assert "Of 200 test images, which chose nothing: 41.50 %" in said(runs, tested)
     table = advice.results(FOUND, runs, tested).set_index(["quantity", "policy"]).value
     assert table["final_accuracy", "linear"] == pytest.approx(0.81)
@@ -139,9 +140,15 @@ def test_the_answer_in_torchs_words_is_what_was_trained(schedule, optimizer, mod
         theirs.get("scheduler", scheduler).step() if "scheduler" in theirs else None
 
 
+def test_where_each_schedule_has_a_run_that_learns_nothing_the_best_is_advised():
+    runs = ended(constant=[0.0, 0.9], linear=[0.02, 0.8], cycle=[0.0, 0.8])
+    assert advice.advised(runs, FIFTY._replace(majority=0.02)) == "linear"
+    assert advice.compared(runs, "constant", "linear", FIFTY._replace(majority=0.02)) == advice.ALIKE
+
+
 def test_no_schedule_is_advised_where_all_diverge():
     with pytest.raises(AnalysisError, match="every schedule has runs that diverged at the best rate that was tried"):
-        advice.advised(ended(constant=[None], linear=[None], cycle=[None]), 50)
+        advice.advised(ended(constant=[None], linear=[None], cycle=[None]), FIFTY)
 
 
 def ends(best, rate):

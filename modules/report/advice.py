@@ -20,7 +20,8 @@ from modules.statistics import AnalysisError
 PREFERENCE = ("linear", "cycle", "constant")
 
 #: What is said of a schedule beside another.
-LOWER, ALIKE, DIVERGED, ONE_RUN = "ends lower", "is not told from it", "is no choice: runs diverged", "has one run"
+LOWER, ALIKE, ONE_RUN = "ends lower", "is not told from it", "has one run"
+FAILED = "is no choice: runs diverged, or learnt nothing"
 
 IN_WORDS = {
     "constant": "Hold the rate constant at {0:.3g}",
@@ -78,7 +79,7 @@ def results(found: Mapping[str, Tried], trained: pd.DataFrame, images: Images) -
         trained: the trainings, a policy for each schedule; as `tables.read_runs` gives them.
         images: that they are judged on.
     """
-    chosen, best = deciding_only(trained), advised(trained, images.deciding)
+    chosen, best = deciding_only(trained), advised(trained, images)
     rates = table_of(
         {
             "quantity": "lr",
@@ -102,7 +103,7 @@ def results(found: Mapping[str, Tried], trained: pd.DataFrame, images: Images) -
 
 def summary(found: Mapping[str, Tried], trained: pd.DataFrame, images: Images) -> pd.DataFrame:
     """The schedules beside each other, for the eye, the advised one first; arguments as for `results`."""
-    chosen, best = deciding_only(trained), advised(trained, images.deciding)
+    chosen, best = deciding_only(trained), advised(trained, images)
     rows = []
     for schedule in [best, *(other for other in PREFERENCE if other != best)]:
         tried, less = found[schedule], final_difference(chosen, schedule, best)
@@ -125,42 +126,54 @@ def deciding_only(trained: pd.DataFrame) -> pd.DataFrame:
     return trained.assign(test_acc=np.nan)
 
 
-def advised(trained: pd.DataFrame, deciding: int) -> str:
+def failed(trained: pd.DataFrame, arm: str, images: Images) -> bool:
+    """Whether a run of a schedule diverged, or ended no better than always naming the largest class.
+
+    A mean over such runs has so wide an interval that nothing is told from it.
+    """
+    ends = final_accuracies(deciding_only(trained), arm)
+    return bool(trained[trained.policy == arm].diverged.any() or (ends <= images.majority).any())
+
+
+def advised(trained: pd.DataFrame, images: Images) -> str:
     """The schedule to take: the best mean, unless an earlier one of `PREFERENCE` is not told from it.
+
+    One that failed is taken only where all did, and none of its runs diverged.
 
     Args:
         trained: the trainings, a policy for each schedule; as `tables.read_runs` gives them.
-        deciding: images that accuracies are of.
+        images: that accuracies are of.
 
     Raises:
         AnalysisError: every schedule has runs that diverged.
     """
     trained = deciding_only(trained)
     stable = [arm for arm in PREFERENCE if not trained[trained.policy == arm].diverged.any()]
+    stable = [arm for arm in stable if not failed(trained, arm, images)] or stable
     if not stable:
         raise AnalysisError(
             "every schedule has runs that diverged at the best rate that was tried: look at the data and the network"
         )
     best = max(stable, key=lambda arm: final_accuracies(trained, arm).mean())
-    return next(arm for arm in stable if arm == best or compared(trained, arm, best, deciding) != LOWER)
+    return next(arm for arm in stable if arm == best or compared(trained, arm, best, images) != LOWER)
 
 
-def compared(trained: pd.DataFrame, arm: str, best: str, deciding: int) -> str:
-    """What is said of a schedule beside another: one of `LOWER`, `ALIKE`, `DIVERGED`, `ONE_RUN`.
+def compared(trained: pd.DataFrame, arm: str, best: str, images: Images) -> str:
+    """What is said of a schedule beside another: one of `LOWER`, `ALIKE`, `FAILED`, `ONE_RUN`.
 
     It ends lower where the whole interval of the difference lies more than one of the deciding images below zero: runs
     that end alike have an interval without width.
 
     Args:
-        trained, deciding: as for `advised`.
+        trained, images: as for `advised`.
         arm, best: the schedules.
     """
-    if trained[trained.policy == arm].diverged.any():
-        return DIVERGED
+    if trained[trained.policy == arm].diverged.any() or failed(trained, arm, images) > failed(trained, best, images):
+        return FAILED
     high = final_difference(deciding_only(trained), arm, best)["high"]
     if np.isnan(high):
         return ONE_RUN
-    return LOWER if round(high * deciding, 6) < -1 else ALIKE
+    return LOWER if round(high * images.deciding, 6) < -1 else ALIKE
 
 
 def in_torch(schedule: str, rate: float, run: Spec, groups: bool = False) -> str:
@@ -209,7 +222,7 @@ def answer(
     Raises:
         AnalysisError: as `advised`.
     """
-    arm = advised(trained, images.deciding)
+    arm = advised(trained, images)
     tried = found[arm]
     said = []
     ends = final_accuracies(deciding_only(trained), arm)
@@ -224,7 +237,7 @@ def answer(
     said.append(f"**{what}.** The best rate for this is probably {tried.where}.")
     said.append(f"```python\n{in_torch(arm, tried.rate, run, groups)}\n```")
     said.append(" ".join(["**How good that is.**", _reached(ends), *_judged_by(trained, arm, images)]))
-    said.append(" ".join(["**How sure the schedule is.**", *_others(found, trained, arm, images.deciding)]))
+    said.append(" ".join(["**How sure the schedule is.**", *_others(found, trained, arm, images)]))
     said.append(" ".join(filter(None, ["**What it is for.**", _used_for(run), tried.note])))
     last = {
         part: pd.concat([runs.groupby(["policy", "seed"]).tail(1) for runs in lists]) for part, lists in spent.items()
@@ -252,14 +265,14 @@ def _judged_by(trained: pd.DataFrame, arm: str, images: Images) -> list[str]:
     return [*said, "These images also chose rate and schedule: expect a little less of new ones."]
 
 
-def _others(found: Mapping[str, Tried], trained: pd.DataFrame, arm: str, deciding: int) -> list[str]:
+def _others(found: Mapping[str, Tried], trained: pd.DataFrame, arm: str, images: Images) -> list[str]:
     said, alike = [], False
     for other in (other for other in PREFERENCE if other != arm):
         row = final_difference(deciding_only(trained), other, arm)
-        verdict = compared(trained, other, arm, deciding)
+        verdict = compared(trained, other, arm, images)
         by = show("final_accuracy_difference", row["value"], row["low"], row["high"])
         name = f"{other.capitalize()} at {found[other].rate:.3g}"
-        said.append(f"{name} {verdict}{'' if verdict == DIVERGED else f': {by}'}.")
+        said.append(f"{name} {verdict}{'' if verdict == FAILED else f': {by}'}.")
         alike = alike or verdict in (ALIKE, ONE_RUN)
     if alike:
         said.append(
