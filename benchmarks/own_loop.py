@@ -130,7 +130,8 @@ def table(runs: dict[int, pd.DataFrame]) -> pd.DataFrame:
     """What each way ends at, and what it costs beside the rate of the grid that validates best on average."""
     grid = pd.concat([rows[rows.way == "grid"].assign(seed=seed) for seed, rows in runs.items()])
     best = grid.groupby("rate").val_acc.mean().idxmax()
-    chosen = {"best of the grid": grid[grid.rate == best].set_index("seed").test_acc}
+    at = {rate: rows.set_index("seed").test_acc for rate, rows in grid.groupby("rate")}
+    chosen = {"best of the grid": at[best], "default 0.001": at[0.001]}  # torch's own for AdamW
     for way in ("suggested", "factors of two"):
         tried = {seed: rows[rows.way == way] for seed, rows in runs.items()}
         chosen[way] = pd.Series({seed: rows.test_acc[rows.val_acc.idxmax()] for seed, rows in tried.items()})
@@ -138,7 +139,7 @@ def table(runs: dict[int, pd.DataFrame]) -> pd.DataFrame:
         {"quantity": "accuracy", "policy": way, "runs": len(found)} | tables.mean_row(found, 0, 1)
         for way, found in chosen.items()
     ]
-    for way in ("suggested", "factors of two"):
+    for way in ("default 0.001", "suggested", "factors of two"):
         count, found = tables.difference_of(chosen[way], chosen["best of the grid"], "pairs")
         row = {"quantity": "accuracy_difference", "policy": f"{way} - best of the grid", "runs": count}
         rows.append(row | tables.row_of(found, "pairs", -1, 1))
