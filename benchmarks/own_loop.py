@@ -117,7 +117,7 @@ class Seed:
                 model = trained(self.train, rate, self.seed)
                 found = accuracy(model, self.judge), accuracy(model, self.test)
             else:
-                found = same.val_acc.iloc[0], same.test_acc.iloc[0]
+                found = float(same.val_acc.iloc[0]), float(same.test_acc.iloc[0])
             row = pd.DataFrame([(way, rate, *found)], columns=COLUMNS)
             self.rows = row if self.rows.empty else pd.concat([self.rows, row], ignore_index=True)
             FOLDER.mkdir(parents=True, exist_ok=True)

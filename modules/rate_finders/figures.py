@@ -30,7 +30,8 @@ def regret_profile(shares: pd.DataFrame) -> Figure:
 
     schedules, areas = list(dict.fromkeys(shares.schedule)), shares.groupby("rule").share.mean()
     rules = areas.sort_values().index  # the best last: on top
-    others = [rule for rule in rules if rule not in COMPARED][len(rules.intersection(COMPARED)) - len(DASHES) :]
+    room = len(DASHES) - len(rules.intersection(COMPARED))
+    others = [rule for rule in rules if rule not in COMPARED][-room:]
     best = [rule for rule in reversed(rules) if rule in COMPARED or rule in others]
     figure, panels = plt.subplots(1, len(schedules), sharey=True, figsize=(4 * len(schedules), 4.5), squeeze=False)
     for axes, schedule in zip(panels[0], schedules, strict=True):

@@ -126,19 +126,18 @@ def deciding_only(trained: pd.DataFrame) -> pd.DataFrame:
     return trained.assign(test_acc=np.nan)
 
 
-def failed(trained: pd.DataFrame, arm: str, images: Images) -> bool:
-    """Whether a run of a schedule diverged, or ended no better than always naming the largest class.
+def learnt_nothing(trained: pd.DataFrame, arm: str, images: Images) -> bool:
+    """Whether a run of a schedule ended no better than always naming the largest class.
 
     A mean over such runs has so wide an interval that nothing is told from it.
     """
-    ends = final_accuracies(deciding_only(trained), arm)
-    return bool(trained[trained.policy == arm].diverged.any() or (ends <= images.majority).any())
+    return bool((final_accuracies(deciding_only(trained), arm) <= images.majority).any())
 
 
 def advised(trained: pd.DataFrame, images: Images) -> str:
     """The schedule to take: the best mean, unless an earlier one of `PREFERENCE` is not told from it.
 
-    One that failed is taken only where all did, and none of its runs diverged.
+    One with a run that learnt nothing is taken only where all have such a run; one with a run that diverged never.
 
     Args:
         trained: the trainings, a policy for each schedule; as `tables.read_runs` gives them.
@@ -149,7 +148,7 @@ def advised(trained: pd.DataFrame, images: Images) -> str:
     """
     trained = deciding_only(trained)
     stable = [arm for arm in PREFERENCE if not trained[trained.policy == arm].diverged.any()]
-    stable = [arm for arm in stable if not failed(trained, arm, images)] or stable
+    stable = [arm for arm in stable if not learnt_nothing(trained, arm, images)] or stable
     if not stable:
         raise AnalysisError(
             "every schedule has runs that diverged at the best rate that was tried: look at the data and the network"
@@ -168,7 +167,8 @@ def compared(trained: pd.DataFrame, arm: str, best: str, images: Images) -> str:
         trained, images: as for `advised`.
         arm, best: the schedules.
     """
-    if trained[trained.policy == arm].diverged.any() or failed(trained, arm, images) > failed(trained, best, images):
+    worse = learnt_nothing(trained, arm, images) and not learnt_nothing(trained, best, images)
+    if worse or trained[trained.policy == arm].diverged.any():
         return FAILED
     high = final_difference(deciding_only(trained), arm, best)["high"]
     if np.isnan(high):
