@@ -49,16 +49,6 @@ class Estimate(NamedTuple):
         half = stats.t.ppf((1 + confidence) / 2, self.df) * self.error
         return self.value - half, self.value + half
 
-    def p_value(self) -> float:
-        """Two-sided p of the value being 0."""
-        from scipy import stats
-
-        if not self.df > 0:
-            return math.nan
-        if self.error == 0:
-            return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.df))
-
 
 def error_of(low: float, high: float) -> float:
     """The standard error that a normal distribution's 95 % interval stands for."""
@@ -287,16 +277,6 @@ def runs_to_resolve(sd_a: float, sd_b: float, margin: float, power: float = 0.8,
         if 2 * stats.nct.cdf(-stats.t.ppf(0.95, df), df, -margin / error) - 1 >= power:
             return runs
     return most
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = np.empty(len(p_values)), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted.tolist()
 
 
 @dataclass(frozen=True)

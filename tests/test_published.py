@@ -1,6 +1,5 @@
 """The studies ask for what is published: the runs that a study's file makes are those of the published JSONs."""
 
-import importlib
 import re
 import runpy
 import subprocess
@@ -65,7 +64,6 @@ def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, o
     def note(specs, folder, data_dir=None, workers=None):
         asked.setdefault(Path(folder).name, []).extend(specs)
 
-    importlib.import_module("modules.study.tournament")  # now: it is to keep the real check_all, of its own runs
     monkeypatch.setattr(datasets, "load", named)
     monkeypatch.setattr(parallel, "check_all", note)
     monkeypatch.setattr(parallel, "same_data", lambda *given: None)  # these have no pixels

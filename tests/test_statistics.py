@@ -17,7 +17,6 @@ def test_a_difference_is_welchs():
     found = statistics.difference(A, B)
     expected = stats.ttest_ind(A, B, equal_var=False)
     assert found.interval() == pytest.approx(tuple(expected.confidence_interval()))
-    assert found.p_value() == pytest.approx(expected.pvalue)
 
 
 def test_a_pooled_difference_over_the_same_two_arms_is_students():
@@ -108,10 +107,6 @@ def test_as_many_runs_as_it_says_find_equal_arms_equivalent():
 
     assert np.mean([found(runs) for _ in range(1000)]) > 0.77
     assert np.mean([found(runs - 1) for _ in range(1000)]) < 0.83
-
-
-def test_holms_values_are_the_textbooks():
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_five_runs_have_126_resamples_whose_probabilities_sum_to_one():

@@ -38,10 +38,7 @@ TABLES = {
     "ablation": Table("05_policies", ("ablation",), always=False),
     "best_lr": Table("06_best_lr", ("best_lr_sweep", "best_lr")),
     "mlp": Table("07_mlp_mnist", ("mlp",)),
-    "tournament": Table("08_tournament", ("tournament", "tournament_tuning")),
-    # Its runs end at a fifth of the length, where they vary by several points: shown, not judged.
-    "tournament_short": Table("08_tournament-short", ("tournament_short", "tournament_short_tuning"), compared=False),
-    "tournament_2": Table("11_tournament_2", ("tournament_2", "tournament_2_untuned"), always=False, counts_runs=False),
+    "tournament_2": Table("08_tournament", ("tournament_2", "tournament_2_untuned"), always=False, counts_runs=False),
     # Of hundreds of rows the means over tasks of what this project advises.
     "rate_finders_summary": Table(
         "09_rate_finders", ("rate_finders_*",), judged=r"(find_rate|suggest_rate) \w+$", counts_runs=False

@@ -15,7 +15,7 @@ EXCEPTIONS = 10
 
 #: Tables that have a sentence, the most telling first.
 SAID = (
-    *("headline", "policies", "mlp", "tournament", "tournament_2", "rate_finders_summary", "best_lr"),
+    *("headline", "policies", "mlp", "tournament_2", "rate_finders_summary", "best_lr"),
     *("range_test_bounds", "your_data"),
 )
 

@@ -84,8 +84,8 @@ class Cell(NamedTuple):
 
 
 def source(name: str) -> Path:
-    """The notebook behind a name; after a hyphen stands what tells apart several runs of one: `08_tournament-short`."""
-    return NOTEBOOKS / f"{name.partition('-')[0]}.ipynb"
+    """The notebook of a name."""
+    return NOTEBOOKS / f"{name}.ipynb"
 
 
 def code_cells(name: str) -> list[Cell]:

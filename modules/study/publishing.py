@@ -19,7 +19,6 @@ from modules.checks import short
 from modules.models import own
 from modules.report.comparison import TABLES
 from modules.report.tables import read_runs
-from modules.report.tournament import AVERAGED
 from modules.runs.files import atomic_write, complete_runs, experiments, pack_runs, writing
 from modules.study import documents, parameters
 from modules.study.design import NOTEBOOKS, StudyError, declared, source
@@ -236,7 +235,7 @@ def _check_complete(study: str, results: Path) -> None:
             runs_of = [read_runs(folder) for part in table.experiments if (folder := results / part).exists()]
             found = pd.concat(runs_of).groupby("policy").seed.nunique() if runs_of else {}
             for policy, runs in counted.items():
-                if runs != found.get(policy, found.get(policy.removesuffix(AVERAGED), 0)):
+                if runs != found.get(policy, 0):
                     raise StudyError(
                         f"{path} is not of the runs beside it: it counts {runs} of {policy}, there are "
                         f"{found.get(policy, 0)}: run make reproduce again first, with as many runs"

@@ -290,12 +290,11 @@ def _cleaned(source: Path) -> tuple[NotebookNode, str, str]:
     title = re.match(r"# +(.+)", first)
     if not title:
         raise SiteError("it does not begin with a title")
-    variant = source.stem.partition("-")[2]  # the short tournament stands beside the long one
     asked = re.search(r"\*\*Question\.\*\*(.*?)(?:\n\n|$)", first, re.DOTALL)
     question = re.sub(r"\[([^\[\]]*)\]\([^()]*\)", r"\1", asked[1]) if asked else ""
     python = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     content = v4.new_notebook(cells=cells, metadata=python)
-    return content, title[1].strip() + f" ({variant})" * bool(variant), " ".join(question.split())
+    return content, title[1].strip(), " ".join(question.split())
 
 
 def _output(output: NotebookNode, alternative: str) -> NotebookNode | None:

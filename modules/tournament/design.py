@@ -1,14 +1,18 @@
 """The second tournament's registration, and the runs it asks for, question by question."""
 
+import hashlib
 import io
 import math
+import re
 from collections.abc import Iterable
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from modules.checks import RunError, complaints, short
@@ -22,10 +26,10 @@ from modules.runs.parallel import check_all, run_all
 from modules.runs.spec import Spec, differences, rate_label, spec
 from modules.runs.training import branches_of, leaves_at
 from modules.statistics import AnalysisError
-from modules.study.tournament import filled, registered
 
 COLLAPSED = 0.2  # a run that ends below twice chance has learnt next to nothing
 CHANCE = 0.1  # what a run counts as that diverged, with ten classes
+_EXPRESSION = re.compile(r"(rate|T)(?: \* (\d+)(?:/(\d+))?)?")
 
 Margin = Annotated[Number, Field(gt=0, lt=1)]
 Seeds = tuple[Count, Count]
@@ -128,15 +132,34 @@ class Design(Frozen):
         }
 
 
+def filled(template: Any, rate: float | None, iterations: int) -> Any:
+    """A policy's settings with `rate`, `T` and fractions of them replaced by their values; iterations are rounded."""
+    if isinstance(template, dict):
+        return {key: filled(value, rate, iterations) for key, value in template.items()}
+    if isinstance(template, list):
+        return [filled(value, rate, iterations) for value in template]
+    found = _EXPRESSION.fullmatch(template) if isinstance(template, str) else None
+    if not found:
+        return template
+    factor = Fraction(int(found[2] or 1), int(found[3] or 1))
+    if found[1] == "T":
+        return round(iterations * factor)
+    return rate if factor == 1 else rate * float(factor)
+
+
 def read(path: str | Path) -> tuple[Design, str]:
-    """A registration and its checksum.
+    """A registration, and the first 16 hexadecimal digits of its SHA-256, which stand in every run's JSON.
 
     Raises:
-        RunError: it is no such file.
+        RunError: it cannot be read, or is no such file.
     """
-    content, checksum = registered(path)
     try:
-        return Design.model_validate(content), checksum
+        content = Path(path).read_bytes()
+        asked = dict(yaml.safe_load(content))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"registration={short(str(path))}: cannot be read ({type(error).__name__})") from error
+    try:
+        return Design.model_validate(asked), hashlib.sha256(content).hexdigest()[:16]
     except ValidationError as error:
         raise RunError(f"registration={short(str(path))}: {complaints(error, Design.model_fields)}") from None
 

@@ -147,8 +147,9 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
         name = dict(label="a drop branched off the trunk") if not number else {}
         axes.plot([start, budget], [lines["constant"][start], end], color=BRANCH, linewidth=1.2)
         axes.plot(budget, end, "s", color=BRANCH, **name)
-    averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
-    axes.plot(budgets, averages, "D", color=AVERAGE, markersize=5, label="moving average of the trunk's weights")
+    if runs.average_validation.notna().any():
+        averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
+        axes.plot(budgets, averages, "D", color=AVERAGE, markersize=5, label="moving average of the trunk's weights")
     low = min(lines[arm][lines[arm].index >= budgets[0] / 2].min() for arm in lines)
     axes.set(xlabel="iteration", ylabel="validation accuracy, means of all runs", title=title)
     axes.set_ylim(bottom=low - 0.01)
