@@ -22,6 +22,7 @@ from modules.runs.files import COLUMNS, complete_runs
 from modules.runs.spec import Spec
 from modules.statistics import AnalysisError
 from modules.study import design, documents, notebooks, parameters
+from modules.tournament import design as tournament
 
 SIZES = {
     "digits": (1297, 1),
@@ -46,7 +47,12 @@ def named(name, data_dir=None):
 
 
 STUDIES = [
-    ("digits", "digits", {}, {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp"}),
+    (
+        "digits",
+        "digits",
+        {},
+        {"range_test", "headline", "policies", "ablation", "best_lr_sweep", "best_lr", "mlp", "tournament_2"},
+    ),
     ("caffe-quick", "cifar10-quick", {}, {"policies", "ablation", "policies_range_test"}),
     ("fashion-mnist", "fashion-mnist", {}, {"range_test", "headline", "policies", "ablation"}),
     ("mnist", "mnist", {}, {"best_lr_sweep", "best_lr", "mlp"}),
@@ -66,6 +72,7 @@ def test_a_studys_file_makes_the_published_runs(monkeypatch, study, published, o
 
     monkeypatch.setattr(datasets, "load", named)
     monkeypatch.setattr(parallel, "check_all", note)
+    monkeypatch.setattr(tournament, "check_all", note)
     monkeypatch.setattr(parallel, "same_data", lambda *given: None)  # these have no pixels
     design.check(parameters.parameters(study, results, overrides))
     assert set(asked) == experiments

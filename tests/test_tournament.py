@@ -1,8 +1,10 @@
 """The second tournament: its registration and runs, its estimator, its rule on made-up runs, theory's bounds."""
 
+import hashlib
 import json
 import math
 import re
+import subprocess
 from functools import cache
 
 import numpy as np
@@ -13,11 +15,11 @@ from hypothesis import strategies as st
 from toys import ROOT
 
 from modules.checks import RunError
-from modules.runs.files import RunFiles
+from modules.runs.files import RunFiles, complete_runs
 from modules.runs.training import branches_of, leaves_at
 from modules.statistics import AnalysisError, Estimate
 from modules.tournament import analysis, pictures, theory
-from modules.tournament.design import Tournament, read
+from modules.tournament.design import Tournament, filled, read
 
 REGISTERED = ROOT / "studies" / "registered" / "tournament-2.yaml"
 SMALL = REGISTERED.with_name("tournament-2-smoke.yaml")
@@ -273,11 +275,13 @@ def test_a_picture_says_what_is_not_trained_yet_and_how_many_runs_collapsed():
     assert texts(pictures.accuracy_and_forgiveness(tournament, {}, "")) == ["not trained yet"] * 2
     runs = {"accuracy": made_up("accuracy"), "forgiveness": made_up("forgiveness", collapsed={"warm58_drop": 20})}
     figure = pictures.accuracy_and_forgiveness(tournament, runs, "")
-    assert texts(figure) == ["20 of 24 collapsed"]
     line = {line.get_label(): line for line in figure.axes[1].lines}["CLR, with the drop"]
     # A cycle's mean is 5/8 of its peak; under the drop, half of that.
     expected = np.array([0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]) * (0.75 * 5 / 8 + 0.25 * 5 / 16)
     np.testing.assert_allclose(line.get_xdata(), expected, rtol=0.01)
+    names = [line.get_label() for line in figure.axes[1].lines]
+    lost = dict(zip(names, [line.get_ydata().max() for line in figure.axes[2].lines], strict=True))
+    assert {name: share for name, share in lost.items() if share} == {"the same at CLR's mean rate": 20 / 24}
 
 
 def test_a_saw_tooth_has_the_ends_of_every_budget(digits):
@@ -351,3 +355,64 @@ def test_a_run_that_diverged_counts_as_chance(digits, tmp_path):
     RunFiles(tmp_path, run.name).finish([line.split(",") for line in text.splitlines()[1:3]], record)
     end = Tournament._end(run, tmp_path)
     assert (end["validation"], end["test"], end["average"], end["collapsed"]) == (0.1, 0.1, 0.1, True)
+
+
+def test_templates_are_filled():
+    template = dict(max_lr="rate", base_lr="rate * 1/4", milestones=["T * 6/7", 3], name="fixed", step_size="T * 1/8")
+    assert filled(template, 0.2, 7200) == dict(
+        max_lr=0.2, base_lr=0.05, milestones=[6171, 3], name="fixed", step_size=900
+    )
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The records of the published runs of tournaments, by their place."""
+    folders = sorted(ROOT.glob("results/published/*/tournament*"))
+    return {run.place: run.read()[1] for folder in folders for run in complete_runs(folder)}
+
+
+def test_published_runs_were_made_under_their_registration(published):
+    """Its checksum stands in each, all have one precision, and tuning runs have not seen the test images."""
+    known = {hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in REGISTERED.parent.glob("*.yaml")}
+    specs = [record["spec"] for record in published.values()]
+    under = {spec["registration"] for spec in specs}
+    assert under <= known
+    assert len({(spec["registration"], spec["precision"]) for spec in specs}) == len(under)
+    seen = []
+    for place, record in published.items():
+        if record["spec"]["policy"]["name"] != "range_test":  # one that gives an untuned run its rate
+            tunes = place.parent.name.endswith("_tuning")
+            wrong = ("test" in record) == tunes and not record["diverged"]
+            if wrong or record["spec"]["evaluation"] != "validation":
+                seen.append(place)
+    assert seen == []
+    assert len(published) > 1000
+
+
+def test_a_registration_was_committed_before_the_runs_it_governs(published):
+    asked = {(record["revision"].removesuffix("+"), record["spec"]["registration"]) for record in published.values()}
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=True).stdout
+
+    if git("rev-parse", "--is-shallow-repository") != b"false\n":
+        pytest.skip("this is no full clone: commits cannot be compared")
+    for revision, checksum in asked:
+        files = git("ls-tree", "--name-only", revision, "studies/registered/").decode().split()
+        texts = [git("show", f"{revision}:{file}") for file in files if file.endswith(".yaml")]
+        assert checksum in {hashlib.sha256(text).hexdigest()[:16] for text in texts}
+
+
+@pytest.mark.parametrize(("study", "dataset", "precision"), [("digits", "digits-8x8", "float32")])
+def test_published_differences_and_verdicts_are_what_the_published_runs_give(study, dataset, precision):
+    file = REGISTERED.with_name(f"tournament-2-{study}.yaml" if study == "digits" else f"{study}.yaml")
+    folder = ROOT / "results" / "published" / study
+    tournament = Tournament(file, dataset, precision, folder / "tournament_2")
+    published = pd.read_csv(folder / "tables" / "tournament_2.csv").set_index(["quantity", "policy"])
+    for question in tournament.design.questions:
+        made = analysis.differences(tournament.design, question, tournament.table(question))
+        for row in made.itertuples():
+            there = published.loc[(row.quantity, row.policy)]
+            numbers = ["value", "error", "low", "high"]
+            assert there[numbers].tolist() == pytest.approx([getattr(row, name) for name in numbers], rel=1e-9)
+            assert pd.isna(there.note) if pd.isna(row.note) else there.note == row.note

@@ -19,12 +19,13 @@ PANEL = 2.2  # inches
 CONSTANT, CYCLE, BRANCH, AVERAGE = (BASELINE, DASHES[1]), (CHALLENGER, DASHES[0]), COLOURS[2], COLOURS[3]
 #: Colour and dashes of the arms that are asked what they forgive; a constant rate and CLR look alike in all pictures.
 FORGIVING = {
-    "cycle_drop": CYCLE,
-    "warm58_drop": (COLOURS[2], DASHES[2]),
-    "warm_drop": (COLOURS[3], DASHES[3]),
-    "warm_linear": (COLOURS[4], DASHES[4]),
     "constant_drop": CONSTANT,
+    "warm_drop": (COLOURS[3], DASHES[3]),
+    "warm58_drop": (COLOURS[2], DASHES[2]),
+    "warm_linear": (COLOURS[4], DASHES[4]),
+    "cycle_drop": CYCLE,
 }
+SHOWN = 0.15  # below the best accuracy: what lies further down is told by the collapses
 
 
 def shape(tournament: Tournament, arm: str) -> np.ndarray:
@@ -59,7 +60,10 @@ def accuracy_and_forgiveness(tournament: Tournament, runs: dict[str, pd.DataFram
         runs: by question, those of `accuracy` and of `forgiveness`; a panel whose runs are missing says so.
         title: the figure's title.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(4, 6))
+    figure = plt.figure(figsize=(11, 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(4, 6), height_ratios=(5, 2))
+    left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
+    below = figure.add_subplot(grid[1, 1], sharex=right)
     left.set_title("what the drop buys", fontsize="medium")
     right.set_title("what the swing forgives", fontsize="medium")
     if "accuracy" in runs:
@@ -67,11 +71,11 @@ def accuracy_and_forgiveness(tournament: Tournament, runs: dict[str, pd.DataFram
     else:
         _not_yet(left)
     if "forgiveness" in runs:
-        _mean_rates(right, tournament, runs)
+        _mean_rates(right, below, tournament, runs)
     else:
         _not_yet(right)
+        below.set_axis_off()
     figure.suptitle(title, fontsize="medium")
-    figure.tight_layout()
     return figure
 
 
@@ -98,30 +102,32 @@ def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
     legend_below(axes, 2, "bars: 95 %" + ("; hollow: the best rate lies outside the ladder" if hollow else ""))
 
 
-def _mean_rates(axes: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame]) -> None:
+def _mean_rates(axes: Axes, below: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame]) -> None:
+    """Accuracy against the mean rate without the runs that collapsed, and below it their share."""
     whole = pd.concat([found for name, found in runs.items() if name in ("accuracy", "forgiveness")])
     whole = whole[whole.budget == tournament.design.iterations].drop_duplicates(["arm", "octave", "seed"])
-    arms = [arm for arm in FORGIVING if arm in set(whole.arm)]
-    for number, arm in enumerate(arms):
+    best = 0.0
+    for arm in [arm for arm in FORGIVING if arm in set(whole.arm)]:
         colour, dashes = FORGIVING[arm]
         found, mean = whole[whole.arm == arm], tournament.rate(0) * shape(tournament, arm).mean()
         kept = found[~found.collapsed].groupby("octave").test.mean()
+        best = max(best, kept.max())
         look = dict(color=colour, linestyle=dashes, marker="o", markersize=4)
         axes.plot(mean * 2.0**kept.index, kept, label=tournament.design.arms[arm].label, **look)
-        lost = found.groupby("octave").collapsed.agg(["sum", "count"])
-        for place, (octave, row) in enumerate(lost[lost["sum"] > 0].iterrows()):
-            text = f"{row['sum']} of {row['count']} collapsed"
-            where = (mean * 2.0**octave, 0.03 + 0.05 * (number + place % 2))
-            axes.annotate(
-                text, where, xycoords=("data", "axes fraction"), color=colour, fontsize="x-small", ha="center"
-            )
+        lost = found.groupby("octave").collapsed.mean()
+        below.plot(mean * 2.0**lost.index, lost, **look)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.2g}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    kept = whole[~whole.collapsed & whole.arm.isin(arms)].groupby(["arm", "octave"]).test.mean()
-    axes.set_ylim(kept.min() - 0.25 * np.ptp(kept), None)
-    axes.set(xlabel="mean learning rate of the run", ylabel="test accuracy, collapsed runs apart")
-    legend_below(axes, 2)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], best - SHOWN))
+    axes.tick_params(labelbottom=False)
+    axes.set_ylabel("test accuracy, without\nruns that collapsed")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    below.set(xlabel="mean learning rate of the run", ylabel="runs that\ncollapsed", ylim=(-0.05, 1.05))
+    below.xaxis.set_major_formatter("{x:.2g}")
+    below.yaxis.set_major_formatter(PercentFormatter(1))
+    handles, labels = axes.get_legend_handles_labels()
+    below.legend(
+        handles, labels, ncols=2, frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.6)
+    )
 
 
 def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
@@ -150,11 +156,11 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     if runs.average_validation.notna().any():
         averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
         axes.plot(budgets, averages, "D", color=AVERAGE, markersize=5, label="moving average of the trunk's weights")
-    low = min(lines[arm][lines[arm].index >= budgets[0] / 2].min() for arm in lines)
+    low = min(lines[arm][lines[arm].index >= 0.75 * budgets[0]].min() for arm in lines)
     axes.set(xlabel="iteration", ylabel="validation accuracy, means of all runs", title=title)
     axes.set_ylim(bottom=low - 0.01)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     figure.tight_layout()
     return figure
