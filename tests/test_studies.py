@@ -168,7 +168,7 @@ def test_no_plain_name_reaches_some_of_the_notebooks_that_have_it():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("08.batch_size", "smoke has no notebook '08'"),
+        ("11.batch_size", "smoke has no notebook '11'"),
         ("04.batch_size", "notebook 04 has no parameter '04.batch_size' .value 1, 02_range_test, 03_"),
         ("06.batchsize", "no notebook has a parameter '06.batchsize' .value 1, did you mean 'batch_size'"),
         ("02.seed", "no notebook has a parameter '02.seed'"),
