@@ -194,7 +194,8 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
         A table with `tables.TABLE_COLUMNS`. Of primary differences (`registered_difference`) the interval is the
         rule's, at the level of `level`, and the note is the name and the verdict; of others (`described_difference`) it
         is of 95 %. At rates above the registered one the note says how many runs collapsed, and how large a share could
-        (an interval over accuracies knows nothing of a collapse that is rare); with Fisher's p, where some did.
+        (an interval over accuracies knows nothing of a collapse that is rare); with Fisher's p, where some did. Then a
+        row more has the difference `without collapsed` runs, a description.
     """
     asked, high, rows = design.questions[question], level(design.alpha, len(design.primary)), []
     named = [*asked.primary.items(), *((None, contrast) for contrast in asked.described)]
@@ -220,7 +221,20 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
         count = min(_count(runs, arm, contrast, design.iterations) for arm in contrast.arms)
         about = {"quantity": quantity, "policy": name_of(contrast), "runs": count, "note": "; ".join(notes) or None}
         rows.append(about | row)
+        if contrast.octave is not None and contrast.against == "plain":
+            rows += _survivors(contrast, runs, design.iterations)
     return table_of(rows)
+
+
+def _survivors(contrast: Contrast, runs: pd.DataFrame, iterations: int) -> list[dict]:
+    """A difference without the runs that collapsed, as a row; none where none collapsed, or all but one did."""
+    kept = contrast.budget or iterations
+    ends = [runs[(runs.arm == arm) & (runs.octave == contrast.octave) & (runs.budget == kept)] for arm in contrast.arms]
+    tests = [found.test[~found.collapsed] for found in ends]
+    if sum(map(len, tests)) == sum(map(len, ends)) or min(map(len, tests)) < 2:
+        return []
+    about = {"quantity": "described_difference", "policy": f"{name_of(contrast)} without collapsed"}
+    return [{**about, "runs": min(map(len, tests)), **row_of(difference(*tests), "Welch")}]
 
 
 def _count(runs: pd.DataFrame, arm: str, contrast: Contrast, iterations: int) -> int:

@@ -17,13 +17,13 @@ from modules.tournament.design import Tournament
 
 PANEL = 2.2  # inches
 CONSTANT, CYCLE, BRANCH, AVERAGE = (BASELINE, DASHES[1]), (CHALLENGER, DASHES[0]), COLOURS[2], COLOURS[3]
-#: Colour and dashes of the arms that are asked what they forgive; a constant rate and CLR look alike in all pictures.
+#: Name, colour and dashes of the arms that are asked what they forgive; constant and CLR look alike in all pictures.
 FORGIVING = {
-    "constant_drop": CONSTANT,
-    "warm_drop": (COLOURS[3], DASHES[3]),
-    "warm58_drop": (COLOURS[2], DASHES[2]),
-    "warm_linear": (COLOURS[4], DASHES[4]),
-    "cycle_drop": CYCLE,
+    "constant_drop": ("constant rate, drop", *CONSTANT),
+    "warm_drop": ("warm-up, constant rate, drop", COLOURS[3], DASHES[3]),
+    "warm58_drop": ("warm-up, CLR's mean rate, drop", COLOURS[2], DASHES[2]),
+    "warm_linear": ("warm-up, line to zero", COLOURS[4], DASHES[4]),
+    "cycle_drop": ("CLR, drop", *CYCLE),
 }
 SHOWN = 0.15  # below the best accuracy: what lies further down is told by the collapses
 
@@ -64,8 +64,8 @@ def accuracy_and_forgiveness(tournament: Tournament, runs: dict[str, pd.DataFram
     grid = figure.add_gridspec(2, 2, width_ratios=(4, 6), height_ratios=(5, 2))
     left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
     below = figure.add_subplot(grid[1, 1], sharex=right)
-    left.set_title("what the drop buys", fontsize="medium")
-    right.set_title("what the swing forgives", fontsize="medium")
+    left.set_title("at its own best rate", fontsize="medium")
+    right.set_title("at rates too low and too high", fontsize="medium")
     if "accuracy" in runs:
         _two_by_two(left, runs["accuracy"], tournament.design.iterations)
     else:
@@ -103,24 +103,29 @@ def _two_by_two(axes: Axes, runs: pd.DataFrame, iterations: int) -> None:
 
 
 def _mean_rates(axes: Axes, below: Axes, tournament: Tournament, runs: dict[str, pd.DataFrame]) -> None:
-    """Accuracy against the mean rate without the runs that collapsed, and below it their share."""
+    """Accuracy against the mean rate, and below it the share of runs that collapsed.
+
+    The means are of the others; there are none where more than half collapsed.
+    """
     whole = pd.concat([found for name, found in runs.items() if name in ("accuracy", "forgiveness")])
     whole = whole[whole.budget == tournament.design.iterations].drop_duplicates(["arm", "octave", "seed"])
     best = 0.0
     for arm in [arm for arm in FORGIVING if arm in set(whole.arm)]:
-        colour, dashes = FORGIVING[arm]
+        name, colour, dashes = FORGIVING[arm]
         found, mean = whole[whole.arm == arm], tournament.rate(0) * shape(tournament, arm).mean()
-        kept = found[~found.collapsed].groupby("octave").test.mean()
+        lost = found.groupby("octave").collapsed.mean()
+        kept = found[~found.collapsed].groupby("octave").test.mean()[lost[lost <= 0.5].index]
         best = max(best, kept.max())
         look = dict(color=colour, linestyle=dashes, marker="o", markersize=4)
-        axes.plot(mean * 2.0**kept.index, kept, label=tournament.design.arms[arm].label, **look)
-        lost = found.groupby("octave").collapsed.mean()
+        axes.plot(mean * 2.0**kept.index, kept, label=name, **look)
         below.plot(mean * 2.0**lost.index, lost, **look)
     axes.set_xscale("log", base=2)
+    octaves = np.arange(math.floor(whole.octave.min()), math.ceil(whole.octave.max()))
+    axes.set_xticks(tournament.rate(0) * 2.0**octaves)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], best - SHOWN))
     axes.tick_params(labelbottom=False)
     axes.set_ylabel("test accuracy, without\nruns that collapsed")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     below.set(xlabel="mean learning rate of the run", ylabel="runs that\ncollapsed", ylim=(-0.05, 1.05))
     below.xaxis.set_major_formatter("{x:.2g}")
     below.yaxis.set_major_formatter(PercentFormatter(1))
@@ -141,7 +146,7 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     budgets = sorted(runs.budget[(runs.arm == "cycle") & (runs.octave == 0)].unique().tolist())
     figure, axes = plt.subplots(figsize=(9, 5))
     lines = {}
-    looks = {"cycle": ("CLR, one run", *CYCLE), "constant": ("constant rate, the trunk", *CONSTANT)}
+    looks = {"cycle": ("CLR, one run", *CYCLE), "constant": ("constant rate", *CONSTANT)}
     for arm, (name, colour, dashes) in looks.items():
         lines[arm] = tournament.curves(arm, 0).groupby("iteration").val_acc.mean()
         axes.plot(lines[arm], color=colour, linestyle=dashes, linewidth=1.4, label=name)
@@ -150,12 +155,14 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     for number, budget in enumerate(budgets):
         start = tournament.spec("constant_drop", 0, 1, budget).policy.anneal_start(budget)
         end = at(runs, "constant_drop", 0, budget, "validation").mean()
-        name = dict(label="a drop branched off the trunk") if not number else {}
+        name = dict(label="constant rate, ending here with a drop") if not number else {}
         axes.plot([start, budget], [lines["constant"][start], end], color=BRANCH, linewidth=1.2)
         axes.plot(budget, end, "s", color=BRANCH, **name)
     if runs.average_validation.notna().any():
         averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
-        axes.plot(budgets, averages, "D", color=AVERAGE, markersize=5, label="moving average of the trunk's weights")
+        axes.plot(
+            budgets, averages, "D", color=AVERAGE, markersize=5, label="moving average of the constant rate's weights"
+        )
     low = min(lines[arm][lines[arm].index >= 0.75 * budgets[0]].min() for arm in lines)
     axes.set(xlabel="iteration", ylabel="validation accuracy, means of all runs", title=title)
     axes.set_ylim(bottom=low - 0.01)
