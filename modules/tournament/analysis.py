@@ -215,8 +215,10 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
             collapsed = any(count for count, _ in counts)
             if contrast.octave > 0 or collapsed:
                 shares = ", ".join(f"{n} of {of} (at most {100 * at_most(n, of):.0f} %)" for n, of in counts)
-                p = f", Fisher's p {share(*counts[0], *counts[1]):.2g}" if collapsed else ""
-                notes.append(f"collapsed: {shares}{p}")
+                if collapsed:
+                    p = share(*counts[0], *counts[1])
+                    shares += f", Fisher's p {'below 0.001' if p < 0.001 else f'{p:.2g}'}"
+                notes.append(f"collapsed: {shares}")
         quantity = "registered_difference" if name else "described_difference"
         count = min(_count(runs, arm, contrast, design.iterations) for arm in contrast.arms)
         about = {"quantity": quantity, "policy": name_of(contrast), "runs": count, "note": "; ".join(notes) or None}
