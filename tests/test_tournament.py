@@ -275,13 +275,13 @@ def test_a_picture_says_what_is_not_trained_yet_and_how_many_runs_collapsed():
     assert texts(pictures.accuracy_and_forgiveness(tournament, {}, "")) == ["not trained yet"] * 2
     runs = {"accuracy": made_up("accuracy"), "forgiveness": made_up("forgiveness", collapsed={"warm58_drop": 20})}
     figure = pictures.accuracy_and_forgiveness(tournament, runs, "")
-    line = {line.get_label(): line for line in figure.axes[1].lines}["CLR, with the drop"]
+    line = {line.get_label(): line for line in figure.axes[1].lines}["CLR, drop"]
     # A cycle's mean is 5/8 of its peak; under the drop, half of that.
     expected = np.array([0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]) * (0.75 * 5 / 8 + 0.25 * 5 / 16)
     np.testing.assert_allclose(line.get_xdata(), expected, rtol=0.01)
     names = [line.get_label() for line in figure.axes[1].lines]
     lost = dict(zip(names, [line.get_ydata().max() for line in figure.axes[2].lines], strict=True))
-    assert {name: share for name, share in lost.items() if share} == {"the same at CLR's mean rate": 20 / 24}
+    assert {name: share for name, share in lost.items() if share} == {"warm-up, CLR's mean rate, drop": 20 / 24}
 
 
 def test_a_saw_tooth_has_the_ends_of_every_budget(digits):
