@@ -183,7 +183,7 @@ def test_every_page_can_be_reached_in_reading_order(made):
     assert [name for name in sidebar if name in expected][: len(expected)] == list(expected)
     study = made.pages["results/published/digits/index.html"]
     assert study.index("0. What a learning rate does") < study.index("1. Learning rate policies")
-    assert "8. Is it the cycle, the rate, or the drop? (short)" in study
+    assert "8. What does a cyclical rate buy: accuracy, forgiveness, a model at any time?" in study
 
 
 def test_links_lead_to_pages_and_places_that_are_there(made):

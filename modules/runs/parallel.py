@@ -351,7 +351,8 @@ def _prepare_workers() -> None:
 
     It stays until this process ends. The memory allocator reads its settings when a process starts, so they must be
     set here; afterwards this process's environment, which notebooks inherit, is as it was. Ctrl-C goes to a whole group
-    of processes, but ending the workers is this one's business: they never see it.
+    of processes, and so does the end of their terminal, but ending the workers is this one's business: they never see
+    either. Else dask would start them anew while this process ends, and wait for them for minutes.
     """
     if not FORKED:
         return
@@ -360,7 +361,7 @@ def _prepare_workers() -> None:
     # A process's first optimizer loads torch._dynamo, which takes as long as torch itself.
     get_mp_context().set_forkserver_preload(["distributed", "modules.runs.training", "torch._dynamo"])
     resource_tracker.ensure_running()  # first, as it lets Ctrl-C through to what is started next
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     folder = tempfile.tempdir
     os.environ.update({name: str(value) for name, value in WORKER_ENVIRONMENT.items()})
