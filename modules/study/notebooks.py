@@ -18,6 +18,7 @@ from jupyter_core.utils import run_sync
 
 from modules.checks import first_line
 from modules.runs.files import atomic_write
+from modules.runs.parallel import quiet
 from modules.study.documents import filled, without_markers
 from modules.study.parameters import StudyError, read_study, source
 from modules.study.terminal import Screen
@@ -54,7 +55,8 @@ def one_kernel() -> Iterator[AsyncKernelManager]:
         except (OSError, RuntimeError) as error:
             raise StudyError(f"no kernel can be started: {first_line(error)}") from error
         try:
-            yield manager
+            with quiet():
+                yield manager
         finally:
             run_sync(manager.shutdown_kernel)(now=True)
 
