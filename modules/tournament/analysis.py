@@ -230,10 +230,10 @@ def differences(design: Design, question: str, runs: pd.DataFrame) -> pd.DataFra
 
 def _survivors(contrast: Contrast, runs: pd.DataFrame, iterations: int) -> list[dict]:
     """A difference without the runs that collapsed, as a row; none where none collapsed, or all but one did."""
-    kept = contrast.budget or iterations
-    ends = [runs[(runs.arm == arm) & (runs.octave == contrast.octave) & (runs.budget == kept)] for arm in contrast.arms]
-    tests = [found.test[~found.collapsed] for found in ends]
-    if sum(map(len, tests)) == sum(map(len, ends)) or min(map(len, tests)) < 2:
+    where = contrast.octave, contrast.budget or iterations
+    lost = [at(runs, arm, *where, "collapsed") for arm in contrast.arms]
+    tests = [at(runs, arm, *where)[~gone] for arm, gone in zip(contrast.arms, lost, strict=True)]
+    if not any(gone.any() for gone in lost) or min(map(len, tests)) < 2:
         return []
     about = {"quantity": "described_difference", "policy": f"{name_of(contrast)} without collapsed"}
     return [{**about, "runs": min(map(len, tests)), **row_of(difference(*tests), "Welch")}]
