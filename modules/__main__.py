@@ -1,7 +1,10 @@
 """`python -m modules`: the study's command line, with Ctrl-C in one line from the first import on."""
 
+import logging
 import sys
 
+# Ctrl-C may end any of asyncio's tasks, at the very end too; it would log their tracebacks around the one line.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 for stream in (sys.stdout, sys.stderr):  # what a terminal's own alphabet lacks is escaped
     stream.reconfigure(errors="backslashreplace")
 try:

@@ -415,7 +415,7 @@ def _silent(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Ctrl-C may end a notebook's kernel amid its own tasks, which asyncio would log below the one line about it."""
     try:
         yield
@@ -440,7 +440,7 @@ def _run(
     ended: queue.SimpleQueue = queue.SimpleQueue()
     workers = min(workers or (1 if torch.cuda.is_available() else CPU_COUNT), CROWD * CPU_COUNT)
     with ExitStack() as stack:
-        stack.enter_context(quiet())
+        stack.enter_context(_quiet())
         client = stack.enter_context(cluster(min(workers, len(alone) + len(groups)), workers))
         client.subscribe_topic(TOPIC, lambda event: progress.update(event[1]))
         if os.environ.get(TOLD):

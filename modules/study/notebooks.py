@@ -1,6 +1,5 @@
 """Notebooks run through papermill, and made fit to be read elsewhere."""
 
-import logging
 import os
 import re
 import tempfile
@@ -18,7 +17,6 @@ from jupyter_core.utils import run_sync
 
 from modules.checks import first_line
 from modules.runs.files import atomic_write
-from modules.runs.parallel import quiet
 from modules.study.documents import filled, without_markers
 from modules.study.parameters import StudyError, read_study, source
 from modules.study.terminal import Screen
@@ -55,8 +53,7 @@ def one_kernel() -> Iterator[AsyncKernelManager]:
         except (OSError, RuntimeError) as error:
             raise StudyError(f"no kernel can be started: {first_line(error)}") from error
         try:
-            with quiet():
-                yield manager
+            yield manager
         finally:
             run_sync(manager.shutdown_kernel)(now=True)
 
@@ -79,8 +76,6 @@ def execute(
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    # Ctrl-C ends the notebook's task from outside; asyncio would print its traceback below the one line that says so.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}")
