@@ -242,7 +242,7 @@ class OneCycle(PolicyBase):
         return "1cycle"
 
     def unannealed(self, optimizer: Optimizer, iterations: int) -> LRScheduler:
-        tops = [self.max_lr * group.get("lr_mult", 1.0) for group in optimizer.param_groups]
+        tops = [self.max_lr * schedulers.multiplier(group) for group in optimizer.param_groups]
         return OneCycleLR(optimizer, tops, total_steps=iterations, cycle_momentum=False)
 
 

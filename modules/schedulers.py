@@ -101,9 +101,16 @@ def separate_rates(optimizer: Optimizer) -> None:
             seen.add(id(group["lr"]))
 
 
-def filled(old: float | Tensor, value: float) -> float | Tensor:
+def filled(old: float | Tensor, value: float | Tensor) -> float | Tensor:
     """The new value; a tensor is filled, as compiled and captured optimizers hold on to theirs."""
-    return old.fill_(value) if isinstance(old, Tensor) else value
+    if not isinstance(old, Tensor):
+        return value
+    return old.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
+
+
+def multiplier(group: dict) -> float:
+    """What a parameter group's rate is multiplied by: its `lr_mult` (Caffe) times its `lr_scale` (timm)."""
+    return group.get("lr_mult", 1.0) * group.get("lr_scale", 1.0)
 
 
 def _attributes(function: Callable | None) -> dict:
@@ -122,7 +129,7 @@ def _is_plain(value) -> bool:
 
 
 def set_lr(optimizer: Optimizer, lr: PerGroup, stacklevel: int = 2) -> None:
-    """Set every parameter group, and its initial rate, to `lr` times its `lr_mult` (1 where it has none).
+    """Set every parameter group, and its initial rate, to `lr` times its multipliers, `lr_mult` and `lr_scale`.
 
     Args:
         optimizer: changed in place.
@@ -134,12 +141,15 @@ def set_lr(optimizer: Optimizer, lr: PerGroup, stacklevel: int = 2) -> None:
         ValueError: a rate is negative or no number, or there are not as many as groups. Nothing is changed then.
 
     Warns:
-        UserWarning: a scheduler was made for this optimizer before. It goes on from the rates it was made with.
+        UserWarning: a scheduler was made for this optimizer before, and goes on from the rates it was made with; one
+            rate was given, and groups without a multiplier had several.
     """
     _check_optimizer(optimizer)
     groups = optimizer.param_groups
-    rates = _spread(_per_group("lr", lr, len(groups), zero=True), len(groups))
-    rates = [rate * group.get("lr_mult", 1.0) for rate, group in zip(rates, groups, strict=True)]
+    given = _per_group("lr", lr, len(groups), zero=True)
+    if stacklevel:
+        _tell_of_one_rate(optimizer, given, stacklevel + 1)
+    rates = [rate * multiplier(group) for rate, group in zip(_spread(given, len(groups)), groups, strict=True)]
     for group, rate in zip(groups, rates, strict=True):
         group["initial_lr"] = rate
         group["lr"] = filled(group["lr"], rate)
@@ -151,20 +161,32 @@ def set_lr(optimizer: Optimizer, lr: PerGroup, stacklevel: int = 2) -> None:
         )
 
 
+def _tell_of_one_rate(optimizer: Optimizer, lr: float | list[float], stacklevel: int) -> None:
+    """Warn where groups had several rates and get one now; an `lr_mult` or `lr_scale` is no rate of its own."""
+    own = [float(group["lr"]) for group in optimizer.param_groups if not {"lr_mult", "lr_scale"} & group.keys()]
+    if len(had := dict.fromkeys(own)) > 1 and not isinstance(lr, list):
+        warnings.warn(
+            f"all parameter groups get one rate now, where they had {', '.join(f'{rate:g}' for rate in had)}: to keep "
+            "their ratios, give a rate for each, or the groups an lr_mult",
+            stacklevel=stacklevel,
+        )
+
+
 def _has_scheduler(optimizer: Optimizer) -> bool:
     """Whether a scheduler was ever made for it: torch's constructor wraps `step`."""
     return hasattr(optimizer.step, "_wrapped_by_lr_sched")
 
 
 @contextmanager
-def _starting_at(optimizer: Optimizer, lr: PerGroup) -> Iterator[None]:
-    """Set rates and initial rates for the scheduler that is made meanwhile.
+def _starting_at(optimizer: Optimizer, lr: float | list[float], stacklevel: int = 5) -> Iterator[None]:
+    """Set rates and initial rates for the scheduler that is made meanwhile; `stacklevel` is of who makes it.
 
     `SequentialLR` has its first scheduler start from the initial rates, and torch's `OneCycleLR`, which leaves a
     `min_lr` in its groups, reads them in each step. So they are put back where a scheduler made before starts from
     them. One that climbs to them, such as a `LinearLR`, has set rates below: it shall climb to `lr`.
     """
     _check_optimizer(optimizer)
+    _tell_of_one_rate(optimizer, lr, stacklevel)
     groups = optimizer.param_groups
     before = [group.get("initial_lr") for group in groups]
     # What set_lr, or one of ours, has set belongs to nobody else: ours keep what they start from.
@@ -179,13 +201,13 @@ def _starting_at(optimizer: Optimizer, lr: PerGroup) -> Iterator[None]:
 
 
 class _PolicyLR(LRScheduler):
-    """A learning rate that is one formula of the iteration, `lr_at(t)`, times the `lr_mult` of each parameter group."""
+    """A learning rate that is one formula of the iteration, `lr_at(t)`, times each parameter group's multipliers."""
 
     def __init__(self, optimizer: Optimizer, last_epoch: int, initial_lr: float | list[float]) -> None:
         _check_optimizer(optimizer)
         if not (isinstance(last_epoch, Integral) and not isinstance(last_epoch, bool) and last_epoch >= -1):
             raise ValueError(f"last_epoch must be a whole number from -1 on, not {last_epoch!r}")
-        with _starting_at(optimizer, initial_lr):
+        with _starting_at(optimizer, initial_lr, stacklevel=6):
             super().__init__(optimizer, last_epoch)
 
     def lr_at(self, t: float) -> float:
@@ -194,7 +216,7 @@ class _PolicyLR(LRScheduler):
 
     def get_lr(self) -> list[float]:
         lr = self.lr_at(self.last_epoch)
-        return [lr * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
+        return [lr * multiplier(group) for group in self.optimizer.param_groups]
 
 
 class CyclicLR(_PolicyLR):
@@ -217,13 +239,14 @@ class CyclicLR(_PolicyLR):
 
     A parameter group added later takes part from the next `step()`; where bounds are lists, give `reset` longer ones.
 
-    `history` is a dictionary of lists with one entry an iteration: `iteration`, counted from 0, `lr`, the rate that it
-    was trained with (of the first group, before its `lr_mult`), and the metrics that `step` was given. bckenstler/CLR
-    counts `iterations` from 1 and keeps the rate of the iteration to come: its `lr[i]` is `lr[i + 1]` here.
+    `history` is a dictionary of lists with one entry an iteration: `iteration`, counted from 0, `lr`, the cycle's rate
+    (of the first group, before its multipliers and what another scheduler makes of it), and the metrics that `step` was
+    given. bckenstler/CLR counts `iterations` from 1 and keeps the rate of the iteration to come: its `lr[i]` is
+    `lr[i + 1]` here.
 
     Args:
-        optimizer: any torch optimizer. A group's `lr_mult`, where there is one, multiplies its rate (Caffe's
-            multipliers). The optimizer's own rate is replaced by `base_lr` at once.
+        optimizer: any torch optimizer. A group's `lr_mult` (Caffe's multipliers) or `lr_scale` (timm's), where there is
+            one, multiplies its rate. The optimizer's own rate is replaced by `base_lr` at once.
         base_lr: lower bound of the cycle, the rate at iteration 0; may be 0. One number, or one for each group.
         max_lr: upper bound of the cycle, reached after `step_size` iterations. One number, or one for each group.
         step_size: iterations in half a cycle; the paper (3.2) advises 2 to 10 epochs.
@@ -246,7 +269,7 @@ class CyclicLR(_PolicyLR):
         ValueError: for a bound, step size, gamma, mode or scale function that makes no sense; the message shows it.
 
     Warns:
-        UserWarning: bounds are single numbers, and parameter groups without an `lr_mult` had different rates.
+        UserWarning: bounds are single numbers, and parameter groups without a multiplier had different rates.
 
     Source: the paper, section 3; bckenstler/CLR for the arguments, `reset` and `history`; torch for those by name only.
     """
@@ -292,17 +315,11 @@ class CyclicLR(_PolicyLR):
         cycle = dict(base_lr=base_lr, max_lr=max_lr, step_size=step_size, step_size_down=step_size_down)
         cycle |= dict(base_momentum=base_momentum, max_momentum=max_momentum)
         self.__dict__.update(self._checked(cycle))
-        rates = dict.fromkeys(float(group["lr"]) for group in optimizer.param_groups if "lr_mult" not in group)
-        if len(rates) > 1 and not (isinstance(self.base_lr, list) or isinstance(self.max_lr, list)):
-            warnings.warn(
-                f"all parameter groups get one rate now, where they had {', '.join(f'{rate:g}' for rate in rates)}: to "
-                "keep their ratios, give lists as base_lr and max_lr, or the groups an lr_mult",
-                stacklevel=2,
-            )
         self._use_scale_fn(scale_fn)
         self.cycle_start = 0  # the iteration at which the first cycle started
         self.history: dict[str, list] = {"iteration": [], "lr": []}
-        super().__init__(optimizer, last_epoch, self.base_lr)
+        several = isinstance(self.max_lr, list)
+        super().__init__(optimizer, last_epoch, _spread(self.base_lr, len(self.max_lr)) if several else self.base_lr)
 
     def _checked(self, cycle: dict) -> dict:
         """A cycle's bounds and steps as plain numbers; ValueError where they make no sense."""
@@ -321,11 +338,11 @@ class CyclicLR(_PolicyLR):
 
     @property
     def base_lrs(self) -> list[float]:
-        """`base_lr` of each parameter group, times its `lr_mult`; also after `reset` and loading."""
+        """`base_lr` of each parameter group, times its multipliers; also after `reset` and loading."""
         groups = self.optimizer.param_groups
         _check_length("base_lr", self.base_lr, len(groups))
         rates = zip(_spread(self.base_lr, len(groups)), groups, strict=True)
-        return [base_lr * group.get("lr_mult", 1.0) for base_lr, group in rates]
+        return [base_lr * multiplier(group) for base_lr, group in rates]
 
     @base_lrs.setter
     def base_lrs(self, _: list) -> None:
@@ -401,7 +418,7 @@ class CyclicLR(_PolicyLR):
             bounds = (_spread(bound, len(groups)) for bound in (self.base_momentum, self.max_momentum))
             self._write_momentum([high - (high - low) * height * scale for low, high in zip(*bounds, strict=True)])
         self._lr = self._rate(shape, 0)
-        return [self._rate(shape, index) * group.get("lr_mult", 1.0) for index, group in enumerate(groups)]
+        return [self._rate(shape, index) * multiplier(group) for index, group in enumerate(groups)]
 
     def step(self, epoch: int | None = None, *, metrics: dict[str, float] | None = None) -> None:
         """Move to the next iteration's rate, and write the one just finished into `history`.
@@ -682,11 +699,18 @@ WARM_UP_FROM = 0.25
 class _Multiplied(LRScheduler):
     """Another scheduler's rates, each multiplied by a factor that depends on the iteration alone.
 
+    It goes around others: torch's `SequentialLR` and `ChainedScheduler` do not take it, but it takes a `SequentialLR`.
+
     Args:
-        scheduler: any torch scheduler, fresh; it is stepped by this one.
+        scheduler: any torch scheduler that counts its steps, fresh; it is stepped by this one.
+
+    Raises:
+        TypeError: it is none, or a `ChainedScheduler`, which counts none.
     """
 
     def __init__(self, scheduler: LRScheduler) -> None:
+        if not isinstance(getattr(scheduler, "last_epoch", None), int):
+            raise TypeError(f"scheduler must be a torch scheduler with a last_epoch, not {type(scheduler).__name__}")
         self.scheduler = scheduler
         self.optimizer, self.base_lrs = scheduler.optimizer, getattr(scheduler, "base_lrs", None)
         self._apply()
@@ -699,8 +723,11 @@ class _Multiplied(LRScheduler):
         """What the rate of iteration `t` is multiplied by."""
         raise NotImplementedError
 
-    def step(self) -> None:
+    def step(self, **given: object) -> None:
         """Move to the next iteration's rate.
+
+        Args:
+            given: what the scheduler within takes, such as the `metrics` of `CyclicLR` or `ReduceLROnPlateau`.
 
         Raises:
             ValueError: a parameter group was added since the scheduler was made.
@@ -714,7 +741,7 @@ class _Multiplied(LRScheduler):
         # Some schedulers compute a rate from the one they find: let it be their own.
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = filled(group["lr"], lr)
-        self.scheduler.step()
+        self.scheduler.step(**given)
         self._apply()
 
     def _apply(self) -> None:
@@ -748,7 +775,7 @@ class Annealed(_Multiplied):
     """Another scheduler's rates, multiplied from iteration `start` on by a straight line from 1 to 0 at `end`.
 
     Args:
-        scheduler: any torch scheduler, fresh; it is stepped by this one.
+        scheduler: any torch scheduler that counts its steps, fresh; it is stepped by this one.
         start, end: iterations, `start < end`.
 
     Raises:
@@ -771,7 +798,7 @@ class WarmedUp(_Multiplied):
     The scheduler within counts from iteration 0 as well: the climb takes nothing off its length.
 
     Args:
-        scheduler: any torch scheduler, fresh; it is stepped by this one.
+        scheduler: any torch scheduler that counts its steps, fresh; it is stepped by this one.
         iterations: length of the climb, above 0.
         start: the first factor, from 0 to 1.
 

@@ -372,8 +372,11 @@ def _loose(found: Reached, known: set[int]) -> list[Callable[[], object]]:
 
     def kept(value: object) -> Callable[[], object] | None:
         nonlocal left
-        left -= sum(_bytes(each) for each in _tensors(value) if id(each) not in known)
-        return _kept(value, torch.device("cpu"), known) if left >= 0 else None
+        size = sum(_bytes(each) for each in _tensors(value) if id(each) not in known)
+        if size > left:
+            return None
+        left -= size
+        return _kept(value, torch.device("cpu"), known)
 
     for place, name in {(id(place), name): (place, name) for place, name in found.places}.values():
         if back := kept(place[name]):

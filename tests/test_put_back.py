@@ -639,10 +639,11 @@ def test_more_tensors_than_are_kept_and_what_did_not_change_are_not_touched(monk
     model, optimizer, batches, _ = problem()
     data = np.ones(4)
     data.flags.writeable = False
-    read_only, large = torch.from_numpy(data), torch.zeros(1000)
+    read_only, large, small = torch.from_numpy(data), torch.zeros(1000), torch.zeros(1)
 
     def loss_fn(outputs, labels):
         large.add_(read_only.sum())
+        small.add_(1)
         return CROSS_ENTROPY(outputs, labels)
 
     range_test(model, optimizer, loss_fn, batches, iterations=5)
@@ -650,6 +651,7 @@ def test_more_tensors_than_are_kept_and_what_did_not_change_are_not_touched(monk
     monkeypatch.setattr(snapshot, "MOST_BYTES", 1000)
     range_test(model, optimizer, loss_fn, batches, iterations=5)
     assert large.sum() > 0
+    assert small == 0  # what is too large does not leave the others behind
 
 
 def test_what_could_not_be_put_back_is_named():

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from modules.data.batches import Data, batches
 from modules.data.datasets import load
 from modules.data.splits import split
 from modules.range_test import apply_rate, best_rate, range_test, suggest_bounds
-from modules.range_test.loop import ignored_by, validate
+from modules.range_test.loop import ignored_by, length, validate
 from modules.rate_finders.rules import suggest_rate
 from modules.runs import training
 from modules.statistics import AnalysisError
@@ -172,6 +173,10 @@ class Named(torch.nn.Module):
 Pair = namedtuple("Pair", "inputs labels")
 
 
+class Attributes(dict):
+    __getattr__ = dict.__getitem__
+
+
 @every(
     ("shape", "forward"),
     [
@@ -187,8 +192,12 @@ Pair = namedtuple("Pair", "inputs labels")
             lambda x, y: Pair([x[:, :5], x[:, 5:]], y),
             lambda model, batch: CROSS_ENTROPY(model(*batch.inputs), batch.labels),
         ),
+        (
+            lambda x, y: Attributes(left=x[:, :5], right=x[:, 5:], labels=y),
+            lambda model, batch: CROSS_ENTROPY(model(batch.left, batch.right), batch.labels),
+        ),
     ],
-    ids=["three", "nested", "keywords", "named inputs", "mapping", "namedtuple"],
+    ids=["three", "nested", "keywords", "named inputs", "mapping", "namedtuple", "attributes"],
 )
 def test_batches_of_any_kind(shape, forward):
     plain, _, batches, _ = problem()
@@ -200,6 +209,29 @@ def test_batches_of_any_kind(shape, forward):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     table = range_test(model, optimizer, loss_fn, given, iterations=40, forward=forward)
     assert table.train_loss.tolist() == expected.train_loss.tolist()
+
+
+@dataclass
+class Graphs:
+    names: list
+    nodes: torch.Tensor
+
+
+@every(
+    ("batch", "samples"),
+    [
+        (torch.zeros(3, 2), 3),
+        (torch.zeros(()), 1),
+        ({"id": ["a", "b"], "x": torch.zeros(3, 2)}, 3),
+        ([("a", "b"), torch.zeros(3)], 3),
+        ({"meta": {"n": 1}, "x": [[], torch.zeros(3)]}, 3),
+        (Graphs(["a", "b"], torch.zeros(3)), 3),
+        (["a", 1, None], 1),
+    ],
+    ids=["tensor", "number", "names first", "texts first", "nested", "dataclass", "no tensor"],
+)
+def test_a_batch_has_as_many_samples_as_its_first_tensor(batch, samples):
+    assert length(batch) == samples
 
 
 def answers(*shape, classes, at):
@@ -511,9 +543,11 @@ def test_what_is_no_rate_is_not_applied(rate):
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=1024.0)])
-def test_gradients_are_clipped_by_a_hook(scaler):
-    model, optimizer, batches, _ = problem()
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=1024.0)], ids=["float32", "scaled"])
+def test_gradients_are_clipped_by_a_hook(scaler, fused):
+    model, _, batches, _ = problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, fused=fused)
     norms, clipped = [], []
 
     def clip(optimizer, args, kwargs):
@@ -579,6 +613,14 @@ def test_an_error_of_a_network_that_has_diverged_ends_the_ramp_there():
 
     table = range_test(model, optimizer, None, batches, forward=forward)
     assert table.lr[table.train_loss.last_valid_index()] == pytest.approx(1, rel=0.05)
+
+
+def test_a_fault_is_no_divergence_where_weights_that_do_not_train_are_infinite():
+    model, _, batches, _ = problem()
+    model.mask = torch.nn.Parameter(torch.full((4,), -torch.inf), requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        range_test(model, optimizer, CROSS_ENTROPY, [(x[:, :5], y) for x, y in batches])
 
 
 def test_batches_that_are_skipped_to_the_end_are_no_divergence():
@@ -690,11 +732,13 @@ def test_what_is_not_supported_is_refused_in_a_line():
     empty = torch.optim.SGD(model.parameters(), lr=0.1)
     empty.param_groups.clear()
     others = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+    upwards = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
     for message, arguments, settings in (
         ("LBFGS calls a closure many times a step", (model, lbfgs, CROSS_ENTROPY, batches), {}),
         ("optimizer must be a torch.optim.Optimizer, not list", (model, [], CROSS_ENTROPY, batches), {}),
         ("model must be a torch.nn.Module, not function", (accuracy, optimizer, CROSS_ENTROPY, batches), {}),
         ("model is a Linear over 2 processes, each of", (shared, optimizer, CROSS_ENTROPY, batches), {}),
+        ("the optimizer has maximize=True: give minus", (model, upwards, CROSS_ENTROPY, batches), {}),
         ("either a loss_fn", (model, optimizer, None, batches), {}),
         ("either a loss_fn", (model, optimizer, CROSS_ENTROPY, batches), dict(forward=accuracy)),
         ("give one of them", (model, optimizer, CROSS_ENTROPY, batches, accuracy), dict(validation=batches)),

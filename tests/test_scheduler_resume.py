@@ -249,7 +249,7 @@ def test_a_warm_up_climbs_to_the_cycle_made_last(before):
     """Also where another cycle was tried before, or a rate was set by hand."""
     optimizer = fresh_optimizer()
     before(optimizer)
-    ours.set_lr(optimizer, 0.3)
+    ours.set_lr(optimizer, 0.3, stacklevel=0)
     cycle = ours.CyclicLR(optimizer, 0.01, 0.04, 2)
     warm = SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=4), cycle], [MILESTONE])
     for _ in range(4):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.lr_scheduler import ChainedScheduler, ReduceLROnPlateau
 from toys import every, rates, sgd
 
 from modules.range_test import apply_rate, range_test
@@ -298,6 +299,23 @@ def test_a_rate_that_cannot_be_set_changes_no_group(lr, message):
 
 
 @pytest.mark.parametrize("around", [lambda inner: WarmedUp(inner, 4), lambda inner: Annealed(inner, 2, 4)])
+def test_a_scheduler_around_another_hands_on_metrics_and_refuses_what_counts_no_steps(around):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=torch.tensor([0.1]))
+    scheduler = around(ReduceLROnPlateau(optimizer, factor=0.5, patience=0))
+    for loss in (1.0, 2.0, 3.0):
+        optimizer.step()
+        scheduler.step(metrics=loss)
+    assert scheduler.scheduler.get_last_lr() == [pytest.approx(0.025)]
+    assert scheduler.get_last_lr() == [pytest.approx(0.025 * scheduler.factor(3))]
+    cycle = around(CyclicLR(optimizer, 0.1, 0.2, 5))
+    optimizer.step()
+    cycle.step(metrics={"loss": 2.0})
+    assert cycle.scheduler.history == {"iteration": [0], "lr": [0.1], "loss": [2.0]}
+    with pytest.raises(TypeError, match="must be a torch scheduler with a last_epoch, not ChainedScheduler"):
+        around(ChainedScheduler([fixed(optimizer)]))
+
+
+@pytest.mark.parametrize("around", [lambda inner: WarmedUp(inner, 4), lambda inner: Annealed(inner, 2, 4)])
 def test_a_scheduler_around_another_says_what_it_cannot_go_on_from(around):
     optimizer = sgd(1)
     scheduler = around(CyclicLR(optimizer))
@@ -390,11 +408,23 @@ def test_what_is_no_epoch_is_refused_with_how_metrics_are_given(epoch):
 
 def test_one_rate_for_groups_that_had_several_is_told():
     two, others = torch.nn.Linear(2, 2), [torch.nn.Linear(2, 2) for _ in range(2)]
-    groups = [{"params": two.parameters(), "lr": 0.001}, {"params": others[0].parameters()}]
-    with pytest.warns(UserWarning, match="get one rate now, where they had 0.001, 0.1: to keep their ratios") as told:
-        CyclicLR(torch.optim.SGD(groups, lr=0.1), 0.1, 1.0, 4)
-    assert [each.filename for each in told] == [__file__]
-    optimizer = torch.optim.SGD(groups, lr=0.1)
+
+    def fresh():
+        groups = [{"params": two.parameters(), "lr": 0.001}, {"params": others[0].parameters()}]
+        return torch.optim.SGD(groups, lr=0.1)
+
+    for make in (
+        lambda optimizer: CyclicLR(optimizer, 0.1, 1.0, 4),
+        lambda optimizer: RangeTestLR(optimizer, 0.1, 0.2, 5),
+        lambda optimizer: fixed(optimizer, 0.1, (5,)),
+        lambda optimizer: exponential(optimizer, 0.1, 0.9),
+        lambda optimizer: decay(optimizer, 0.1, 0.2, 5),
+        lambda optimizer: set_lr(optimizer, 0.1),
+    ):
+        with pytest.warns(UserWarning, match="get one rate now, where they had 0.001, 0.1: to keep") as told:
+            make(fresh())
+        assert [each.filename for each in told] == [__file__]
+    optimizer = fresh()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CyclicLR(optimizer, [0.001, 0.1], [0.01, 1.0], 4)
@@ -402,6 +432,32 @@ def test_one_rate_for_groups_that_had_several_is_told():
         CyclicLR(optimizer, [0.001, 0.1, 0.1], 1.0, 4)
         optimizer.param_groups[0]["lr"] = 0.1
         CyclicLR(optimizer, 0.1, 1.0, 4)
+
+
+@every(
+    "make",
+    [
+        lambda optimizer: CyclicLR(optimizer, 0.1, 0.3, 5),
+        lambda optimizer: RangeTestLR(optimizer, 0.1, 0.2, 5),
+        lambda optimizer: fixed(optimizer, 0.1, (5,)),
+        lambda optimizer: exponential(optimizer, 0.1, 0.9),
+        lambda optimizer: decay(optimizer, 0.1, 0.2, 5),
+        lambda optimizer: WarmedUp(CyclicLR(optimizer, 0.1, 0.3, 5), 3),
+    ],
+    ids=["cycle", "ramp", "fixed", "exponential", "decay", "warmed up"],
+)
+def test_both_multipliers_of_a_group_multiply_its_rate_in_every_scheduler(make):
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{}, {"lr_scale": 0.5}, {"lr_scale": 0.5, "lr_mult": 4.0}]
+    groups = [{"params": [each], **group} for each, group in zip(parameters, groups, strict=True)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    scheduler = make(optimizer)
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+        own, scaled, both = (group["lr"] for group in optimizer.param_groups)
+        assert own > 0
+        assert (scaled, both) == pytest.approx((0.5 * own, 2 * own))
 
 
 def test_a_ramp_does_not_go_on_from_another_scheduler_s_state():

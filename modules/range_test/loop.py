@@ -1,10 +1,12 @@
 """What a ramp and a race share: a user's own model, optimizer, loss and batches, checked, trained and measured."""
 
+import copy
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass
 from numbers import Real
 
 import torch
@@ -49,6 +51,8 @@ def check_given(
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in trained for parameter in model.parameters() if parameter.requires_grad):
         raise ValueError("the optimizer trains none of the model's parameters: is it another model's?")
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError("the optimizer has maximize=True: give minus the objective as the loss, and maximize=False")
     needed = inspect.signature(optimizer.step).parameters.get("closure")
     if needed and needed.default is inspect.Parameter.empty:
         raise ValueError(
@@ -103,7 +107,7 @@ def _check_rates(optimizer: object) -> None:
 
 
 def group_shares(optimizer: Optimizer, keep: bool) -> list[float]:
-    """What each group's rate is a multiple of the ramp's, before its `lr_mult`."""
+    """What each group's rate is a multiple of the ramp's, before its `lr_mult` and `lr_scale`."""
     groups = optimizer.param_groups
     rates = [float(group["lr"]) for group in groups]
     if not max(rates) > 0:  # at the start of a warm-up
@@ -111,11 +115,11 @@ def group_shares(optimizer: Optimizer, keep: bool) -> list[float]:
     multiplied = ["lr_mult" in group or "lr_scale" in group for group in groups]
     top = max((rate for rate, given in zip(rates, multiplied, strict=True) if not given), default=0.0)
     shares = []
-    for group, rate, given in zip(groups, rates, multiplied, strict=True):
+    for rate, given in zip(rates, multiplied, strict=True):
         if any(multiplied) and rate == 0 < max(rates):  # frozen
             shares.append(0.0)
         elif given:
-            shares.append(group.get("lr_scale", 1.0))
+            shares.append(1.0)
         else:
             shares.append(rate / top if keep and top > 0 else 1.0)
     return shares
@@ -149,10 +153,15 @@ def apply_rate(optimizer: Optimizer, rate: float, keep_ratios: bool = True) -> N
 
 def to_device(batch: object, device: torch.device) -> object:
     """A batch on a device, however its tensors are nested."""
-    if hasattr(batch, "to"):
+    if not isinstance(batch, dict) and hasattr(batch, "to"):  # the attributes of some dictionaries are their keys
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        moved = {key: to_device(value, device) for key, value in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return moved
+        same = copy.copy(batch)  # a class of its own, such as a dictionary with attributes
+        same.update(moved)
+        return same
     if isinstance(batch, list | tuple):
         parts = [to_device(part, device) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
@@ -160,11 +169,20 @@ def to_device(batch: object, device: torch.device) -> object:
 
 
 def length(batch: object) -> int:
-    """How many samples a batch has, by the first tensor in it; 1 where there is none."""
+    """How many samples a batch has, by the first tensor in it, however nested; 1 where there is none."""
+    return next((len(tensor) if tensor.ndim else 1 for tensor in _tensors(batch)), 1)
+
+
+def _tensors(batch: object) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((length(part) for part in parts if isinstance(part, Tensor | Mapping | list | tuple)), 1)
+        yield batch
+    elif isinstance(batch, Mapping):
+        batch = list(batch.values())
+    elif is_dataclass(batch):
+        batch = list(vars(batch).values())
+    if isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)
 
 
 def measure_batch(
@@ -177,15 +195,16 @@ def measure_batch(
 ) -> tuple[Tensor | None, object, object]:
     """Loss, outputs and target of a batch of inputs and a target; the loss alone where there is a `forward`.
 
-    Where the weights are no numbers any more, an error is the divergence's: torch's distributions raise at the first.
+    Where weights that are trained are no numbers any more, an error is the divergence's: torch's distributions raise at
+    the first.
     """
     batch = to_device(batch, device)
     try:
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             return (forward(model, batch), None, None) if forward else _measured(model, loss_fn, batch)
-    except (ValueError, RuntimeError):
-        weights = [weight for weight in model.parameters() if not is_lazy(weight)]
-        if all(weight.isfinite().all() for weight in weights):
+    except (ValueError, RuntimeError) as error:
+        weights = [weight for weight in model.parameters() if weight.requires_grad and not is_lazy(weight)]
+        if isinstance(error, torch.OutOfMemoryError) or all(weight.isfinite().all() for weight in weights):
             raise
         return torch.tensor(math.nan), None, None
 
@@ -244,6 +263,8 @@ def _check_loss(loss: object) -> None:
 
 def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     if scaler:
+        # A fused optimizer would do it within its step, and a hook that clips before that step would clip scaled ones.
+        scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
     else:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import snapshot
-from ..schedulers import RangeTestLR, filled
+from ..schedulers import RangeTestLR, filled, multiplier
 from .loop import (
     LARGEST_RATE,
     LastBatches,
@@ -90,7 +90,8 @@ def range_test(
             None goes on while the loss is finite. By default such a row is a fiftieth of the ramp. It counts from a
             loss of zero: where a row is not above that, the ramp goes on.
         forward: instead of `loss_fn`, for batches of any kind: `forward(model, batch)` is the loss, or None for a batch
-            to skip. Validation is measured without gradients: what takes one there needs `torch.enable_grad()`.
+            to skip. Validation is measured without gradients: what takes one there needs `torch.enable_grad()`. Where
+            batch normalisation trains, it is called in evaluation mode, too, at each evaluation.
         validation: batches as `batches`, in place of `evaluate`: at each evaluation the mean loss over them and, where
             the targets are classes, the accuracy; in evaluation mode. Here, and for `evaluate`, batch normalisation has
             the statistics of the last training batches under the present weights (`loop.LastBatches`): its running ones
@@ -130,7 +131,7 @@ def range_test(
     # On an optimizer of its own: a scheduler would leave its marks on the user's.
     lr_at = RangeTestLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), min_lr, max_lr, iterations, ramp).lr_at
     shares = zip(group_shares(optimizer, keep_ratios), optimizer.param_groups, strict=True)
-    ratios = [share * group.get("lr_mult", 1.0) for share, group in shares]
+    ratios = [share * multiplier(group) for share, group in shares]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def measure(batch: object) -> tuple[Tensor | None, object, object]:

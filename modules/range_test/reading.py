@@ -72,7 +72,9 @@ def suggest_bounds(
         raise AnalysisError(f"log={log!r}: True, False or None is needed")
     lr, accuracy = points_and_runs(lr, accuracy, "accuracy", skip_start, skip_end)
     if np.isnan(accuracy).all():
-        raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
+        raise AnalysisError(
+            "there is no finite accuracy here: give range_test a validation whose targets are classes, or an evaluate"
+        )
     if np.nanmin(accuracy) < 0 or np.nanmax(accuracy) > 1:
         raise AnalysisError("accuracy must lie between 0 and 1: this may be a loss, or per cent")
     evaluations = evaluated(accuracy)

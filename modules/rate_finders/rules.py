@@ -293,7 +293,9 @@ def _some(lr: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     accuracy = accuracy.mean(axis=1)
     measured = np.flatnonzero(np.isfinite(accuracy))
     if not len(measured):
-        raise AnalysisError("there is no finite accuracy here: give range_test a validation, or an evaluate")
+        raise AnalysisError(
+            "there is no finite accuracy here: give range_test a validation whose targets are classes, or an evaluate"
+        )
     every = max(1, len(measured) // ROWS)
     measured = measured[every - 1 :: every]
     return lr[measured], accuracy[measured]
