@@ -261,8 +261,8 @@ class RangeTest(PolicyBase):
 
     @model_validator(mode="after")
     def _ordered(self):
-        if self.min_lr > self.max_lr:
-            raise ValueError(f"min_lr must not exceed max_lr: min_lr={self.min_lr!r}, max_lr={self.max_lr!r}")
+        if self.min_lr >= self.max_lr:
+            raise ValueError(f"min_lr must be below max_lr: min_lr={self.min_lr!r}, max_lr={self.max_lr!r}")
         return self
 
     def unannealed(self, optimizer: Optimizer, iterations: int) -> LRScheduler:

@@ -380,7 +380,7 @@ def _loose(found: Reached, known: set[int]) -> list[Callable[[], object]]:
 
     for place, name in {(id(place), name): (place, name) for place, name in found.places}.values():
         if back := kept(place[name]):
-            backs.append(lambda place=place, name=name, back=back: place.__setitem__(name, back()))
+            backs.append(partial(_put, place, name, back))
     for cell in {id(cell): cell for cell in found.cells}.values():
         if back := kept(cell.cell_contents):
             backs.append(lambda cell=cell, back=back: setattr(cell, "cell_contents", back()))

@@ -15,14 +15,7 @@ settings.load_profile("study")
 
 def pytest_collection_modifyitems(items):
     """Files that take long come first, so that no process waits long for the last one's end."""
-    long = (
-        "faults/test_interrupts",
-        "faults/test_workers",
-        "test_study",
-        "test_devices",
-        "test_range_test",
-        "test_put_back",
-    )
+    long = ("test_study", "faults/", "test_site", "test_stacked", "test_rate_benchmark")
     items.sort(key=lambda item: not any(name in str(item.path) for name in long))
 
 

@@ -146,7 +146,7 @@ def test_the_advice_counts_those_that_it_does_not_name():
 
 def test_grids_without_enough_of_anything_are_refused():
     for accuracies in (np.ones((21, 1)), np.ones(21), np.ones((20, 3))):
-        with pytest.raises(AnalysisError, match="two seeds or more are needed"):
+        with pytest.raises(AnalysisError, match="three rates and two seeds or more are needed"):
             Landscape(RATES, accuracies)
     with pytest.raises(AnalysisError, match="every rate and seed"):
         Landscape(RATES, np.full((21, 3), np.nan))

@@ -23,6 +23,7 @@ from modules.runs.spec import Spec, differences
         (dict(policy={**TRIANGULAR, "stepsize": 3}), "stepsize=3"),
         (dict(policy={**FIXED, "milestones": (20, 10)}), r"milestones=\[20, 10\]"),
         (dict(policy=dict(name="range_test", min_lr=1.0, max_lr=0.5)), "min_lr=1.0, max_lr=0.5"),
+        (dict(policy=dict(name="range_test", min_lr=0.5, max_lr=0.5)), "min_lr must be below max_lr: min_lr=0.5"),
         (dict(iterations=0), "iterations=0"),
         (dict(batch_size=-1), "batch_size=-1"),
         (dict(evaluate_every=0), "evaluate_every=0"),

@@ -158,7 +158,7 @@ def test_complete_runs_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        ([dense(1), dense(2, batch_size=8)], "may differ in seed, policy and variant alone"),
+        ([dense(1), dense(2, batch_size=8)], "may differ in seed, policy, variant, test_at_end, registration alone"),
         ([dense(1, optimizer="rmsprop")], "optimizer='rmsprop'"),
         ([dense(1, ema=0.9)], "ema=0.9"),
         ([dense(1, model="wide_resnet-10-1", dataset="digits")], "wide_resnet-10-1 keeps running statistics"),
@@ -267,7 +267,7 @@ def _train_saving_often(specs, folder):
 
 @pytest.mark.ci
 def test_a_group_killed_at_work_goes_on_to_the_same_bytes(tmp_path):
-    specs = [dense(seed, iterations=4000, evaluate_every=20) for seed in (1, 2)]
+    specs = [dense(seed, iterations=1500, evaluate_every=20) for seed in (1, 2)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     victim = multiprocessing.get_context("spawn").Process(target=_train_saving_often, args=(specs, parts))
     victim.start()

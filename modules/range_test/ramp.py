@@ -265,7 +265,7 @@ class _Mean:
     def taken(self) -> float:
         """The mean, NaN of nothing."""
         mean = self.total / self.count if self.count else math.nan
-        self.__init__()
+        self.total, self.count = 0.0, 0
         return mean
 
 

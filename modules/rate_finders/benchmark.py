@@ -24,12 +24,12 @@ from modules.rate_finders.entrants import ENTRANTS, PEAK_OF_RANGE_TEST, entered
 from modules.rate_finders.race import LEAST_BUDGET
 from modules.rate_finders.regret import BOUNDS, CHOSEN_HERE, OF_RANGE_TEST, Landscape
 from modules.rate_finders.rules import ROWS, RULES, share_of_lowest
+from modules.rate_finders.trials import CYCLES
 from modules.runs.files import RunFiles, atomic_write
 from modules.runs.parallel import check_all, cluster, run_all
 from modules.runs.spec import Spec, rate_label, spec
 from modules.statistics import AnalysisError
 
-CYCLES = 4  # in a training whose rate cycles
 SEARCHES = "searches.csv"
 FOUND = ["entrant", "schedule", "seed", "rate", "accuracy"]
 
@@ -92,6 +92,9 @@ class Task:
         self.low, self.high, self.each, self.chosen, self.data_dir = low, high, each, chosen, data_dir
         steps = round(np.log(grid[1] / grid[0]) / np.log(grid_factor))
         self.rates = [float(f"{rate:.3g}") for rate in grid[0] * grid_factor ** np.arange(steps + 1)]
+        if len(self.rates) < 3:
+            had = f"has {len(self.rates)} rates: three are needed"
+            raise RunError(f"{name}: grid={short(grid)} by grid_factor={grid_factor:g} {had}")
         self.budget = round(share * iterations)
         if self.budget < LEAST_BUDGET:
             raise RunError(f"{name}: share={share} of iterations={iterations} is less than {LEAST_BUDGET} iterations")

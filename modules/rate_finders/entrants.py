@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from modules.data.batches import Data, batches
 from modules.data.datasets import load
@@ -26,7 +25,7 @@ from modules.range_test import range_test
 from modules.range_test.loop import validate
 from modules.rate_finders.race import find_rate
 from modules.rate_finders.rules import RULES
-from modules.rate_finders.trials import SCHEDULES, Trials
+from modules.rate_finders.trials import SCHEDULES, Trials, schedule_of
 from modules.runs.spec import Spec
 from modules.runs.training import (
     EVALUATION_BATCH,
@@ -89,11 +88,7 @@ class Problem:
 
     def trials(self, schedule: str) -> Trials:
         """Short trainings of it that leave no trace."""
-        factor = SCHEDULES[schedule]
-
-        def make_scheduler(optimizer: Optimizer, length: int) -> LambdaLR:
-            return LambdaLR(optimizer, lambda t: factor(t, length))
-
+        make_scheduler, _ = schedule_of(schedule)
         shared = dict(forward=None, accumulate=1, autocast=self.autocast, scaler=None, keep_ratios=True)
         return Trials(self.model, self.optimizer, self.loss_fn, self.batches, self.validation, make_scheduler, **shared)
 
@@ -105,8 +100,8 @@ class Problem:
             schedule: None leaves the rate to the optimizer.
             iterations: of the training.
         """
-        factor = SCHEDULES[schedule] if schedule else lambda t, iterations: 1.0
-        scheduler = LambdaLR(optimizer, lambda t: factor(t, iterations))
+        make_scheduler, _ = schedule_of(schedule or "constant")
+        scheduler = make_scheduler(optimizer, iterations)
         for number, (inputs, labels) in enumerate(islice(self.batches, iterations)):
             draw_from(self.spec.seed, number, torch.device("cpu"))
             if not step(self.model, optimizer, inputs, labels, self.spec.precision).isfinite():
@@ -295,7 +290,7 @@ def entered(name: str, spec: Spec, schedule: str, budget: int, data_dir: str | P
     Args:
         name: of `ENTRANTS`.
         spec: of the training to come.
-        schedule: of `race.SCHEDULES`.
+        schedule: of `trials.SCHEDULES`.
         budget: iterations of a search.
         data_dir: as for `datasets.load`.
     """

@@ -45,7 +45,7 @@ class Landscape:
     def __init__(self, rates: np.ndarray, accuracies: np.ndarray) -> None:
         rates, accuracies = np.asarray(rates, dtype=float), np.asarray(accuracies, dtype=float)
         if accuracies.ndim != 2 or accuracies.shape[1] < 2 or len(rates) != len(accuracies) or len(rates) < 3:
-            raise AnalysisError(f"accuracies [rates, seeds] of two seeds or more are needed, not {accuracies.shape}")
+            raise AnalysisError(f"accuracies of three rates and two seeds or more are needed, not {accuracies.shape}")
         if not np.isfinite(accuracies).all():
             raise AnalysisError("a grid needs an accuracy of every rate and seed")
         self.rates, self.accuracies, self.mean = rates, accuracies, accuracies.mean(axis=1)
@@ -77,15 +77,15 @@ class Landscape:
         """The oracle's accuracy less that at each of `rates` `[n]`."""
         return self.oracle - self.weights(rates) @ self.mean
 
-    def resampled(self, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
-        """Oracles `[draws]` and curves `[draws, rates]` of resampled seeds.
+    def resampled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Oracles `[DRAWS]` and curves `[DRAWS, rates]` of resampled seeds.
 
         A seed drawn twice must not lie in both halves, where it would choose the rate that it values: the seeds are
         halved first, and each half is resampled by itself.
         """
         rng, count = np.random.default_rng(0), self.accuracies.shape[1]
         found = []
-        for _ in range(draws):
+        for _ in range(DRAWS):
             order = rng.permutation(count)
             halves = order[: count // 2], order[count // 2 :]
             found.append(self._crossed(*(rng.choice(half, len(half)) for half in halves)))

@@ -81,12 +81,12 @@ def one_curve(lr: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray
     return lr, without_holes(values).mean(axis=1)
 
 
-def _averaged(loss: np.ndarray, beta: float = BETA, ahead: int = 0) -> np.ndarray:
+def _averaged(loss: np.ndarray, ahead: int = 0) -> np.ndarray:
     """The exponential average of `loss` `[points]`, freed of its start at 0 (as if `ahead` points more had come)."""
     out, average = np.empty(len(loss)), 0.0
     for index, value in enumerate(loss):
-        average = beta * average + (1 - beta) * value
-        out[index] = average / (1 - beta ** (index + 1 + ahead))
+        average = BETA * average + (1 - BETA) * value
+        out[index] = average / (1 - BETA ** (index + 1 + ahead))
     return out
 
 

@@ -30,6 +30,7 @@ from ..schedulers import set_lr
 #: Chosen on the four digits tasks of notebook 9.
 HOPELESS = 15
 MOST_STEPPED = 100_000  # iterations of a schedule that is looked at before the ramp: a second
+CYCLES = 4  # in a training whose rate cycles
 OTHER_SHAPE = 1.5  # the factor between two mean rates of a schedule, from which on its shape depends on its length
 
 
@@ -38,8 +39,8 @@ def _linear(t: int, iterations: int) -> float:
 
 
 def _cycle(t: int, iterations: int) -> float:
-    """Four whole cycles from a quarter to the top and back."""
-    step_size = max(1, iterations // 8)
+    """Whole cycles from a quarter to the top and back."""
+    step_size = max(1, iterations // (2 * CYCLES))
     position = t % (2 * step_size) / step_size
     return 0.25 + 0.75 * (1 - abs(1 - position))
 

@@ -54,7 +54,6 @@ QUANTITIES = {
     "max_lr": RATE,
     "best_lr": RATE,
     "lr": RATE._replace(margin=None),
-    "suggested_rate": RATE._replace(margin=None),
     "seconds": TIMES,  # another machine's are no reproduction's business
     "hours": Quantity("{:.1f}"),
     "minutes": Quantity("{:.0f}"),

@@ -96,7 +96,7 @@ def read_runs(folder: str | Path, specs: Iterable[Spec] | None = None) -> pd.Dat
 
 
 def curves(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """Test accuracy of one policy's runs, iterations down, seeds across; diverged runs are left out.
+    """Accuracy of one policy's runs, iterations down, seeds across; diverged runs are left out.
 
     Where runs are tested on folds, `attrs["folds"]` has each seed's.
 
@@ -314,7 +314,7 @@ def difference_of(
 
 
 def mean_curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy by policy and iteration: columns `policy`, `iteration`, `lr`, `runs`, `mean`, `std`, `low`, `high`.
+    """Accuracy by policy and iteration: columns `policy`, `iteration`, `lr`, `runs`, `mean`, `std`, `low`, `high`.
 
     `low` and `high` are the lowest and the highest run; diverged runs are left out.
     """

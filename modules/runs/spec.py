@@ -24,7 +24,7 @@ class Spec(Frozen):
     Attributes:
         dataset: one of `sources.SOURCES`.
         model, pooling, init, activation: as in `models.build`.
-        pixels: `unit`, `standard` or `caffe`, as in `batches.Data`.
+        pixels: one of `batches.PIXELS`, as in `batches.Data`.
         augment: `none`, or `flip_crop`, as in `batches.flip_crop`.
         policy: one of `policies.POLICIES`, by its `name`.
         variant: what the run is called in tables and in its files' names, where the policy's name does not tell it from

@@ -364,7 +364,7 @@ def train_together(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if len({common(spec) for spec in specs}) != 1:
-        raise RunError("runs that are trained together may differ in seed, policy and variant alone")
+        raise RunError(f"runs that are trained together may differ in {', '.join(OWN)} alone")
     if why := why_not(specs[0]):
         raise RunError(f"{specs[0].name} cannot be trained together with others: {why}")
     dataset = data_for(specs[0], data_dir, fingerprint)

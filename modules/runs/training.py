@@ -35,7 +35,7 @@ EVALUATION_BATCH = 250
 REPORT_SECONDS = 1.0
 SAVING = 20  # between two checkpoints a run trains at least this many times as long as one takes to write
 
-#: Called with (iterations done, last test accuracy or None) about once a second and at every evaluation.
+#: Called with (iterations done, last accuracy or None) about once a second and at every evaluation.
 Report = Callable[[int, float | None], None]
 
 

@@ -286,12 +286,8 @@ def arms(design: Design, runs: pd.DataFrame) -> pd.DataFrame:
     for arm, found in runs[runs.budget == design.iterations].groupby("arm", sort=False):
         about = {"policy": arm, "runs": len(found)}
         if found.octave.nunique() == 1:
-            about["note"], accuracy, octave, placed = (
-                "rate given",
-                mean_row(found.test, 0, 1),
-                found.octave.iloc[0],
-                math.nan,
-            )
+            about["note"] = "rate given"
+            accuracy, octave, placed = mean_row(found.test, 0, 1), found.octave.iloc[0], math.nan
         else:
             best = top_of(runs, arm, design.iterations)
             about["note"] = None if best.inside else OUTSIDE

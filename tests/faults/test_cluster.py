@@ -7,9 +7,14 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 
+import dask
 import psutil
 import pytest
 from small_study import family, gone, in_full, kill, until
+from toys import small
+
+from modules.checks import RunError
+from modules.runs.parallel import run_all
 
 
 class Cluster:
@@ -117,15 +122,13 @@ def test_worker_with_two_threads_is_refused(study, cluster):
     assert small.csvs("headline") == {}
 
 
-@pytest.mark.ci
-def test_nobody_at_the_address(study):
-    small = study()
-    status, output = small.run(
-        DASK_SCHEDULER_ADDRESS="tcp://127.0.0.1:9", DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s"
-    )
-    assert status == 2
-    assert "no scheduler answers at DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:9" in output
-    assert "Traceback" not in output
+def test_nobody_at_the_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:9")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(RunError, match="no scheduler answers at DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:9"),
+    ):
+        run_all([small()], tmp_path)
 
 
 @in_full

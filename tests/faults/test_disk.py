@@ -71,7 +71,7 @@ def test_full_disk_is_said_and_what_was_finished_stays(study, disk, whole):
     assert read_runs(small.results / "headline").seed.nunique() == 2
 
 
-@pytest.mark.ci
+@in_full
 def test_damaged_checkpoints_cost_their_own_runs_only(study, whole):
     small = study()
     folder = small.results / "headline"

@@ -8,7 +8,7 @@ import time
 import pytest
 from jupyter_client.manager import start_new_kernel
 from run_small import FULL, NETWORK
-from small_study import HEADLINE, family, gone, until, workers
+from small_study import HEADLINE, family, gone, in_full, until, workers
 
 from modules.runs.files import RunFiles, writing
 from modules.runs.spec import spec
@@ -19,7 +19,7 @@ TIMES = 5 if FULL else 1
 
 
 @pytest.mark.ci
-def test_ctrl_c_ends_everything_and_the_study_goes_on(study, whole):
+def test_ctrl_c_and_a_closed_terminal_end_everything_and_the_study_goes_on(study, whole):
     small, chance = study(notebooks={"03_headline_experiment": HEADLINE}), random.Random(2)
     for number in range(TIMES):
         small.start()
@@ -34,22 +34,15 @@ def test_ctrl_c_ends_everything_and_the_study_goes_on(study, whole):
         _, output = small.finish()
         assert "interrupted: finished runs are kept, the same command goes on with the rest" in output
         assert "Traceback" not in output, output
-    if not FULL:
-        small.notebooks = None  # how notebooks go on is seen in test_kills
-    whole("Ctrl-C in the terminal", TIMES, small, small.run())
-
-
-@pytest.mark.ci
-def test_a_closed_terminal_ends_everything_and_the_study_goes_on(study, whole):
-    small = study(notebooks={"03_headline_experiment": HEADLINE})
     small.start()
-    until(lambda: list(small.results.rglob("*.pt")))
+    until(lambda: len(workers(small.process.pid)) > 1)
     processes = family(small.process.pid)
     os.killpg(small.process.pid, signal.SIGHUP)
-    assert gone(processes), "processes are left behind"
+    assert gone(processes), "processes are left behind by a closed terminal"
     small.finish()
-    small.notebooks = None
-    whole("terminal closed", 1, small, small.run())
+    if not FULL:
+        small.notebooks = None  # how notebooks go on is seen in test_kills
+    whole("Ctrl-C in the terminal, then a closed one", TIMES, small, small.run())
 
 
 CELL = """
@@ -98,7 +91,7 @@ def test_stopped_cell_leaves_kernel_alive_and_goes_on(tmp_path, tally):
     tally("stop button in Jupyter", TIMES, found, expected)
 
 
-@pytest.mark.ci
+@in_full
 def test_second_study_on_the_same_folder_says_who_holds_it(study, whole):
     first = study()
     first.start()
