@@ -281,7 +281,7 @@ def test_a_picture_says_what_is_not_trained_yet_and_how_many_runs_collapsed():
     np.testing.assert_allclose(line.get_xdata(), expected, rtol=0.01)
     names = [line.get_label() for line in figure.axes[1].lines]
     lost = dict(zip(names, [line.get_ydata().max() for line in figure.axes[2].lines], strict=True))
-    assert {name: share for name, share in lost.items() if share} == {"warm-up, CLR's mean rate, drop": 20 / 24}
+    assert {name: share for name, share in lost.items() if share} == {"climb, CLR's mean rate, drop": 20 / 24}
 
 
 def test_a_saw_tooth_has_the_ends_of_every_budget(digits):
@@ -291,7 +291,7 @@ def test_a_saw_tooth_has_the_ends_of_every_budget(digits):
     found = lines["CLR at a cycle's end"]
     assert found.get_xdata().tolist() == runs.index.tolist() == [40, 80, 120, 160]
     np.testing.assert_allclose(found.get_ydata(), runs)
-    on_the_way = lines["CLR, one run"]
+    on_the_way = lines["CLR, never restarted"]
     assert dict(zip(on_the_way.get_xdata(), on_the_way.get_ydata(), strict=True))[40] == pytest.approx(runs[40])
 
 

@@ -26,7 +26,7 @@ def regret_profile(shares: pd.DataFrame) -> Figure:
     Args:
         shares: as `regret.profile` gives it.
     """
-    from .regret import COMPARED  # not at the top: `find_rate`'s picture does without it
+    from .regret import COMPARED, OF_RANGE_TEST  # not at the top: `find_rate`'s picture does without it
 
     schedules, areas = list(dict.fromkeys(shares.schedule)), shares.groupby("rule").share.mean()
     rules = areas.sort_values().index  # the best last: on top
@@ -37,10 +37,11 @@ def regret_profile(shares: pd.DataFrame) -> Figure:
     for axes, schedule in zip(panels[0], schedules, strict=True):
         for rule in rules:
             found = shares[(shares.schedule == schedule) & (shares.rule == rule)]
-            look = dict(color="0.75", linewidth=0.8, label="the others")
+            look = dict(color="0.75", linewidth=0.8, label="the others", zorder=1)
             if rule in best:
                 number = best.index(rule)
                 look = dict(color=COLOURS[number], linestyle=DASHES[number], label=rule)
+                look |= dict(linewidth=2.4, zorder=2) if rule == OF_RANGE_TEST else dict(zorder=3)
             axes.plot(found.regret, found.share, **look)
         axes.set(xlabel="regret in points, at most", title=schedule, ylim=(0, 1.02), xlim=(0, shares.regret.max()))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

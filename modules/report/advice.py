@@ -16,7 +16,7 @@ from modules.report.tables import TABLE_COLUMNS, by_policy, final_accuracies, fi
 from modules.runs.spec import Spec
 from modules.statistics import AnalysisError
 
-#: Of schedules that nothing tells apart the first is advised: it forgives a wrong rate most (notebook 9).
+#: Of schedules that nothing tells apart the first is advised, a choice: its only number is its rate, and it ends low.
 PREFERENCE = ("linear", "cycle", "constant")
 
 #: What is said of a schedule beside another.
@@ -258,7 +258,7 @@ def _reached(ends: pd.Series) -> str:
 
 
 def _judged_by(trained: pd.DataFrame, arm: str, images: Images) -> list[str]:
-    said = [f"of {images.deciding:,} images that did not train; one of them is {100 / images.deciding:.2g} points."]
+    said = [f"of {images.deciding:,} images that did not train; one image is {100 / images.deciding:.2g} points."]
     if images.tested:
         tested = _reached(final_accuracies(trained, arm)).partition(" ended at ")[2]
         return [*said, f"These images chose. Of {images.tested:,} test images, which chose nothing: {tested}."]
@@ -276,8 +276,8 @@ def _others(found: Mapping[str, Tried], trained: pd.DataFrame, arm: str, images:
         alike = alike or verdict in (ALIKE, ONE_RUN)
     if alike:
         said.append(
-            "Of schedules that are not told apart, linear is advised before cycle, and cycle before constant: it "
-            "forgives a wrong rate most (notebook 9)."
+            "Of schedules that are not told apart, linear is advised before cycle, and cycle before constant. That is "
+            "a choice, and no finding: a line has no other number than its rate, and ends low."
         )
     return said
 

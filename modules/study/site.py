@@ -79,8 +79,9 @@ math[display="block"] { margin: 1rem 0; overflow-x: auto; }
 .bd-article dl { overflow-wrap: anywhere; }
 .cell_output .output { overflow-x: auto; }
 .cell_output table { border-collapse: collapse; margin: 0.5rem 0; }
+.cell_output table { font-size: 0.85em; }
 .cell_output table :is(td, th) {
-    padding: 0.2rem 0.7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--pst-color-border);
+    padding: 0.2rem 0.5rem; text-align: left; border-bottom: 1px solid var(--pst-color-border);
 }
 """
 

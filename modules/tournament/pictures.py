@@ -20,9 +20,9 @@ CONSTANT, CYCLE, BRANCH, AVERAGE = (BASELINE, DASHES[1]), (CHALLENGER, DASHES[0]
 #: Name, colour and dashes of the arms that are asked what they forgive; constant and CLR look alike in all pictures.
 FORGIVING = {
     "constant_drop": ("constant rate, drop", *CONSTANT),
-    "warm_drop": ("warm-up, constant rate, drop", COLOURS[3], DASHES[3]),
-    "warm58_drop": ("warm-up, CLR's mean rate, drop", COLOURS[2], DASHES[2]),
-    "warm_linear": ("warm-up, line to zero", COLOURS[4], DASHES[4]),
+    "warm_drop": ("climb, constant rate, drop", COLOURS[3], DASHES[3]),
+    "warm58_drop": ("climb, CLR's mean rate, drop", COLOURS[2], DASHES[2]),
+    "warm_linear": ("climb, line to zero", COLOURS[4], DASHES[4]),
     "cycle_drop": ("CLR, drop", *CYCLE),
 }
 SHOWN = 0.15  # below the best accuracy: what lies further down is told by the collapses
@@ -109,7 +109,8 @@ def _mean_rates(axes: Axes, below: Axes, tournament: Tournament, runs: dict[str,
     """
     whole = pd.concat([found for name, found in runs.items() if name in ("accuracy", "forgiveness")])
     whole = whole[whole.budget == tournament.design.iterations].drop_duplicates(["arm", "octave", "seed"])
-    best = 0.0
+    best, judged = 0.0, tournament.design.questions["forgiveness"].primary["F"].octave
+    ringed = {axes: [], below: []}
     for arm in [arm for arm in FORGIVING if arm in set(whole.arm)]:
         name, colour, dashes = FORGIVING[arm]
         found, mean = whole[whole.arm == arm], tournament.rate(0) * shape(tournament, arm).mean()
@@ -119,6 +120,11 @@ def _mean_rates(axes: Axes, below: Axes, tournament: Tournament, runs: dict[str,
         look = dict(color=colour, linestyle=dashes, marker="o", markersize=4)
         axes.plot(mean * 2.0**kept.index, kept, label=name, **look)
         below.plot(mean * 2.0**lost.index, lost, **look)
+        for panel, shown in ((axes, kept), (below, lost)):
+            ringed[panel] += [(mean * 2.0**judged, shown[judged])] if judged in shown.index else []
+    for panel, points in ringed.items():
+        x, y = np.reshape(points, (-1, 2)).T
+        panel.scatter(x, y, s=110, facecolors="none", edgecolors="0.35", label=f"at {2**judged:g} R")
     axes.set_xscale("log", base=2)
     octaves = np.arange(math.floor(whole.octave.min()), math.ceil(whole.octave.max()))
     axes.set_xticks(tournament.rate(0) * 2.0**octaves)
@@ -146,7 +152,7 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     budgets = sorted(runs.budget[(runs.arm == "cycle") & (runs.octave == 0)].unique().tolist())
     figure, axes = plt.subplots(figsize=(9, 5))
     lines = {}
-    looks = {"cycle": ("CLR, one run", *CYCLE), "constant": ("constant rate", *CONSTANT)}
+    looks = {"cycle": ("CLR, never restarted", *CYCLE), "constant": ("constant rate", *CONSTANT)}
     for arm, (name, colour, dashes) in looks.items():
         lines[arm] = tournament.curves(arm, 0).groupby("iteration").val_acc.mean()
         axes.plot(lines[arm], color=colour, linestyle=dashes, linewidth=1.4, label=name)
@@ -155,9 +161,9 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     for number, budget in enumerate(budgets):
         start = tournament.spec("constant_drop", 0, 1, budget).policy.anneal_start(budget)
         end = at(runs, "constant_drop", 0, budget, "validation").mean()
-        name = dict(label="constant rate, ending here with a drop") if not number else {}
-        axes.plot([start, budget], [lines["constant"][start], end], color=BRANCH, linewidth=1.2)
-        axes.plot(budget, end, "s", color=BRANCH, **name)
+        name = dict(label="a drop branched off it, of the last quarter") if not number else {}
+        path = ([start, budget], [lines["constant"][start], end])
+        axes.plot(*path, color=BRANCH, linewidth=1.2, marker="s", markevery=[1], **name)
     if runs.average_validation.notna().any():
         averages = [at(runs, "constant", 0, budget, "average_validation").mean() for budget in budgets]
         axes.plot(
