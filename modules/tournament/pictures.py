@@ -161,7 +161,7 @@ def saw_tooth(tournament: Tournament, runs: pd.DataFrame, title: str) -> Figure:
     for number, budget in enumerate(budgets):
         start = tournament.spec("constant_drop", 0, 1, budget).policy.anneal_start(budget)
         end = at(runs, "constant_drop", 0, budget, "validation").mean()
-        name = dict(label="a drop branched off it, of the last quarter") if not number else {}
+        name = dict(label="constant rate, then a drop") if not number else {}
         path = ([start, budget], [lines["constant"][start], end])
         axes.plot(*path, color=BRANCH, linewidth=1.2, marker="s", markevery=[1], **name)
     if runs.average_validation.notna().any():
