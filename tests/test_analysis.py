@@ -157,7 +157,7 @@ def test_headline_in_words():
     assert in_words(headline(pd.concat([SLOW, FAST]))) == (
         "The mean of triangular first reached 60.00 %, the best mean of fixed, after 30 iterations,\n"
         "2.67 [2.67, 2.67] times fewer than that policy was given.\n"
-        "At the end, the two differ by +20.00 points (all runs equal) (Welch's interval)."
+        "At the end, the two differ by +20.00 points (all runs equal) (interval: Welch)."
     )
     one = headline(pd.concat([SLOW, FAST]).query("seed == 1"))
     assert in_words(one).endswith("differ by +20.00 points; of one run a policy there is no interval.")

@@ -305,4 +305,4 @@ def in_words(table: pd.DataFrame) -> str:
     if pd.isna(final.low):
         return f"{first}\n{second}; of one run a policy there is no interval."
     inside = ", which contains 0" if final.low <= 0 <= final.high else ""
-    return f"{first}\n{second} ({final.method}'s interval{inside})."
+    return f"{first}\n{second} (interval: {final.method}{inside})."
