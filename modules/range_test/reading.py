@@ -7,6 +7,7 @@ from numbers import Integral
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ..statistics import CONFIDENCE, AnalysisError, Resamples, quantiles, resamples
 
@@ -289,21 +290,16 @@ def _check_wandering(mean: np.ndarray, diverges: bool) -> None:
 def _centred(values: np.ndarray, window: int) -> np.ndarray:
     """A centred mean of `values` `[points, curves]`; near both ends of as many as there are, NaN where one is missing.
 
-    A window's sum is put together from sums of 1, 2, 4, ... points, and nothing is subtracted. A running sum would
-    forget all small values behind one of 1e20, as where a run diverges.
+    Each window is summed by itself: a running sum would forget all small values behind one of 1e20, as where a run
+    diverges.
     """
     there = np.isfinite(values)
     ends = ((window // 2, window - 1 - window // 2), (0, 0))
-    sums, counts = (np.pad(part, ends) for part in (np.where(there, values, 0.0), there.astype(float)))
-    total = np.zeros((2, *values.shape))
-    begin, size = 0, 1
-    while size <= window:
-        if window & size:
-            total += np.stack([part[begin : begin + len(values)] for part in (sums, counts)])
-            begin += size
-        sums, counts = sums[:-size] + sums[size:], counts[:-size] + counts[size:]
-        size *= 2
-    return np.where(there, total[0] / np.maximum(total[1], 1), np.nan)
+    totals, counts = (
+        sliding_window_view(np.pad(part, ends), window, axis=0).sum(axis=-1)
+        for part in (np.where(there, values, 0.0), there)
+    )
+    return np.where(there, totals / np.maximum(counts, 1), np.nan)
 
 
 def _means_where_all_are(values: np.ndarray, drawn: Resamples) -> np.ndarray:
