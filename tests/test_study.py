@@ -394,3 +394,45 @@ def test_an_executed_copy_leads_to_its_source(folder, said):
     (copy,) = [cell.source for cell in notebook.cells if "copy" in cell.metadata.get("tags", [])]
     assert said in copy
     assert "elsewhere" not in copy
+
+
+#: By place in the home folder, what would end the study, or change its figures, if it were read.
+HOME = {
+    ".config/matplotlib/matplotlibrc": "text.usetex: True\nfont.family: no-such-font\nfigure.dpi: 7\n",
+    ".config/dask/mine.yaml": "distributed: {worker: {preload: [no_such_module]}, comm: {require-encryption: true}}",
+    ".local/share/jupyter/kernels/python3/kernel.json": json.dumps(
+        {"argv": ["/bin/false", "{connection_file}"], "display_name": "Mine", "language": "python"}
+    ),
+    ".ipython/profile_default/startup/00-mine.py": "import torch\ntorch.set_default_dtype(torch.float64)\n",
+}
+
+
+@pytest.mark.ci
+def test_a_users_own_settings_change_nothing(smoke, tmp_path):
+    """What they have set up for their own work stays outside: matplotlib, dask, Jupyter, IPython, PYTHONPATH."""
+    name = "02_range_test"
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({"notebooks": {name: parameters.read_study("smoke")["notebooks"][name]}})
+    )
+    for place, text in HOME.items():
+        path = tmp_path / "home" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    other = tmp_path / "checkout" / "modules"  # another checkout that PYTHONPATH names
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise SystemExit('another checkout')", encoding="utf-8")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "JUPYTER", "IPYTHON"))}
+    changed = {
+        "HOME": str(tmp_path / "home"),
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+        "PYTHONSTARTUP": str(tmp_path / "home" / ".ipython/profile_default/startup/00-mine.py"),
+        "PYTHONPATH": str(other.parent),
+    }
+    command = [sys.executable, "-m", "modules", "reproduce", "--study", str(tmp_path / "mine.yaml")]
+    command += ["--results", str(tmp_path / "mine")]
+    done = subprocess.run(command, cwd=ROOT, env=plain | changed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    files = [path for part in ("range_test/*.csv", "figures/*.png") for path in (tmp_path / "mine").glob(part)]
+    assert len(files) == 5
+    for path in files:
+        assert path.read_bytes() == (smoke[0] / path.relative_to(tmp_path / "mine")).read_bytes(), path.name
