@@ -699,7 +699,7 @@ WARM_UP_FROM = 0.25
 class _Multiplied(LRScheduler):
     """Another scheduler's rates, each multiplied by a factor that depends on the iteration alone.
 
-    It goes around others: torch's `SequentialLR` and `ChainedScheduler` do not take it, but it takes a `SequentialLR`.
+    It goes around others, a `SequentialLR` among them, and not into torch's `SequentialLR`.
 
     Args:
         scheduler: any torch scheduler that counts its steps, fresh; it is stepped by this one.

@@ -211,7 +211,7 @@ def test_batches_of_any_kind(shape, forward):
     assert table.train_loss.tolist() == expected.train_loss.tolist()
 
 
-@dataclass
+@dataclass(slots=True)
 class Graphs:
     names: list
     nodes: torch.Tensor

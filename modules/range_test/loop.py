@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from numbers import Real
 
 import torch
@@ -179,7 +179,7 @@ def _tensors(batch: object) -> Iterator[Tensor]:
     elif isinstance(batch, Mapping):
         batch = list(batch.values())
     elif is_dataclass(batch):
-        batch = list(vars(batch).values())
+        batch = [getattr(batch, field.name) for field in fields(batch)]
     if isinstance(batch, list | tuple):
         for part in batch:
             yield from _tensors(part)
